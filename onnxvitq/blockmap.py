@@ -1,0 +1,111 @@
+"""What was found in a graph, as plain records: no graph object is held, tensors and nodes are named.
+
+Glossary: I inputs and O outputs of a linear layer, H heads, T tokens, D width of a head.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """y = x W + b. ``bias_node`` and ``bias`` are empty when there is none.
+
+    ``output`` is the tensor after the bias. ``kind`` tells a patch embedding (a convolution, written as a product over
+    patches) from the linear layers proper.
+    """
+
+    name: str
+    role: str
+    kind: Literal["linear", "patch_embedding"]
+    input: str
+    weight: str
+    bias: str
+    bias_node: str
+    output: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """softmax(Q K) V. ``query``, ``key``, ``probs``, ``value`` are the four operands of its two products.
+
+    heads, tokens (keys) and width are None where the shape does not tell. The linears are names of ``Linear``; empty
+    where the operand does not come straight from one. ``probs_first`` tells P V from V P.
+    """
+
+    name: str
+    block: int
+    query: str
+    key: str
+    probs: str
+    value: str
+    scores_node: str
+    softmax_node: str
+    context_node: str
+    probs_first: bool
+    heads: int | None
+    tokens: int | None
+    width: int | None
+    query_linear: str = ""
+    key_linear: str = ""
+    value_linear: str = ""
+    proj_linear: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    """fc2(activation(fc1(x))); fc1 and fc2 are names of ``Linear``, activation the form that matched."""
+
+    block: int
+    fc1: str
+    fc2: str
+    activation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """One layer normalisation; ``form`` is "op" or "decomposed"."""
+
+    name: str
+    form: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One transformer block: an attention, and the MLPs between it and the next attention."""
+
+    index: int
+    attention: str
+    mlps: tuple[Mlp, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmatched:
+    """A MatMul, Gemm, Conv, Einsum, Softmax or Attention node that stays float, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockMap:
+    """Everything that was found. linears + 3 nodes an attention + unmatched account for every node that multiplies."""
+
+    blocks: tuple[Block, ...]
+    attentions: tuple[Attention, ...]
+    linears: tuple[Linear, ...]
+    norms: tuple[Norm, ...]
+    unmatched: tuple[Unmatched, ...]
+
+    def linear(self, name: str) -> Linear:
+        """The linear layer of that name."""
+        return next(linear for linear in self.linears if linear.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the report's names."""
+        return asdict(self)

@@ -1,0 +1,256 @@
+"""Find linears, attentions, MLPs and norms in a canonical graph, and account for every node that multiplies."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_graphsurgeon as gs
+
+from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
+from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, LAYOUT, LINEAR, NORM, PATCHES
+from onnxvitq.errors import NoBlocksFoundError
+from onnxvitq.graph.pattern import Match, Miss, Through, Var, match, producer
+
+ACCOUNTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Softmax", "Attention"})
+NEAREST = 3  # misses that an error about an unrecognised graph lists
+
+
+def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
+    """Search a canonical, sorted graph. Never changes it.
+
+    Args:
+        graph: from ``graph.canonical.canonicalise``.
+        where: the model's name, for the error.
+
+    Raises:
+        NoBlocksFoundError: there is no attention; the message names the nearest misses.
+    """
+    linears = {linear.name: linear for linear in _linears(graph)}
+    attentions, misses = _attentions(graph)
+    if not attentions:
+        nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
+        listing = "; ".join(f"{name}: {miss.reason}" for name, miss in nearest) or "it has no Softmax and no product of activations"
+        raise NoBlocksFoundError(where, f"no attention block found; nearest: {listing}", "is it a Vision Transformer, unfused?")
+    attentions = [_with_linears(graph, attention, linears) for attention in attentions]
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    mlps = _mlps(graph, linears, [order[attention.context_node] for attention in attentions], order)
+    roles = _roles(attentions, mlps, linears, order)
+    found = tuple(_with_role(linear, roles[linear.name]) for linear in linears.values())
+    blocks = tuple(
+        Block(index=index, attention=attention.name, mlps=tuple(mlp for mlp in mlps if mlp.block == index))
+        for index, attention in enumerate(attentions)
+    )
+    matched = {name for attention in attentions for name in (attention.scores_node, attention.softmax_node, attention.context_node)}
+    unmatched = tuple(_unmatched(graph, matched | set(linears), dict(misses)))
+    return BlockMap(
+        blocks=blocks, attentions=tuple(attentions), linears=found, norms=tuple(_norms(graph)), unmatched=unmatched
+    )
+
+
+def _linears(graph: gs.Graph) -> Iterator[Linear]:
+    for node in graph.nodes:
+        if node.op != "MatMul" or not isinstance(node.inputs[1], gs.Constant) or len(node.inputs[1].shape) != 2:
+            continue
+        if isinstance(node.inputs[0], gs.Constant):
+            continue
+        end = node.outputs[0]
+        reader = end.outputs[0] if len(end.outputs) == 1 and not any(end is out for out in graph.outputs) else None
+        found = match(LINEAR, reader.outputs[0]) if reader is not None and reader.op == "Add" else match(LINEAR, end)
+        in_features, out_features = node.inputs[1].shape
+        biased = isinstance(found, Match) and found.tags["linear_form"] == "bias" and found.nodes["product"] is node
+        if biased and not _is_row(found.tensors["bias"], out_features):
+            biased = False
+        yield Linear(
+            name=node.name,
+            role="",
+            kind="patch_embedding" if _reads_patches(graph, node.inputs[0]) else "linear",
+            input=node.inputs[0].name,
+            weight=node.inputs[1].name,
+            bias=found.tensors["bias"].name if biased else "",
+            bias_node=found.nodes["bias_node"].name if biased else "",
+            output=found.nodes["bias_node"].outputs[0].name if biased else end.name,
+            in_features=int(in_features),
+            out_features=int(out_features),
+        )
+
+
+def _is_row(bias: gs.Tensor, out_features: int) -> bool:
+    """Whether a constant added to (.., O) holds one value a column: shape (O,) or (1, .., 1, O)."""
+    shape = list(bias.shape)
+    return bool(shape) and shape[-1] == out_features and all(size == 1 for size in shape[:-1])
+
+
+def _reads_patches(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is the image itself, cut into patches (the form that the pass ``patch_convolution`` writes)."""
+    found = match(PATCHES, tensor)
+    if not isinstance(found, Match) or len(found.nodes["turn"].attrs.get("perm", ())) != 6:
+        return False
+    return any(found.tensors["image"] is source for source in graph.inputs)
+
+
+def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]]]:
+    """Attentions in the order of the graph, and the misses of every product or softmax that is in none."""
+    found: list[Attention] = []
+    misses: list[tuple[str, Miss]] = []
+    for node in graph.nodes:
+        if node.op != "MatMul" or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
+            continue
+        result = match(ATTENTION, node.outputs[0])
+        if isinstance(result, Miss):
+            misses.append((node.name, result))
+        elif not _over_keys(result.nodes["softmax"]):
+            misses.append((node.name, Miss("the Softmax is not over the last axis", 3)))
+        else:
+            found.append(_attention(result, node, len(found)))
+    taken = {attention.scores_node for attention in found}
+    return found, [(name, miss) for name, miss in misses if name not in taken]
+
+
+def _over_keys(softmax: gs.Node) -> bool:
+    shape, axis = softmax.inputs[0].shape, softmax.attrs.get("axis", -1)
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _attention(found: Match, context: gs.Node, index: int) -> Attention:
+    first = found.tags["order"] == "probs_first"
+    probs = context.inputs[0 if first else 1]
+    query, value = found.tensors["query"], found.tensors["value"]
+    shape = query.shape or []
+    return Attention(
+        name=found.nodes["softmax"].name,
+        block=index,
+        query=query.name,
+        key=found.tensors["key"].name,
+        probs=probs.name,
+        value=value.name,
+        scores_node=found.nodes["scores"].name,
+        softmax_node=found.nodes["softmax"].name,
+        context_node=context.name,
+        probs_first=first,
+        heads=_size(shape[-3]) if len(shape) >= 4 else None,
+        tokens=_size(value.shape[-2 if first else -1]) if value.shape else None,
+        width=_size(shape[-1]) if shape else None,
+    )
+
+
+def _size(dimension: object) -> int | None:
+    return dimension if isinstance(dimension, int) else None
+
+
+def _with_linears(graph: gs.Graph, attention: Attention, linears: Mapping[str, Linear]) -> Attention:
+    """Fill in which linear layers make q, k and v, and which one reads the result."""
+    tensors = graph.tensors()
+    by_output = {linear.output: linear.name for linear in linears.values()}
+    sources = {
+        f"{part}_linear": _linear_behind(tensors[getattr(attention, part)], by_output) for part in ("query", "key", "value")
+    }
+    context = next(node for node in graph.nodes if node.name == attention.context_node).outputs[0]
+    proj = next((linear.name for linear in linears.values() if _comes_from(tensors[linear.input], context)), "")
+    return _replace(attention, **sources, proj_linear=proj)
+
+
+def _linear_behind(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
+    while tensor.name not in by_output:
+        node = producer(tensor)
+        if node is None or node.op not in LAYOUT:
+            return ""
+        tensor = node.inputs[0]
+    return by_output[tensor.name]
+
+
+def _comes_from(tensor: gs.Tensor, source: gs.Tensor) -> bool:
+    found = match(Through(LAYOUT, Var("end"), name="run"), tensor)
+    node = producer(tensor)
+    while tensor is not source and isinstance(found, Match) and node is not None and node.op in LAYOUT:
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return tensor is source
+
+
+def _replace(attention: Attention, **changes: str) -> Attention:
+    fields = {name: getattr(attention, name) for name in Attention.__dataclass_fields__}
+    return Attention(**{**fields, **changes})
+
+
+def _mlps(
+    graph: gs.Graph, linears: Mapping[str, Linear], contexts: Sequence[int], order: Mapping[str, int]
+) -> list[Mlp]:
+    """Pairs of linears with an activation between them; each belongs to the last attention before it."""
+    tensors = graph.tensors()
+    by_output = {linear.output: linear for linear in linears.values()}
+    mlps: list[Mlp] = []
+    for linear in linears.values():
+        found = match(ACTIVATION, tensors[linear.input])
+        first = by_output.get(found.tensors["x"].name) if isinstance(found, Match) else None
+        if first is None:
+            continue
+        before = sum(position < order[linear.name] for position in contexts)
+        mlps.append(Mlp(block=max(before - 1, 0), fc1=first.name, fc2=linear.name, activation=found.tags["activation"]))
+    return mlps
+
+
+def _roles(
+    attentions: Sequence[Attention], mlps: Sequence[Mlp], linears: Mapping[str, Linear], order: Mapping[str, int]
+) -> dict[str, str]:
+    """A short name of what each linear does: block3.attn.q, block3.mlp.fc1, patch_embed, head, linear."""
+    roles: dict[str, str] = {}
+    for attention in attentions:
+        for part in ("query", "key", "value", "proj"):
+            name = getattr(attention, f"{part}_linear")
+            if name:
+                short = part if part == "proj" else part[0]
+                roles.setdefault(name, f"block{attention.block}.attn.{short}")
+    for mlp in mlps:
+        roles.setdefault(mlp.fc1, f"block{mlp.block}.mlp.fc1")
+        roles.setdefault(mlp.fc2, f"block{mlp.block}.mlp.fc2")
+    last = max((order[name] for name in roles), default=0)
+    for linear in linears.values():
+        if linear.name not in roles:
+            after = order[linear.name] > last
+            roles[linear.name] = "patch_embed" if linear.kind == "patch_embedding" else "head" if after else "linear"
+    return roles
+
+
+def _with_role(linear: Linear, role: str) -> Linear:
+    fields = {name: getattr(linear, name) for name in Linear.__dataclass_fields__}
+    return Linear(**{**fields, "role": role})
+
+
+def _norms(graph: gs.Graph) -> Iterator[Norm]:
+    for node in graph.nodes:
+        if node.op not in {"LayerNormalization", "Add"}:
+            continue
+        found = match(NORM, node.outputs[0])
+        if isinstance(found, Match):
+            output = node.outputs[0].name
+            yield Norm(name=node.name, form=found.tags["form"], input=found.tensors["x"].name, output=output)
+
+
+def _unmatched(graph: gs.Graph, matched: set[str], misses: Mapping[str, Miss]) -> Iterator[Unmatched]:
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                yield from (
+                    Unmatched(name=inner.name, op=inner.op, reason=f"inside the body of {node.op} {node.name!r}")
+                    for inner in value.nodes
+                    if inner.op in ACCOUNTED
+                )
+        if node.op in ACCOUNTED and node.name not in matched:
+            yield Unmatched(name=node.name, op=node.op, reason=_reason(node, misses))
+
+
+def _reason(node: gs.Node, misses: Mapping[str, Miss]) -> str:
+    """Why a node that multiplies stays float, in words a user can act on."""
+    if node.name in misses:
+        return f"product of two activations, not part of an attention: {misses[node.name].reason}"
+    if node.op == "MatMul":
+        constant = next((tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)), None)
+        side = "left" if constant is node.inputs[0] else "right"
+        shape = list(constant.shape) if constant is not None else "?"
+        return f"constant operand of shape {shape} on the {side}; expected an (I, O) weight on the right"
+    return {
+        "Gemm": "its weight is computed, or its input is transposed",
+        "Conv": "a convolution that is not a patch embedding followed by a flatten to tokens",
+        "ConvTranspose": "a transposed convolution",
+        "Einsum": "Einsum is not opened up",
+        "Softmax": "a Softmax outside an attention",
+        "Attention": "causal, grouped-query, soft-capped, or with a cache: not opened up",
+    }[node.op]

@@ -1,0 +1,108 @@
+"""Every form in which the parts of a transformer block are written, as data. A new exporter form is one more constant.
+
+Seen in: torch 2.13 (torch.export based exporter, opset 18 to 23; TorchScript exporter, opset 13 to 20) and transformers 5.
+The graph is canonical when these are matched: NaN guards, scale Muls, packed projections and Gemm are gone.
+"""
+
+from onnxvitq.graph.pattern import Const, OneOf, Op, Pattern, Through, Var
+
+LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
+# Between the product Q K and the Softmax: scaling, relative position bias, masks, windows.
+BEFORE_SOFTMAX = LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Clip"}
+# Between the Softmax and the product with V: dropout, a NaN guard that could not be removed, head mixing by a scalar.
+AFTER_SOFTMAX = LAYOUT | {"Where", "Dropout", "Mul"}
+
+
+def add(left: Pattern, right: Pattern) -> Op:
+    """left + right, in either order."""
+    return Op("Add", (left, right))
+
+
+def mul(left: Pattern, right: Pattern) -> Op:
+    """left * right, in either order."""
+    return Op("Mul", (left, right))
+
+
+PRODUCT = Op("MatMul", (Var("input"), Const("weight", rank=2)), name="product")
+LINEAR = OneOf((("bias", Op("Add", (PRODUCT, Const("bias")), name="bias_node")), ("plain", PRODUCT)), tag="linear_form")
+
+PATCHES = Op("Reshape", (Op("Transpose", (Op("Reshape", (Var("image"),)),), name="turn"),))
+
+SCORES = Op("MatMul", (Var("query"), Var("key")), name="scores")
+SOFTMAX = Op("Softmax", (Through(BEFORE_SOFTMAX, SCORES),), name="softmax")
+PROBS = Through(AFTER_SOFTMAX, SOFTMAX)
+ATTENTION = OneOf(
+    (
+        ("probs_first", Op("MatMul", (PROBS, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
+        ("value_first", Op("MatMul", (Var("value"), PROBS), name="context")),  # attention over channels
+    ),
+    tag="order",
+)
+
+X = Var("x")
+SQRT2, SQRT_HALF = 2**0.5, 0.5**0.5
+ERF = add(
+    Op(
+        "Erf",
+        (
+            OneOf(
+                (
+                    ("div", Op("Div", (X, Const("root", SQRT2)))),
+                    ("mul", mul(X, Const("root", SQRT_HALF))),
+                ),
+                tag="pre_scale",
+            ),
+        ),
+    ),
+    Const("one", 1.0),
+)
+TANH = add(
+    Op(
+        "Tanh",
+        (
+            mul(
+                OneOf(
+                    (
+                        ("cubic_pow", add(X, mul(Op("Pow", (X, Const("three", 3.0))), Const("c", 0.044715)))),
+                        ("cubic_mul", add(X, mul(mul(mul(X, X), X), Const("c", 0.044715)))),
+                    ),
+                    tag="cubic",
+                ),
+                Const("root_2_pi", 0.7978845608),
+            ),
+        ),
+    ),
+    Const("one", 1.0),
+)
+ACTIVATION = OneOf(
+    (
+        ("gelu_op", Op("Gelu", (X,))),  # opset 20 and later
+        ("gelu_half_last", mul(mul(X, ERF), Const("half", 0.5))),  # TorchScript exporter
+        ("gelu_half_first", mul(mul(X, Const("half", 0.5)), ERF)),  # torch.export based exporter, opset 18
+        ("gelu_half_inside", mul(X, mul(ERF, Const("half", 0.5)))),
+        ("gelu_tanh_half_last", mul(mul(X, TANH), Const("half", 0.5))),
+        ("gelu_tanh_half_first", mul(mul(X, Const("half", 0.5)), TANH)),
+        ("quick_gelu", mul(X, Op("Sigmoid", (mul(X, Const("slope", 1.702)),)))),  # CLIP
+        ("silu", mul(X, Op("Sigmoid", (X,)))),
+        ("relu", Op("Relu", (X,))),
+        ("hard_swish", Op("HardSwish", (X,))),
+    ),
+    tag="activation",
+)
+
+CENTRED = Op("Sub", (X, Op("ReduceMean", (X,), name="mean")), name="centred")
+VARIANCE = OneOf(
+    (
+        ("pow", Op("ReduceMean", (Op("Pow", (CENTRED, Const("two", 2.0))),))),
+        ("mul", Op("ReduceMean", (mul(CENTRED, CENTRED),))),
+    ),
+    tag="square",
+)
+NORMALISED = Op("Div", (CENTRED, Op("Sqrt", (add(VARIANCE, Const("epsilon")),))))
+NORM = OneOf(
+    (
+        ("op", Op("LayerNormalization", (X, Const("gamma")))),
+        ("decomposed", add(mul(NORMALISED, Const("gamma")), Const("beta"))),  # TorchScript exporter below opset 17
+    ),
+    tag="form",
+)

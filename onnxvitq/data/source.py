@@ -1,0 +1,344 @@
+"""Samples for calibration: open_source(...) makes one kind of source of folders, files, arrays and iterables."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxvitq.data.arrays import (
+    Array,
+    ArrayReader,
+    Feed,
+    Sample,
+    chunks,
+    load_npy,
+    load_npz,
+    read_arrays,
+    stack,
+    static_batch,
+)
+from onnxvitq.data.images import SUFFIXES, ImageReader, file_digest, is_image_input, list_images, printable
+from onnxvitq.data.preprocess import Preprocessing
+from onnxvitq.errors import ConfigError, DataError
+from onnxvitq.spec import InputSpec
+
+
+class Source(ABC):
+    """Feeds for a model: iterate to get dictionaries from input name to array, batch axis first.
+
+    A feed holds one sample, or N where the model's batch is static; then the last feed is filled up by repeating its
+    own samples. Nothing is read ahead of the feed asked for. Folders, files and arrays can be iterated again and give
+    the same feeds; whether an iterable can is the iterable's own matter.
+
+    Attributes:
+        description: one line: what is read, from where.
+    """
+
+    def __init__(self, inputs: Sequence[InputSpec], description: str) -> None:
+        self.inputs = tuple(inputs)
+        self.description = description
+        self._batch = static_batch(inputs) or 1
+
+    def __iter__(self) -> Iterator[Feed]:
+        for samples in chunks(self._samples(), self._batch):
+            yield stack(samples, self._batch)
+
+    @property
+    @abstractmethod
+    def count(self) -> int | None:
+        """Number of samples; None for an iterable of unknown length. Exact after a pass."""
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(file, reason) of the files that could not be used; complete after a pass."""
+        return ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of what is used, in hex; empty for an iterable."""
+        return ""
+
+    @abstractmethod
+    def _samples(self) -> Iterator[Sample]:
+        """A new pass over the samples."""
+
+
+class ImageSource(Source):
+    """Images of a folder, or one image file.
+
+    With a limit below the number of files, the sorted list is cut into that many runs of equal length, and each gives
+    its first image that can be read: so every class folder is seen, and unreadable files do not cost samples.
+
+    Raises:
+        DataError: the model does not take one image, there is no image, or none can be read.
+    """
+
+    def __init__(
+        self, path: Path, inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, limit: int | None
+    ) -> None:
+        root, files, unreadable = path.parent, (path,), ()
+        where = printable(path)
+        if path.is_dir():
+            root, (files, unreadable) = path, list_images(path)
+        spec, preprocessing = check_image_model(inputs, preprocessing, where)
+        if not files:
+            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+            raise DataError(where, f"expected image files ({kinds}), got none", _first_reason(unreadable))
+        slots = min(limit or len(files), len(files))
+        super().__init__(inputs, f"{slots} of {len(files)} image(s) in {where}")
+        self._slots = [files[i * len(files) // slots : (i + 1) * len(files) // slots] for i in range(slots)]
+        self._name = spec.name
+        self._reader = ImageReader(root, spec, preprocessing, unreadable)
+        self._count = slots
+        self._digest = ""
+        next(self._samples())  # none readable is found now, not when the model has already been built
+
+    @property
+    def count(self) -> int:
+        """Number of images; until the first pass is complete, unreadable ones may be among them."""
+        return self._count
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(file, reason) of unreadable files, by their path below the folder."""
+        return self._reader.unreadable
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and contents of the images used; reads them if no pass has been completed yet."""
+        if not self._digest:
+            for _ in self._samples():
+                pass
+        return self._digest
+
+    def _samples(self) -> Iterator[Sample]:
+        contents = hashlib.sha256()
+        used = 0
+        for path, sample in chain.from_iterable(islice(self._readable(slot), 1) for slot in self._slots):
+            if not self._digest:
+                contents.update(self._reader.name(path).encode() + b"\0" + file_digest(path))
+            used += 1
+            yield {self._name: sample}
+        if not used:
+            raise self._reader.none_readable()
+        self._count = used
+        self._digest = self._digest or contents.hexdigest()
+
+    def _readable(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Array]]:
+        for path in paths:
+            sample = self._reader.read(path)
+            if sample is not None:
+                yield path, sample
+
+
+class ArraySource(Source):
+    """Arrays whose first axis counts the samples; a limit takes evenly spaced ones.
+
+    Raises:
+        DataError: an array does not fit its input, or a sample used holds NaN or infinite values.
+    """
+
+    def __init__(
+        self, readers: Mapping[str, ArrayReader], inputs: Sequence[InputSpec], where: str, limit: int | None
+    ) -> None:
+        total = min(len(reader) for reader in readers.values())
+        used = min(limit or total, total)
+        super().__init__(inputs, f"{used} of {total} sample(s) in {where}")
+        self._readers = readers
+        self._indices = [i * total // used for i in range(used)]
+        self._digest = ""
+        for _ in self._samples():  # every value is checked before anything is computed from one
+            pass
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self._indices)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names, types and values of the samples used."""
+        if not self._digest:
+            contents = hashlib.sha256()
+            for name, reader in sorted(self._readers.items()):
+                for index in self._indices:
+                    row = reader.row(index)
+                    contents.update(f"{name} {row.dtype.str} {row.shape}".encode() + b"\0" + row.tobytes())
+            self._digest = contents.hexdigest()
+        return self._digest
+
+    def _samples(self) -> Iterator[Sample]:
+        for index in self._indices:
+            yield {name: reader.sample(index) for name, reader in self._readers.items()}
+
+
+class FeedSource(Source):
+    """A Python iterable of feeds, or a reader with onnxruntime's ``get_next()``.
+
+    A feed is a dictionary from input name to array, or for a one-input model an array; the first axis is the batch, of
+    any size: it is cut into samples. Other keys than the inputs' are passed over. A limit takes the first samples and
+    asks for no more.
+    """
+
+    def __init__(
+        self, feeds: Any, inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, limit: int | None
+    ) -> None:
+        kind = type(feeds).__name__
+        super().__init__(inputs, f"feeds from a Python {kind}")
+        self._feeds, self._preprocessing, self._limit, self._kind = feeds, preprocessing, limit, kind
+        self._passes = 0
+        self._count = None
+        if isinstance(feeds, list | tuple):
+            total = sum(len(next(iter(self._read(feed, index).values()))) for index, feed in enumerate(feeds))
+            self._count = min(limit or total, total)
+
+    @property
+    def count(self) -> int | None:
+        """Number of samples: known beforehand for lists and tuples, else after a pass."""
+        return self._count
+
+    def _samples(self) -> Iterator[Sample]:
+        count = 0
+        for sample in islice(self._all_samples(), self._limit):
+            count += 1
+            yield sample
+        if not count and self._passes:
+            hint = "pass a list, or an object whose __iter__ starts anew"
+            raise DataError(f"Python {self._kind}", "expected feeds, but an earlier pass has used them up", hint)
+        if not count:
+            raise DataError(f"Python {self._kind}", "expected at least one sample, got none")
+        self._passes += 1
+        self._count = count
+
+    def _all_samples(self) -> Iterator[Sample]:
+        for index, feed in enumerate(self._iterate()):
+            readers = self._read(feed, index)
+            for row in range(len(next(iter(readers.values())))):
+                yield {name: reader.sample(row) for name, reader in readers.items()}
+
+    def _iterate(self) -> Iterator[Any]:
+        if not callable(getattr(self._feeds, "get_next", None)):
+            yield from self._feeds
+            return
+        if self._passes and callable(getattr(self._feeds, "rewind", None)):
+            self._feeds.rewind()
+        while (feed := self._feeds.get_next()) is not None:
+            yield feed
+
+    def _read(self, feed: Any, index: int) -> dict[str, ArrayReader]:
+        where = f"feed {index}"
+        named = feed if isinstance(feed, Mapping) else {"": feed}
+        arrays = {str(name): _as_array(value, f"{name or 'array'} of {where}") for name, value in named.items()}
+        if not isinstance(feed, Mapping) and len(self.inputs) > 1:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise DataError(where, f"expected a dictionary with {names}, got {type(feed).__name__}")
+        return read_arrays(arrays, self.inputs, self._preprocessing, where)
+
+
+def open_source(
+    data: object,
+    inputs: tuple[InputSpec, ...],
+    preprocessing: Preprocessing | None,
+    *,
+    limit: int | None = None,
+) -> Source:
+    """The samples that something holds, as feeds for a model.
+
+    Args:
+        data: a path: a folder of images, an image, a .npz (arrays named as the inputs; for a one-input model also
+            ``x`` or a single array) or a .npy file. Or an array, or a dictionary of arrays, as such a file would hold.
+            Or any iterable of feeds, or an object with ``get_next()``; see `FeedSource`. Floating-point arrays are
+            taken as ready for the model, uint8 arrays as images: (N, H, W), (N, H, W, C) or (N, C, H, W).
+        inputs: the model's inputs.
+        preprocessing: what is done to images; None where the model's input is none.
+        limit: at most so many samples.
+
+    Raises:
+        ConfigError: the limit is below 1.
+        DataError: nothing there, or what is there does not fit the model. For iterables this, and for images other
+            than the first readable one, is known only when they are read.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError("--limit", f"expected at least 1 sample, got {limit}")
+    static_batch(inputs)
+    if isinstance(data, str | os.PathLike):
+        return _open_path(data, inputs, preprocessing, limit)
+    if isinstance(data, np.ndarray | Mapping):
+        named = data if isinstance(data, Mapping) else {"": data}
+        arrays = {str(name): _as_array(value, f"array {name}".strip()) for name, value in named.items()}
+        readers = read_arrays(arrays, inputs, preprocessing, "the data given")
+        return ArraySource(readers, inputs, "the data given", limit)
+    if isinstance(data, Iterable) or callable(getattr(data, "get_next", None)):
+        return FeedSource(data, inputs, preprocessing, limit)
+    raise DataError("data", f"expected a path, arrays or an iterable of feeds, got {type(data).__name__}")
+
+
+def check_path(data: str | os.PathLike[str]) -> Path:
+    """The path, if something is there.
+
+    Raises:
+        DataError: nothing is there, or it cannot be looked at.
+    """
+    if not os.fspath(data):
+        raise DataError("data", "expected a folder or a file, got an empty path")
+    path = Path(data)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise DataError(printable(path), f"expected a folder or a file, got {error}") from error
+    return path
+
+
+def check_image_model(
+    inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
+) -> tuple[InputSpec, Preprocessing]:
+    """The image input of a model, and its preprocessing.
+
+    Raises:
+        DataError: the model takes something else than one image.
+    """
+    if len(inputs) != 1 or not is_image_input(inputs[0]) or preprocessing is None:
+        takes = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in inputs)
+        problem = f"images need a model with one float input of rank 4, this one takes {takes}"
+        raise DataError(where, problem, "pass a .npz file with an array for each input")
+    return inputs[0], preprocessing
+
+
+def _open_path(
+    data: str | os.PathLike[str], inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, limit: int | None
+) -> Source:
+    path = check_path(data)
+    where, suffix = printable(path), path.suffix.lower()
+    if path.is_dir() or suffix in SUFFIXES:
+        return ImageSource(path, inputs, preprocessing, limit)
+    if suffix == ".npz":
+        readers = read_arrays(load_npz(path, inputs), inputs, preprocessing, where)
+        return ArraySource(readers, inputs, where, limit)
+    if suffix == ".npy":
+        if len(inputs) != 1:
+            names = ", ".join(spec.name for spec in inputs)
+            raise DataError(where, f"one array, but the model takes {names}", "pass a .npz file with one each")
+        return ArraySource(read_arrays({"": load_npy(path)}, inputs, preprocessing, where), inputs, where, limit)
+    raise DataError(where, f"expected a folder, an image, .npz or .npy, got a file {suffix or 'without suffix'}")
+
+
+def _as_array(value: Any, where: str) -> Array:
+    """numpy's view of an array of any library that offers one (``__array__``)."""
+    if not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
+        raise DataError(where, f"expected an array, got {type(value).__name__}", "a feed is a dictionary of arrays")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(where, f"cannot be read as an array: {error}") from error
+    if array.ndim == 0:
+        raise DataError(where, "expected an array with a first axis of samples, got a single value")
+    return array
+
+
+def _first_reason(unreadable: Sequence[tuple[str, str]]) -> str:
+    return f"{unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""

@@ -1,0 +1,1 @@
+"""Reading, checking, canonicalising, matching and saving ONNX graphs (onnx and onnx-graphsurgeon; no numerics, no runtime)."""

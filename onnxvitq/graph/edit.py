@@ -1,0 +1,61 @@
+"""The few verbs with which a graph is edited; used by ``graph/canonical.py`` and ``rewrite/`` only.
+
+Why not ``Graph.layer``: it rebuilds the set of names at each call (measured: 4.5 s for 2,000 nodes, against 0.03 s).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+
+class Editor:
+    """Adds and reconnects nodes of one graph, keeping names unique. Never touches a constant's values in place."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self._taken = {tensor for tensor in graph.tensors()} | {node.name for node in graph.nodes}
+
+    def unique(self, wanted: str) -> str:
+        """``wanted``, or ``wanted_1``, ``wanted_2``...: a name no tensor or node has."""
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
+
+    def constant(self, name: str, values: "np.typing.ArrayLike") -> gs.Constant:
+        """A new constant."""
+        return gs.Constant(self.unique(name), np.asarray(values))
+
+    def node(self, op: str, name: str, inputs: Sequence[gs.Tensor], dtype: Any = np.float32, **attrs: Any) -> gs.Variable:
+        """A new node with one output; the output is returned, of the node's name."""
+        name = self.unique(name)
+        output = gs.Variable(name, dtype=dtype)
+        self.graph.nodes.append(gs.Node(op=op, name=name, attrs=attrs, inputs=list(inputs), outputs=[output]))
+        return output
+
+    def redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every reader of ``old`` read ``new`` instead. A graph output keeps its name and place.
+
+        Never leaves ``old`` as a graph output: if it was one, ``new`` takes its name, or an Identity stands in for it
+        when ``new`` cannot be renamed (a graph input or output, or a constant).
+        """
+        for node in list(old.outputs):
+            for index, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    node.inputs[index] = new
+        for index, tensor in enumerate(self.graph.outputs):
+            if tensor is old:
+                self.graph.outputs[index] = self._as_output(old, new)
+
+    def _as_output(self, old: gs.Variable, new: gs.Tensor) -> gs.Variable:
+        name, old.name = old.name, self.unique(f"{old.name}_replaced")
+        if new.inputs and not any(new is tensor for tensor in self.graph.outputs):
+            new.name, new.dtype, new.shape = name, old.dtype, old.shape
+            return new
+        output = gs.Variable(name, dtype=old.dtype, shape=old.shape)
+        self.graph.nodes.append(gs.Node("Identity", self.unique(f"{name}_identity"), inputs=[new], outputs=[output]))
+        return output

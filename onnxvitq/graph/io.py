@@ -1,0 +1,318 @@
+"""Model files: read and checked, turned into a graph and back, saved atomically.
+
+A round trip through graphsurgeon drops the model's metadata, so it travels beside the graph in ``LoadedModel``.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
+from onnxvitq.spec import InputSpec
+
+logger = logging.getLogger(__name__)
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it has a logger of its own, which reports every fold
+
+OLDEST_OPSET = 11
+PER_AXIS_OPSET = 13  # the first whose DequantizeLinear takes one scale per channel
+PROTOBUF_LIMIT = 1900 * 2**20  # bytes; a message cannot pass 2 GiB, and some room is needed for the graph itself
+QUANTIZED_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
+)
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+NUMPY_NAMES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.INT64: "int64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A float model that passed every check on the way in. ``size`` is in bytes, external data included."""
+
+    path: Path
+    proto: onnx.ModelProto
+    metadata: Mapping[str, str]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    size: int
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Read a float model, check it, inline its functions and bring its opset to at least 13.
+
+    Raises:
+        InvalidGraphError: missing, truncated, not ONNX, refused by the checker, or with a NaN in a weight.
+        UnsupportedOpsetError: older than opset 11 or newer than the installed onnx.
+        UnsupportedModelError: already quantized, already fused by onnxruntime, or not float32.
+    """
+    proto, size = _read(path)
+    _refuse_opset(path, proto)
+    _refuse_unsupported(path, proto)
+    _check(path, proto)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    if _opset(proto) < PER_AXIS_OPSET:
+        proto = _convert(path, proto, PER_AXIS_OPSET)
+    _refuse_weights(path, proto)
+    constants = {initializer.name for initializer in proto.graph.initializer}
+    inputs = tuple(_input_spec(path, value) for value in proto.graph.input if value.name not in constants)
+    return LoadedModel(
+        path=path,
+        proto=proto,
+        metadata={entry.key: entry.value for entry in proto.metadata_props},
+        inputs=inputs,
+        outputs=tuple(value.name for value in proto.graph.output),
+        size=size,
+    )
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, int]:
+    where = str(path)
+    if not path.exists():
+        raise InvalidGraphError(where, "no such file")
+    if path.is_dir():
+        raise InvalidGraphError(where, "expected an ONNX file, got a folder")
+    try:
+        skeleton = onnx.load(path, load_external_data=False)
+        size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(skeleton, path.parent))
+        proto = onnx.load(path)
+    except DecodeError as error:
+        raise InvalidGraphError(where, "not an ONNX model, or truncated", "is the download complete?") from error
+    except (OSError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise InvalidGraphError(where, f"cannot be read: {first_line(error)}", "external data must lie beside the model") from error
+    if not proto.graph.node:
+        raise InvalidGraphError(where, "not an ONNX model: it holds no nodes")
+    return proto, size
+
+
+def _external_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
+    return {
+        folder / entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return max((entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS), default=0)
+
+
+def _refuse_opset(path: Path, proto: onnx.ModelProto) -> None:
+    opset, newest = _opset(proto), onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UnsupportedOpsetError(
+            str(path), f"expected opset {OLDEST_OPSET} to {newest}, got {opset}", "export it again with opset_version=17"
+        )
+
+
+def _refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
+    local = {(function.domain, function.name) for function in proto.functions}
+    for node in all_nodes(proto.graph):
+        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise UnsupportedModelError(
+                str(path), f"already quantized: node {node.name!r} is a {node.op_type}", "give the float model"
+            )
+        if node.domain.startswith("com.microsoft") and (node.domain, node.op_type) not in local:
+            raise UnsupportedModelError(
+                str(path),
+                f"already fused by onnxruntime: node {node.name!r} is a {node.domain} {node.op_type}",
+                "give the model as exported, before optimisation",
+            )
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those in the bodies of If, Loop and Scan included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
+
+
+def _check(path: Path, proto: onnx.ModelProto) -> None:
+    try:
+        if proto.ByteSize() < PROTOBUF_LIMIT:
+            onnx.checker.check_model(proto)
+        else:
+            onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise InvalidGraphError(str(path), f"the ONNX checker refuses it: {first_line(error)}") from error
+
+
+def _convert(path: Path, proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        return onnx.version_converter.convert_version(proto, opset)
+    except RuntimeError as error:
+        raise UnsupportedOpsetError(
+            str(path), f"opset {_opset(proto)} cannot be raised to {opset}: {first_line(error)}", "export it with opset_version=17"
+        ) from error
+
+
+def _refuse_weights(path: Path, proto: onnx.ModelProto) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE):
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            raise UnsupportedModelError(
+                str(path), f"expected float32 weights, got {kind} in {tensor.name!r}", "export the model in float32"
+            )
+        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            # Masks legitimately hold -inf; a weight of a MatMul, Gemm, Conv or normalisation never does.
+            values = onnx.numpy_helper.to_array(tensor)
+            if np.isnan(values).any() or _is_weight(proto, tensor.name):
+                raise InvalidGraphError(str(path), f"weight {tensor.name!r} holds a NaN or an infinity", "was training diverged?")
+
+
+def _is_weight(proto: onnx.ModelProto, name: str) -> bool:
+    kinds = {"MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalization"}
+    return any(name in node.input for node in all_nodes(proto.graph) if node.op_type in kinds)
+
+
+def _input_spec(path: Path, value: onnx.ValueInfoProto) -> InputSpec:
+    tensor = value.type.tensor_type
+    if tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+        raise UnsupportedModelError(str(path), f"input {value.name!r} is half precision", "export the model in float32")
+    dtype = NUMPY_NAMES.get(tensor.elem_type) or np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
+    return InputSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def to_graph(model: LoadedModel) -> gs.Graph:
+    """The model as a graphsurgeon graph, sorted, nodes named, shapes inferred."""
+    graph = gs.import_onnx(model.proto)
+    _name_nodes(graph)
+    graph.toposort()
+    infer_shapes(graph)
+    return graph
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    """Exporters leave names empty or use them twice; a plan needs unique ones."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        name = node.name or f"{node.op}_{index}"
+        while name in taken:
+            name = f"{name}_{index}"
+        taken.add(name)
+        node.name = name
+
+
+def infer_shapes(graph: gs.Graph) -> None:
+    """Set the shape and type of every tensor that onnx can infer, values of shape arithmetic included.
+
+    Runs on a copy whose large constants are inputs: no weight is serialised, so the 2 GB limit and the time do not matter.
+    """
+    skeleton = graph.copy()
+    for tensor in skeleton.tensors().values():
+        if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) > 1024:
+            variable = tensor.to_variable(dtype=tensor.dtype, shape=tensor.shape)
+            variable.type = "tensor_type"  # to_variable forgets it, and the exporter reads it
+            skeleton.inputs.append(variable)
+        elif isinstance(tensor, gs.Variable) and tensor.inputs and not any(tensor is out for out in skeleton.outputs):
+            tensor.shape = None  # an exporter's own annotation may be wrong, and would win
+    inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(skeleton, do_type_check=False), data_prop=True)
+    tensors = graph.tensors()
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        tensor = tensors.get(value.name)
+        kind = value.type.tensor_type
+        if isinstance(tensor, gs.Variable) and kind.HasField("shape"):
+            dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+            tensor.shape, tensor.dtype = dims, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+
+
+def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The graph as a model with that metadata; intermediate shapes are left out (the runtime infers its own)."""
+    graph.cleanup().toposort()
+    proto = gs.export_onnx(graph)
+    del proto.graph.value_info[:]
+    proto.producer_name = "onnxvitq"
+    onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
+    return proto
+
+
+def check_written(proto: onnx.ModelProto, where: str) -> None:
+    """The full check of ``onnx.checker`` on a model about to be written.
+
+    Raises:
+        RewriteError: the checker refuses it; nothing has been written.
+    """
+    if proto.ByteSize() >= PROTOBUF_LIMIT:
+        return  # a model with external data is checked from its file
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RewriteError(where, f"the ONNX checker refuses the written graph: {first_line(error)}") from error
+
+
+def refuse_output(path: Path, model: Path) -> None:
+    """Find out before any work whether ``path`` can be written.
+
+    Raises:
+        OutputError: it is the input, a folder, or lies in a folder that does not exist or cannot be written to.
+    """
+    where = str(path)
+    if path.exists() and model.exists() and path.samefile(model):
+        raise OutputError(where, "the output is the input", "name another file with -o")
+    if path.is_dir():
+        raise OutputError(where, "expected a file name, got a folder")
+    if not path.parent.is_dir():
+        raise OutputError(where, f"the folder {str(path.parent)!r} does not exist")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(where, f"the folder cannot be written to: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the file cannot be written; what was at ``path`` is untouched.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_model(proto: onnx.ModelProto, path: Path) -> int:
+    """Write a model; its size on disk in bytes. Past the protobuf limit the weights go to ``<name>.data`` beside it."""
+    if proto.ByteSize() < PROTOBUF_LIMIT:
+        onnx.save(proto, path)
+        return path.stat().st_size
+    data = f"{path.name}.data"
+    onnx.save(proto, path, save_as_external_data=True, location=data, size_threshold=1024)
+    return path.stat().st_size + (path.parent / data).stat().st_size

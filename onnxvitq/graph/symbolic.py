@@ -1,0 +1,163 @@
+"""Values of the integer arithmetic that exporters write to compute shapes, with names where a size is only known at run time.
+
+onnx's own data propagation stops at Where, Equal and at a -1 inside a computed target; this does not. It knows the dozen
+operators that appear in shape arithmetic and answers None for anything else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Values = np.ndarray[Any, np.dtype[np.object_]]  # of int, or str for a size that has only a name
+Evaluator = Callable[[gs.Node, list[Values | None]], Values | None]
+
+
+class ShapeValues:
+    """Evaluates shape tensors of one graph; remembers what it has seen. Never changes the graph."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Values | None] = {}
+
+    def of(self, tensor: gs.Tensor) -> Values | None:
+        """The elements of an integer tensor: ints, or names of unknown sizes; None when they cannot be told."""
+        if isinstance(tensor, gs.Constant):
+            if int(np.prod(tensor.shape)) > 64:
+                return None
+            return np.asarray(tensor.values).astype(object)
+        if tensor.name not in self._known:
+            self._known[tensor.name] = None  # a cycle cannot occur in a valid graph; this ends the search in a broken one
+            self._known[tensor.name] = self._computed(tensor)
+        return self._known[tensor.name]
+
+    def _computed(self, tensor: gs.Tensor) -> Values | None:
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.op not in EVALUATORS:
+            return None
+        if node.op == "Shape":
+            return _shape(node)
+        return EVALUATORS[node.op](node, [self.of(source) if source.name else None for source in node.inputs])
+
+
+def _shape(node: gs.Node) -> Values | None:
+    shape = node.inputs[0].shape
+    if shape is None:
+        return None
+    asked = list(shape)[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
+    return None if any(size is None for size in asked) else np.array(asked, object)
+
+
+def _gather(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    data, index = inputs
+    if data is None or index is None or data.ndim != 1 or node.attrs.get("axis", 0) != 0:
+        return None
+    return np.asarray(data[index.astype(int)], object)
+
+
+def _slice(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    del node
+    if any(value is None for value in inputs) or inputs[0].ndim != 1:
+        return None
+    bounds = [int(value.reshape(-1)[0]) for value in inputs[1:]]
+    step = bounds[3] if len(bounds) > 3 else 1
+    return inputs[0][slice(bounds[0], bounds[1] if abs(bounds[1]) < 2**31 else None, step)]
+
+
+def _concat(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    del node
+    if any(value is None for value in inputs):
+        return None
+    return np.concatenate([np.atleast_1d(value) for value in inputs])
+
+
+def _reshaped(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    """Unsqueeze, Squeeze, Reshape and Cast of a scalar or a vector: the same values, scalar or vector as the rank says."""
+    value, rank = inputs[0], node.outputs[0].shape
+    if value is None or rank is None or len(rank) > 1:
+        return value if node.op == "Cast" else None
+    return value.reshape(()) if len(rank) == 0 and value.size == 1 else value.reshape(-1)
+
+
+def _where(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    del node
+    if any(value is None for value in inputs) or any(not isinstance(flag, bool) for flag in inputs[0].reshape(-1)):
+        return None
+    return np.asarray(np.where(inputs[0].astype(bool), inputs[1], inputs[2]), object)
+
+
+def _equal(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    """A named size is a size, so it differs from any negative number; whether it equals a positive one is unknown."""
+    del node
+    if any(value is None for value in inputs):
+        return None
+    left, right = np.broadcast_arrays(*inputs)
+    flags = [_same(a, b) for a, b in zip(left.reshape(-1), right.reshape(-1), strict=True)]
+    return np.array(flags, object).reshape(left.shape)
+
+
+def _same(a: int | str, b: int | str) -> bool | None:
+    if isinstance(a, str) == isinstance(b, str):
+        return a == b if isinstance(a, int) or a == b else None
+    number = a if isinstance(a, int) else b
+    return False if isinstance(number, int) and number < 0 else None
+
+
+def _arithmetic(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    if any(value is None or any(isinstance(v, str) for v in value.reshape(-1)) for value in inputs):
+        return None
+    a, b = inputs
+    result = {"Add": lambda: a + b, "Sub": lambda: a - b, "Mul": lambda: a * b, "Div": lambda: a // b}[node.op]()
+    return np.asarray(result, object)
+
+
+def _filled(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+    if inputs[0] is None or any(isinstance(size, str) for size in inputs[0]):
+        return None
+    fill = node.attrs.get("value")
+    value = 0 if fill is None else int(np.asarray(fill.values).reshape(-1)[0])
+    return np.full([int(size) for size in inputs[0]], value, object)
+
+
+EVALUATORS: dict[str, Evaluator] = {
+    "Shape": lambda node, _: _shape(node),
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": _concat,
+    "Unsqueeze": _reshaped,
+    "Squeeze": _reshaped,
+    "Reshape": _reshaped,
+    "Cast": _reshaped,
+    "Where": _where,
+    "Equal": _equal,
+    "Add": _arithmetic,
+    "Sub": _arithmetic,
+    "Mul": _arithmetic,
+    "Div": _arithmetic,
+    "ConstantOfShape": _filled,
+}
+
+
+def resolve_reshape(target: Values, source: list[int | str | None]) -> list[int] | None:
+    """A constant Reshape target with at most one -1 that means what a computed target means, or None.
+
+    1. Known sizes stay, a zero copies the source's size, one unknown becomes -1.
+    2. With a literal -1 beside one named size, the literal is computed from the element count when the source has exactly
+       that one unknown size.
+    """
+    sizes: list[int | str | None] = [
+        source[index] if size == 0 and index < len(source) else size for index, size in enumerate(target.reshape(-1))
+    ]
+    named = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
+    literal = [index for index, size in enumerate(sizes) if size == -1]
+    if len(named) + len(literal) <= 1:
+        return [size if isinstance(size, int) else -1 for size in sizes]  # rule 1
+    unknown = [size for size in source if not isinstance(size, int)]
+    if len(named) != 1 or len(literal) != 1 or unknown != [sizes[named[0]]] or unknown == [None]:
+        return None
+    have = int(np.prod([size for size in source if isinstance(size, int)]))
+    asked = int(np.prod([size for size in sizes if isinstance(size, int) and size != -1]))
+    if asked == 0 or have % asked:
+        return None
+    sizes[literal[0]] = have // asked  # rule 2
+    return [size if isinstance(size, int) else -1 for size in sizes]

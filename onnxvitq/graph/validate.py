@@ -1,0 +1,34 @@
+"""What must hold for every graph between two passes."""
+
+import onnx_graphsurgeon as gs
+
+from onnxvitq.errors import InvalidGraphError
+
+
+def check_graph(graph: gs.Graph, stage: str) -> None:
+    """Unique names, one producer a tensor, every input known before it is read (after a topological sort).
+
+    Args:
+        graph: sorted topologically.
+        stage: who left the graph like this; named in the error.
+
+    Raises:
+        InvalidGraphError: with the first tensor or node that breaks a rule.
+    """
+    names: set[str] = set()
+    for node in graph.nodes:
+        if node.name and node.name in names:
+            raise InvalidGraphError(stage, f"two nodes are called {node.name!r}")
+        names.add(node.name)
+    known = {tensor.name for tensor in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if tensor.name and not isinstance(tensor, gs.Constant) and tensor.name not in known:
+                raise InvalidGraphError(stage, f"node {node.name!r} reads {tensor.name!r} before it is computed")
+        for tensor in node.outputs:
+            if tensor.name and tensor.name in known:
+                raise InvalidGraphError(stage, f"tensor {tensor.name!r} is computed twice")
+            known.add(tensor.name)
+    for tensor in graph.outputs:
+        if tensor.name not in known and not isinstance(tensor, gs.Constant):
+            raise InvalidGraphError(stage, f"output {tensor.name!r} is never computed")

@@ -1,0 +1,87 @@
+"""The affine quantizer, bit-equal to onnxruntime's QuantizeLinear and DequantizeLinear (a test compares them)."""
+
+import numpy as np
+
+from onnxvitq.spec import FloatArray, IntArray, QParams, QuantSpec
+
+SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
+
+
+def _along_axis(values: np.ndarray, params: QParams, rank: int) -> np.ndarray:
+    """() or (C,) -> a shape that broadcasts along the spec's axis of a tensor of that rank."""
+    if params.spec.axis is None:
+        return values
+    shape = [1] * rank
+    shape[params.spec.axis] = -1
+    return values.reshape(shape)
+
+
+def quantize(x: FloatArray, params: QParams) -> IntArray:
+    """Codes of ``x``: clip(rint(x / scale) + zero_point), ties to even, saturated to [qmin, qmax]; ``spec.storage``."""
+    scale = _along_axis(params.scale, params, x.ndim)
+    zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
+    codes = np.rint(x / scale)
+    codes += zero
+    return np.clip(codes, params.spec.qmin, params.spec.qmax, out=codes).astype(params.spec.storage)
+
+
+def dequantize(codes: IntArray, params: QParams) -> FloatArray:
+    """Real values of codes: scale * (code - zero_point), float32."""
+    zero = _along_axis(params.zero_point.astype(np.float32), params, codes.ndim)
+    return (codes.astype(np.float32) - zero) * _along_axis(params.scale, params, codes.ndim)
+
+
+def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
+    """``dequantize(quantize(x))`` without the trip through integers; float32, same shape."""
+    scale = _along_axis(params.scale, params, x.ndim)
+    zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
+    y = np.rint(x / scale)
+    y += zero
+    np.clip(y, params.spec.qmin, params.spec.qmax, out=y)
+    y -= zero
+    y *= scale
+    return y
+
+
+def params_from_range(low: float, high: float, spec: QuantSpec) -> QParams:
+    """The per-tensor quantizer that covers [low, high], widened to hold zero exactly.
+
+    Symmetric: scale = max(|low|, |high|) / qmax, zero point 0. Otherwise scale = (high - low) / (qmax - qmin) and the zero
+    point is rounded. Units: scale is real value per integer step.
+
+    Raises:
+        ValueError: a bound is not finite, low > high, or the spec keeps an axis.
+    """
+    if spec.axis is not None or not (np.isfinite(low) and np.isfinite(high)) or low > high:
+        raise ValueError(f"expected a finite range and a per-tensor spec, got [{low}, {high}], axis {spec.axis}")
+    low, high = min(low, 0.0), max(high, 0.0)
+    if spec.symmetric:
+        scale, zero = max(-low, high) / spec.qmax, 0
+    else:
+        scale = (high - low) / (spec.qmax - spec.qmin)
+        zero = spec.qmin if scale == 0 else int(np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax))
+    return QParams(spec=spec, scale=np.maximum(np.float32(scale), SMALLEST_SCALE), zero_point=np.array(zero))
+
+
+def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 1.0) -> QParams:
+    """Symmetric quantizer of a weight (I, O): scale = multiplier * max|w| / qmax, over the axis the spec keeps.
+
+    Raises:
+        ValueError: the spec is not symmetric.
+    """
+    if not spec.symmetric:
+        raise ValueError("weights are quantized symmetrically")
+    other = tuple(axis for axis in range(weight.ndim) if axis != spec.axis)
+    largest = np.abs(weight).max(axis=None if spec.axis is None else other)
+    scale = np.maximum(np.float32(multiplier) * largest.astype(np.float32) / spec.qmax, SMALLEST_SCALE)
+    return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
+
+
+def raise_for_bias(params: QParams, bias: FloatArray, input_scale: float) -> QParams:
+    """Weight scales (O,) raised where the int32 bias, in units of input_scale * scale, would overflow.
+
+    A channel of tiny weights with a large bias needs it; onnxruntime's own quantizer does the same. Half of the int32
+    range is left for the sum of products.
+    """
+    needed = np.abs(bias).astype(np.float64) / (input_scale * 2**30)
+    return QParams(spec=params.spec, scale=np.maximum(params.scale, needed.astype(np.float32)), zero_point=params.zero_point)

@@ -1,0 +1,108 @@
+"""What will be written, as data: a decision for every site, new biases for the linears. Frozen, saved as one .npz, replayable."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from onnxvitq.blockmap import BlockMap
+from onnxvitq.errors import PlanError
+from onnxvitq.spec import FloatArray, QParams, QuantSpec, Site
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """What is to be quantized, without the graph: what was found, and the constants by name (weights (I, O), biases (O,))."""
+
+    blockmap: BlockMap
+    constants: Mapping[str, FloatArray]
+
+    def weight(self, linear: str) -> FloatArray:
+        """(I, O) weight of a linear layer, by the layer's name."""
+        return self.constants[self.blockmap.linear(linear).weight]
+
+    def bias(self, linear: str) -> FloatArray:
+        """(O,) bias of a linear layer; zeros where it has none."""
+        found = self.blockmap.linear(linear)
+        return self.constants[found.bias].reshape(-1) if found.bias else np.zeros(found.out_features, np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SiteDecision:
+    """One site: the format asked for, the parameters once fitted, and why it is float when ``spec`` is None."""
+
+    site: Site
+    spec: QuantSpec | None
+    params: QParams | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantPlan:
+    """Decisions by tensor name, and new biases (O,) by the name of the linear layer."""
+
+    decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
+    biases: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def params(self, tensor: str) -> QParams | None:
+        """The fitted parameters of a tensor; None when it stays float."""
+        decision = self.decisions.get(tensor)
+        return None if decision is None else decision.params
+
+    def with_params(self, fitted: Mapping[str, QParams]) -> "QuantPlan":
+        """The plan with these tensors' parameters replaced."""
+        decisions = dict(self.decisions)
+        for tensor, params in fitted.items():
+            decisions[tensor] = replace(decisions[tensor], params=params)
+        return replace(self, decisions=decisions)
+
+    def with_biases(self, biases: Mapping[str, FloatArray]) -> "QuantPlan":
+        """The plan with these linears' biases replaced."""
+        return replace(self, biases={**self.biases, **biases})
+
+
+def plan_to_bytes(plan: QuantPlan) -> bytes:
+    """The plan as an .npz: one JSON header, and the arrays."""
+    arrays: dict[str, np.ndarray] = {}
+    decisions = []
+    for index, decision in enumerate(plan.decisions.values()):
+        if decision.params is not None:
+            arrays[f"scale{index}"], arrays[f"zero{index}"] = decision.params.scale, decision.params.zero_point
+        spec = None if decision.spec is None else asdict(decision.spec)
+        decisions.append({"site": asdict(decision.site), "spec": spec, "reason": decision.reason})
+    for index, bias in enumerate(plan.biases.values()):
+        arrays[f"bias{index}"] = bias
+    header = {"version": PLAN_VERSION, "decisions": decisions, "biases": list(plan.biases)}
+    file = io.BytesIO()
+    np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    return file.getvalue()
+
+
+def plan_from_bytes(data: bytes) -> QuantPlan:
+    """The plan that ``plan_to_bytes`` wrote.
+
+    Raises:
+        PlanError: not a plan, or of another version.
+    """
+    try:
+        arrays = np.load(io.BytesIO(data), allow_pickle=False)
+        header = json.loads(arrays["header"].tobytes())
+    except (ValueError, KeyError, OSError) as error:
+        raise PlanError("plan", "not a plan that onnxvitq wrote") from error
+    if header.get("version") != PLAN_VERSION:
+        raise PlanError("plan", f"expected version {PLAN_VERSION}, got {header.get('version')}")
+    decisions: dict[str, SiteDecision] = {}
+    for index, entry in enumerate(header["decisions"]):
+        spec = None if entry["spec"] is None else QuantSpec(**entry["spec"])
+        consumers = tuple((name, port) for name, port in entry["site"].pop("consumers"))
+        params = None
+        if spec is not None and f"scale{index}" in arrays:
+            params = QParams(spec=spec, scale=arrays[f"scale{index}"], zero_point=arrays[f"zero{index}"])
+        site = Site(**entry["site"], consumers=consumers)
+        decisions[site.name] = SiteDecision(site=site, spec=spec, params=params, reason=entry["reason"])
+    biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
+    return QuantPlan(decisions=decisions, biases=biases)

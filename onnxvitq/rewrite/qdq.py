@@ -1,0 +1,199 @@
+"""Write a plan into a canonical graph in the layout that onnxruntime's CPU provider runs fastest.
+
+* QuantizeLinear / DequantizeLinear on inputs only; softmax, normalisation, GELU and residual adds stay float.
+* A linear is Gemm with an int8 per-channel weight and an int32 bias, which becomes QGemm with a float output. A float bias
+  Add behind a quantized MatMul would, in a static graph, first be fused to a float Gemm and never quantized.
+* Gemm wants two dimensions: rows are joined before and split after, and neighbouring Reshapes are merged.
+* One quantize pass a tensor, shared by everything that reads it. Both attention products are on uint8.
+* Zero vectors of one length and type are stored once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.blockmap import Attention, BlockMap, Linear
+from onnxvitq.errors import PlanError
+from onnxvitq.graph.canonical import merge_reshapes, run_pass
+from onnxvitq.graph.edit import Editor
+from onnxvitq.numerics.affine import quantize, raise_for_bias
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.spec import QParams
+
+
+def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
+    """A new graph with the plan written into it; ``graph`` is left as it was (constants are shared, never written).
+
+    Raises:
+        PlanError: the plan names a tensor or a node that the graph does not have.
+    """
+    _check(graph, plan)
+    written = graph.copy()
+    writer = _Writer(written, problem, plan)
+    blockmap = problem.blockmap
+    for linear in blockmap.linears:
+        if planned_linear(plan, linear):
+            writer.linear(linear)
+    for attention in blockmap.attentions:
+        writer.attention(attention)
+    written.cleanup().toposort()
+    run_pass(written, merge_reshapes)
+    return written
+
+
+def planned_linear(plan: QuantPlan, linear: Linear) -> bool:
+    """Whether the plan quantizes a linear: its input and its weight."""
+    return plan.params(linear.input) is not None and plan.params(linear.weight) is not None and _wants(plan, linear)
+
+
+def _wants(plan: QuantPlan, linear: Linear) -> bool:
+    """Whether this linear is among the readers of its input that are to read codes (another reader may be excluded)."""
+    return any(name == linear.name for name, _ in plan.decisions[linear.input].site.consumers)
+
+
+def planned_products(plan: QuantPlan, blockmap: BlockMap) -> tuple[str, ...]:
+    """Names of the attention products (node names) whose two operands the plan quantizes."""
+    names: list[str] = []
+    for attention in blockmap.attentions:
+        for node, operands in products(attention):
+            if all(_reads(plan, tensor, node) for tensor in operands):
+                names.append(node)
+    return tuple(names)
+
+
+def products(attention: Attention) -> tuple[tuple[str, tuple[str, str]], ...]:
+    """(node name, its operands in order) of the two products of an attention."""
+    second = (attention.probs, attention.value) if attention.probs_first else (attention.value, attention.probs)
+    return (attention.scores_node, (attention.query, attention.key)), (attention.context_node, second)
+
+
+def _reads(plan: QuantPlan, tensor: str, node: str) -> bool:
+    return plan.params(tensor) is not None and any(name == node for name, _ in plan.decisions[tensor].site.consumers)
+
+
+def _check(graph: gs.Graph, plan: QuantPlan) -> None:
+    tensors = graph.tensors()
+    for name in plan.decisions:
+        if name not in tensors:
+            raise PlanError(name, "the plan names a tensor that the graph does not have", "was it made for another model?")
+
+
+class _Writer:
+    """Writes into one graph; remembers what several layers share."""
+
+    def __init__(self, graph: gs.Graph, problem: Problem, plan: QuantPlan) -> None:
+        self.edit = Editor(graph)
+        self.problem, self.plan = problem, plan
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.tensors = graph.tensors()
+        self._shared: dict[tuple[object, ...], gs.Tensor] = {}
+
+    def linear(self, linear: Linear) -> None:
+        """x W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
+        x = self.tensors[linear.input]
+        input_params, weight_params = self.plan.params(linear.input), self.plan.params(linear.weight)
+        assert input_params is not None  # planned_linear said so
+        assert weight_params is not None
+        bias = self.plan.biases.get(linear.name)
+        if bias is None:
+            bias = self.problem.bias(linear.name)
+        weight_params = raise_for_bias(weight_params, bias, float(input_params.scale))
+        rows = self._rows(x)
+        operands = [
+            self._codes(rows, input_params, linear.input),
+            self._weight(linear, weight_params),
+            self._bias(linear, bias, weight_params.scale * input_params.scale),
+        ]
+        last = self.nodes[linear.bias_node or linear.name]
+        output = last.outputs[0]
+        last.outputs.clear()
+        result = self.edit.node("Gemm", integer_name(linear.name), operands)
+        if x.shape is None or len(x.shape) != 2:
+            result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
+        result.shape = output.shape
+        self.edit.redirect(output, result)
+        self.tensors[linear.output] = result
+
+    def attention(self, attention: Attention) -> None:
+        """Both products on codes, where the plan has parameters for both operands."""
+        for node, operands in products(attention):
+            if not all(_reads(self.plan, tensor, node) for tensor in operands):
+                continue
+            for index, tensor in enumerate(operands):
+                params = self.plan.params(tensor)
+                assert params is not None  # _reads said so
+                self.nodes[node].inputs[index] = self._codes(self.nodes[node].inputs[index], params, tensor)
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], gs.Tensor]) -> gs.Tensor:
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def _rows(self, x: gs.Tensor) -> gs.Tensor:
+        """(.., I) -> (N, I)."""
+        if x.shape is not None and len(x.shape) == 2:
+            return x
+        width = x.shape[-1]
+        shape = self._once(("rows", width), lambda: self.edit.constant(f"rows_of_{width}", np.array([-1, width], np.int64)))
+        return self._once(("flat", x.name), lambda: self.edit.node("Reshape", f"{x.name}_rows", [x, shape]))
+
+    def _back(self, x: gs.Tensor, width: int) -> gs.Tensor:
+        """The shape (.., O): a constant when at most one leading size is unknown, else computed once an input."""
+        lead: Sequence[object] = x.shape[:-1]
+        sizes = [size if isinstance(size, int) else -1 for size in lead]
+        if sizes.count(-1) <= 1:
+            target = (*sizes, width)
+            name = "shape_" + "_".join(str(size).replace("-", "m") for size in target)
+            return self._once(("shape", target), lambda: self.edit.constant(name, np.array(target, np.int64)))
+        return self._once(("shape", x.name, width), lambda: self._computed_shape(x, width))
+
+    def _computed_shape(self, x: gs.Tensor, width: int) -> gs.Tensor:
+        bounds = [self.edit.constant(f"{x.name}_{name}", np.array([value])) for name, value in (("from", 0), ("to", -1))]
+        shape = self.edit.node("Shape", f"{x.name}_shape", [x], dtype=np.int64)
+        lead = self.edit.node("Slice", f"{x.name}_lead", [shape, *bounds], dtype=np.int64)
+        tail = self.edit.constant(f"{x.name}_{width}", np.array([width]))
+        return self.edit.node("Concat", f"{x.name}_{width}_shape", [lead, tail], dtype=np.int64, axis=0)
+
+    def _codes(self, x: gs.Tensor, params: QParams, site: str) -> gs.Tensor:
+        """DequantizeLinear(QuantizeLinear(x)), one pair a tensor."""
+
+        def write() -> gs.Tensor:
+            scale = self.edit.constant(f"{site}_scale", params.scale)
+            zero = self.edit.constant(f"{site}_zero_point", params.zero_point)
+            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [x, scale, zero], dtype=params.spec.storage)
+            return self.edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
+
+        return self._once(("codes", x.name), write)
+
+    def _weight(self, linear: Linear, params: QParams) -> gs.Tensor:
+        """DequantizeLinear(int8 (I, O)), scale (O,), axis 1. A tied weight is stored once when its scales agree."""
+
+        def write() -> gs.Tensor:
+            codes = quantize(self.problem.constants[linear.weight], params)
+            inputs = [
+                self.edit.constant(f"{linear.name}_weight_codes", codes),
+                self.edit.constant(f"{linear.name}_weight_scale", params.scale),
+                self._zeros(codes.dtype, linear.out_features),
+            ]
+            return self.edit.node("DequantizeLinear", f"{linear.name}_weight_dequantize", inputs, axis=1)
+
+        return self._once(("weight", linear.weight, params.scale.tobytes()), write)
+
+    def _bias(self, linear: Linear, bias: np.ndarray, scale: np.ndarray) -> gs.Tensor:
+        """DequantizeLinear(int32 (O,)) in units of input scale x weight scale, as QGemm adds it."""
+        codes = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+        inputs = [
+            self.edit.constant(f"{linear.name}_bias_codes", codes),
+            self.edit.constant(f"{linear.name}_bias_scale", scale.astype(np.float32)),
+            self._zeros(np.dtype(np.int32), linear.out_features),
+        ]
+        return self.edit.node("DequantizeLinear", f"{linear.name}_bias_dequantize", inputs, axis=0)
+
+    def _zeros(self, dtype: "np.dtype[np.generic]", size: int) -> gs.Tensor:
+        return self._once(("zeros", dtype, size), lambda: self.edit.constant(f"zeros_{dtype}_{size}", np.zeros(size, dtype)))
+
+
+def integer_name(linear: str) -> str:
+    """The name of the Gemm that a linear becomes; the audit looks for it in the optimised session."""
+    return f"{linear}_int8"

@@ -1,0 +1,1 @@
+"""The only user of onnxruntime: sessions, and one streaming sweep over the calibration data."""

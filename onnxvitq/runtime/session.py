@@ -1,0 +1,64 @@
+"""onnxruntime sessions, made in one place with everything that changes a result or a timing pinned."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxvitq.errors import InvalidGraphError
+
+Level = Literal["disabled", "all"]
+LEVELS = {"disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
+ERRORS_ONLY = 3
+
+
+class Session:
+    """One model on the CPU provider.
+
+    Args:
+        path: the model file; a path, not bytes, so that external data and models over 2 GB work.
+        level: graph optimisation, "disabled" (each node runs as written) or "all".
+        threads: intra-operator threads; 0 lets onnxruntime take one a core.
+        optimized: where to write the optimised graph, for the audit.
+
+    Raises:
+        InvalidGraphError: onnxruntime cannot load the model; its first line says why.
+    """
+
+    def __init__(self, path: Path, *, level: Level = "all", threads: int = 0, optimized: Path | None = None) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = LEVELS[level]
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise InvalidGraphError(str(path), f"onnxruntime cannot load it: {_first_line(error)}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Outputs in the order asked for (all by default).
+
+        Raises:
+            InvalidGraphError: the model fails on this input.
+        """
+        try:
+            return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
+        except Exception as error:  # as above
+            raise InvalidGraphError("onnxruntime", f"the model does not run on this input: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def versions() -> dict[str, str]:
+    """Version of onnxruntime, for reports."""
+    return {"onnxruntime": ort.__version__}

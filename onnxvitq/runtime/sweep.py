@@ -1,0 +1,64 @@
+"""One streaming pass over the calibration data that measures everything that was asked for."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxvitq.errors import CalibrationError
+from onnxvitq.numerics.observers import Images, Range, Rows
+from onnxvitq.runtime.session import Session
+from onnxvitq.spec import StatRequest, Stats
+
+Progress = Callable[[int], None]
+
+
+def sweep(
+    model: Path,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    requests: Sequence[StatRequest],
+    *,
+    seed: int,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Stats:
+    """Run a model once over ``feeds`` and observe its outputs.
+
+    Args:
+        model: a model whose outputs include every requested tensor.
+        feeds: one dictionary a sample; consumed once, one held at a time.
+        requests: what to measure.
+        seed: of the sampling of rows; the same rows are drawn from every tensor with as many rows.
+        progress: called with the number of samples done.
+
+    Returns:
+        The statistics. Memory: bounded by the observers, whatever the number of samples.
+
+    Raises:
+        CalibrationError: a tensor holds a NaN or an infinity (it is named), or there was no sample.
+    """
+    session = Session(model, threads=threads)
+    observers = {request: _OBSERVERS[request.kind](seed) for request in requests}
+    wanted = sorted({request.tensor for request in requests})
+    count = 0
+    for feed in feeds:
+        values = dict(zip(wanted, session.run(feed, wanted), strict=True))
+        for request, observer in observers.items():
+            if not observer.update(values[request.tensor], count):
+                raise CalibrationError(request.tensor, f"NaN or infinity in the float model, at calibration sample {count}")
+        count += 1
+        if progress is not None:
+            progress(count)
+    if count == 0:
+        raise CalibrationError("calibration data", "no samples")
+    results: dict[str, dict[str, object]] = {kind: {} for kind in _OBSERVERS}
+    for request, observer in observers.items():
+        results[request.kind][request.tensor] = observer.result()
+    return Stats(count=count, ranges=results["range"], rows=results["rows"], images=results["images"])  # type: ignore[arg-type]
+
+
+_OBSERVERS: dict[str, Callable[[int], Range | Rows | Images]] = {
+    "range": lambda seed: Range(),  # noqa: ARG005 - a range draws nothing at random
+    "rows": Rows,
+    "images": Images,
+}

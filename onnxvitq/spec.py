@@ -1,0 +1,124 @@
+"""The small frozen records that every layer speaks: number formats, fitted parameters, tensors, requests for statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantSpec:
+    """What is asked of a quantizer. Hashable, JSON-able, holds no array.
+
+    ``bits`` is the number of levels (2 ** bits), never the storage width. ``axis`` is the ONNX axis that keeps a scale
+    of its own; None is one scale for the tensor. Example: a weight (I, O) with axis 1 has scales (O,).
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"bits: expected 2 to 16, got {self.bits}")
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code. A symmetric signed format gives up its lowest code, so that -x is representable when x is."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def storage(self) -> np.dtype[np.integer]:
+        """The smallest numpy integer that holds the codes."""
+        kind = "i" if self.signed else "u"
+        return np.dtype(f"{kind}{1 if self.bits <= 8 else 2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QParams:
+    """What a fit returned: real = scale * (code - zero_point).
+
+    Shapes: scale and zero_point are () or (C,), C the size of ``spec.axis``. scale is float32, positive and finite, in
+    real units per integer step; zero_point is an integer within [qmin, qmax].
+    """
+
+    spec: QuantSpec
+    scale: FloatArray
+    zero_point: IntArray
+
+    def __post_init__(self) -> None:
+        scale = np.array(self.scale, np.float32)
+        zero = np.array(self.zero_point, self.spec.storage)
+        rank = 0 if self.spec.axis is None else 1
+        if scale.ndim != rank or zero.shape != scale.shape:
+            raise ValueError(f"expected rank {rank} and equal shapes, got scale {scale.shape}, zero point {zero.shape}")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError("scale: expected positive finite values")
+        if (zero < self.spec.qmin).any() or (zero > self.spec.qmax).any():
+            raise ValueError(f"zero point: expected {self.spec.qmin} to {self.spec.qmax}")
+        scale.setflags(write=False)
+        zero.setflags(write=False)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One quantizable tensor, found by ``blocks``.
+
+    ``name`` is the tensor's name in the canonical graph, unique among sites; ``consumers`` are the (node name, input
+    index) pairs that will read the quantized value.
+    """
+
+    name: str
+    kind: Literal["weight", "activation"]
+    role: str
+    consumers: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """The model's image input: its name, numpy dtype name, and shape; None where a dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatRequest:
+    """One statistic that a step needs of one tensor.
+
+    ``range``: lowest and highest value. ``rows``: a bounded sample of its rows, grouped by image. ``images``: the whole
+    tensor for a few images.
+    """
+
+    tensor: str
+    kind: Literal["range", "rows", "images"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stats:
+    """What one sweep measured.
+
+    ranges: tensor -> (lowest, highest). rows: tensor -> (S, r, C), S images, r sampled rows each, C features.
+    images: tensor -> list of whole tensors, one an image. count: images seen.
+    """
+
+    count: int = 0
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rows: Mapping[str, FloatArray] = field(default_factory=dict)
+    images: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
