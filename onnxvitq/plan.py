@@ -33,20 +33,20 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SiteDecision:
-    """One site: the format asked for, the parameters once fitted, and why it is float when ``spec`` is None."""
+    """One site: the format asked for, and the parameters once fitted."""
 
     site: Site
-    spec: QuantSpec | None
+    spec: QuantSpec
     params: QParams | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
-    """Decisions by tensor name, and new biases (O,) by the name of the linear layer."""
+    """Decisions by tensor name; new biases (O,) by the name of the linear; nodes kept float on purpose, with the reason."""
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
+    kept_float: Mapping[str, str] = field(default_factory=dict)
 
     def params(self, tensor: str) -> QParams | None:
         """The fitted parameters of a tensor; None when it stays float."""
@@ -72,11 +72,11 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     for index, decision in enumerate(plan.decisions.values()):
         if decision.params is not None:
             arrays[f"scale{index}"], arrays[f"zero{index}"] = decision.params.scale, decision.params.zero_point
-        spec = None if decision.spec is None else asdict(decision.spec)
-        decisions.append({"site": asdict(decision.site), "spec": spec, "reason": decision.reason})
+        decisions.append({"site": asdict(decision.site), "spec": asdict(decision.spec)})
     for index, bias in enumerate(plan.biases.values()):
         arrays[f"bias{index}"] = bias
     header = {"version": PLAN_VERSION, "decisions": decisions, "biases": list(plan.biases)}
+    header["kept_float"] = dict(plan.kept_float)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     return file.getvalue()
@@ -97,12 +97,12 @@ def plan_from_bytes(data: bytes) -> QuantPlan:
         raise PlanError("plan", f"expected version {PLAN_VERSION}, got {header.get('version')}")
     decisions: dict[str, SiteDecision] = {}
     for index, entry in enumerate(header["decisions"]):
-        spec = None if entry["spec"] is None else QuantSpec(**entry["spec"])
+        spec = QuantSpec(**entry["spec"])
         consumers = tuple((name, port) for name, port in entry["site"].pop("consumers"))
         params = None
-        if spec is not None and f"scale{index}" in arrays:
+        if f"scale{index}" in arrays:
             params = QParams(spec=spec, scale=arrays[f"scale{index}"], zero_point=arrays[f"zero{index}"])
         site = Site(**entry["site"], consumers=consumers)
-        decisions[site.name] = SiteDecision(site=site, spec=spec, params=params, reason=entry["reason"])
+        decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
-    return QuantPlan(decisions=decisions, biases=biases)
+    return QuantPlan(decisions=decisions, biases=biases, kept_float=header["kept_float"])

@@ -102,12 +102,12 @@ class InputSpec:
 class StatRequest:
     """One statistic that a step needs of one tensor.
 
-    ``range``: lowest and highest value. ``rows``: a bounded sample of its rows, grouped by image. ``images``: the whole
-    tensor for a few images.
+    ``range``: lowest and highest value. ``rows``: a bounded sample of its rows, grouped by image. ``left`` and ``right``:
+    the matrices of a few images, as operands of a product; of a left operand a sample of the rows.
     """
 
     tensor: str
-    kind: Literal["range", "rows", "images"]
+    kind: Literal["range", "rows", "left", "right"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,10 +115,11 @@ class Stats:
     """What one sweep measured.
 
     ranges: tensor -> (lowest, highest). rows: tensor -> (S, r, C), S images, r sampled rows each, C features.
-    images: tensor -> list of whole tensors, one an image. count: images seen.
+    lefts, rights: tensor -> (S, L, m, k), L matrices of each of S images. count: images seen.
     """
 
     count: int = 0
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rows: Mapping[str, FloatArray] = field(default_factory=dict)
-    images: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
+    lefts: Mapping[str, FloatArray] = field(default_factory=dict)
+    rights: Mapping[str, FloatArray] = field(default_factory=dict)

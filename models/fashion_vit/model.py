@@ -69,12 +69,17 @@ class FashionViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.2)
         nn.init.trunc_normal_(self.pos_embed, std=0.2)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, classes)
+    def embed(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, T, C)
         x = self.patch_embed(image).flatten(2).transpose(1, 2)  # (B, T - 1, C)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, C) -> (B, classes)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, classes)
+        return self.classify(self.embed(image))
 
 
 def build() -> FashionViT:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxvitq.data.fields import CHANNELS
-from onnxvitq.data.images import is_image_input, printable
+from onnxvitq.data.images import fits, is_image_input, printable
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
 from onnxvitq.errors import DataError
 from onnxvitq.spec import InputSpec
@@ -97,10 +97,18 @@ class ArrayReader:
         if row.ndim == 3:
             row = np.moveaxis(row, self._channel_axis - 1, -1)
             row = row[..., 0] if row.shape[-1] == 1 else row
-        sample = preprocess_image(Image.fromarray(np.ascontiguousarray(row)), self._images).astype(self._spec.dtype)
-        if not _fits(self._spec.shape[1:], sample.shape):
+        try:
+            sample = preprocess_image(Image.fromarray(np.ascontiguousarray(row)), self._images)
+        except DataError as error:
+            raise self._error(error.problem) from error
+        if not fits(self._spec.shape[1:], sample.shape):
             raise self._error(f"a preprocessed image is {list(sample.shape)}")
-        return sample
+        return sample.astype(self._spec.dtype)
+
+    def check_values(self, indices: Sequence[int]) -> None:
+        """Raises what `sample` would for any of these; a pass over floats, one sample of images of equal size."""
+        for index in indices[:1] if self._images is not None else indices:
+            self.sample(index)
 
     def _find_channels(self, preprocessing: Preprocessing) -> int:
         """The channel axis of an array of images; the rank of the array where it has none."""
@@ -125,11 +133,11 @@ class ArrayReader:
         if array.dtype.kind not in "fiub":
             raise self._error("not an array of numbers")
         if not np.can_cast(array.dtype, wanted, "same_kind") or (wanted.kind == "f" and array.dtype.kind != "f"):
-            takes_images = is_image_input(self._spec)
-            raise self._error("wrong type of number", "uint8 arrays are taken as images" if takes_images else "")
+            hint = "uint8 arrays are taken as images" if is_image_input(self._spec) and array.dtype != np.uint8 else ""
+            raise self._error("wrong type of number", hint)
         if array.ndim != len(self._spec.shape):
             raise self._error(f"rank {array.ndim}", "the first axis counts the samples")
-        if not _fits(self._spec.shape[1:], array.shape[1:]):
+        if not fits(self._spec.shape[1:], array.shape[1:]):
             raise self._error("wrong dimensions")
 
     def _error(self, problem: str, hint: str = "") -> DataError:
@@ -141,9 +149,9 @@ class ArrayReader:
 
 
 def read_arrays(
-    arrays: Mapping[str, Array], inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
+    arrays: Mapping[str, Any], inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
 ) -> dict[str, ArrayReader]:
-    """A reader for each input, from the arrays of `load_npz` or of the caller.
+    """A reader for each input, from the arrays of a file or of the caller; those of other names are passed over.
 
     Raises:
         DataError: an array is missing or does not fit, or they do not all have the same number of samples.
@@ -153,11 +161,29 @@ def read_arrays(
     readers = {}
     for spec in inputs:
         key = keys[spec.name]
-        readers[spec.name] = ArrayReader(spec, preprocessing, arrays[key], f"{key} of {where}" if key else where)
+        name = f"{key} of {where}" if key else where
+        readers[spec.name] = ArrayReader(spec, preprocessing, as_array(arrays[key], name), name)
     if len({len(reader) for reader in readers.values()}) > 1:
         counts = ", ".join(f"{keys[name]} {len(reader)}" for name, reader in readers.items())
         raise DataError(where, f"expected the same number of samples for every input, got {counts}")
     return readers
+
+
+def as_array(value: Any, where: str) -> Array:
+    """The numpy view of an array of any library that offers one (``__array__``).
+
+    Raises:
+        DataError: it is none, or has no first axis.
+    """
+    if not hasattr(value, "__array__"):
+        raise DataError(where, f"expected an array, got {type(value).__name__}", "a feed is a dictionary of arrays")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(where, f"cannot be read as an array: {error}") from error
+    if array.ndim == 0:
+        raise DataError(where, "expected an array with a first axis of samples, got a single value")
+    return array
 
 
 def array_keys(names: Collection[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
@@ -186,7 +212,9 @@ def load_npz(path: Path, inputs: Sequence[InputSpec], *, also: Collection[str] =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            # Opened here, for numpy leaves the file open when the archive is damaged.
+            with path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise DataError(where, "expected a .npz archive, got a single array", "name it .npy")
                 wanted = {*array_keys([key for key in archive.files if key not in also], inputs, where).values(), *also}
@@ -214,8 +242,6 @@ def load_npy(path: Path) -> Array:
     if not isinstance(array, np.ndarray):
         array.close()
         raise DataError(where, "expected a single array, got a .npz archive", "name it .npz")
-    if array.ndim == 0:
-        raise DataError(where, "expected an array of samples, got a single value")
     return array
 
 

@@ -197,6 +197,11 @@ def _timm(config: object, where: str) -> Fields:
 
 
 def _input_size(value: object, where: str) -> list[int]:
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(side, int) for side in value) and value[0] in {1, 3}:
+    if (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(side, int) for side in value)
+        and value[0] in {1, 3}
+    ):
         return value
     raise ConfigError(where, f"expected [channels, height, width] with 1 or 3 channels, got {value!r}")

@@ -1,9 +1,9 @@
-"""The values that a preprocessing field may take, however they are written: in Python, in JSON, or as text of an option."""
+"""The values that a preprocessing field may take, however written: in Python, in JSON, or as an option's text."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
 
 from onnxvitq.errors import ConfigError
 
@@ -105,18 +105,19 @@ PARSERS: Mapping[str, Callable[[object, str], object]] = {
 def _sides(value: object, where: str) -> list[int]:
     if isinstance(value, str):
         value = value.lower().split("x")
-    values = list(value) if isinstance(value, Sequence) else [value]
-    sides = []
-    for item in values:
-        if isinstance(item, str) and item.strip().isascii() and item.strip().isdigit() and len(item) < 10:
-            sides.append(int(item))
-        elif isinstance(item, Integral) and not isinstance(item, bool):
-            sides.append(int(item))
+    values: list[Any] = list(value) if isinstance(value, Sequence) else [value]
+    sides = [int(item) for item in values if _is_integer(item)]
     if len(sides) != len(values) or len(sides) not in {1, 2}:
         raise ConfigError(where, f"expected a side such as 224, or height x width such as 224x224, got {value!r}")
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise ConfigError(where, f"expected sides of 1 to {MAX_SIDE} pixels, got {value!r}")
     return sides
+
+
+def _is_integer(item: Any) -> bool:
+    if isinstance(item, str):
+        return item.isascii() and item.isdigit() and len(item) < 10
+    return isinstance(item, Integral) and not isinstance(item, bool)
 
 
 def _number(value: object, where: str) -> float:

@@ -5,13 +5,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
 from onnxvitq.errors import DataError
@@ -43,6 +43,42 @@ def is_image_input(spec: InputSpec) -> bool:
     return len(spec.shape) == 4 and np.issubdtype(np.dtype(spec.dtype), np.floating)
 
 
+def fits(takes: Sequence[int | None], gives: Sequence[int]) -> bool:
+    """Whether a shape is one that the model takes; None takes any."""
+    return len(takes) == len(gives) and all(side in {None, got} for side, got in zip(takes, gives, strict=True))
+
+
+def check_path(data: str | os.PathLike[str]) -> Path:
+    """The path, if something is there.
+
+    Raises:
+        DataError: nothing is there, or it cannot be looked at.
+    """
+    if not os.fspath(data):
+        raise DataError("data", "expected a folder or a file, got an empty path")
+    path = Path(data)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise DataError(printable(path), f"expected a folder or a file, got {error}") from error
+    return path
+
+
+def check_image_model(
+    inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
+) -> tuple[InputSpec, Preprocessing]:
+    """The image input of a model, and its preprocessing.
+
+    Raises:
+        DataError: the model takes something else than one image.
+    """
+    if len(inputs) != 1 or not is_image_input(inputs[0]) or preprocessing is None:
+        takes = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in inputs)
+        problem = f"images need a model with one float input of rank 4, this one takes {takes}"
+        raise DataError(where, problem, "pass a .npz file with an array for each input")
+    return inputs[0], preprocessing
+
+
 def list_images(folder: Path) -> tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]:
     """All files in a folder and its sub-folders that are images by their suffix, sorted by path.
 
@@ -56,13 +92,15 @@ def list_images(folder: Path) -> tuple[tuple[Path, ...], tuple[tuple[str, str], 
     seen: set[str] = set()
 
     def note(error: OSError) -> None:
-        unreadable.append((printable(error.filename), f"cannot be read: {error.strerror}"))
+        unreadable.append((printable(os.path.relpath(error.filename, folder)), f"cannot be read: {error.strerror}"))
 
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=note):
-        # A link to a folder above would be walked for ever.
-        seen.add(os.path.realpath(parent))
-        inside = ((name, os.path.realpath(os.path.join(parent, name))) for name in sorted(folders))  # noqa: PTH118
-        folders[:] = [name for name, real in inside if not name.startswith(".") and real not in seen]
+        real = os.path.realpath(parent)
+        # A link to a folder above would otherwise be walked for ever.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
         paths = (Path(parent, name) for name in names if not name.startswith("."))
         files.extend(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
     return tuple(sorted(files, key=lambda path: path.relative_to(folder).parts)), tuple(unreadable)
@@ -84,7 +122,7 @@ def read_image(path: Path) -> Image.Image:
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return image.copy()
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise DataError(printable(path), "not an image") from error
         except DECODER_ERRORS as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -121,7 +159,7 @@ class ImageReader:
         return printable(path.relative_to(self._root).as_posix())
 
     def read(self, path: Path) -> NDArray[Any] | None:
-        """The sample of one image, (C, H, W) or (H, W, C) in the input's dtype; None, and noted, where there is none."""
+        """The sample of one image, (C, H, W) or (H, W, C), in the input's dtype; None, and noted, if unusable."""
         name = self.name(path)
         if name in self._unreadable:
             return None
@@ -130,7 +168,7 @@ class ImageReader:
         except DataError as error:
             self._unreadable[name] = error.problem
             return None
-        if any(side not in {None, got} for side, got in zip(self._spec.shape[1:], sample.shape, strict=True)):
+        if not fits(self._spec.shape[1:], sample.shape):
             # Only where the preprocessing leaves the size to the image.
             takes, gives = list(self._spec.shape[1:]), list(sample.shape)
             self._unreadable[name] = f"the model takes {takes}, this image gives {gives}"

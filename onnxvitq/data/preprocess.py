@@ -95,7 +95,7 @@ class Preprocessing:
 
     def describe(self) -> str:
         """One readable line."""
-        steps = [self.mode]
+        steps: list[str] = [self.mode]
         if self.resize is not None:
             to = f"shortest side to {self.resize}" if isinstance(self.resize, int) else f"to {_by(self.resize)}"
             steps.append(f"resize {to} ({self.interpolation})")
@@ -135,7 +135,8 @@ def resolve_preprocessing(
     chosen: Chosen = {}
     for source, stated in _sources(flags, config_file, metadata):
         for name, (value, where) in stated.items():
-            chosen.setdefault(name, (PARSERS[name](value, where), source))
+            if name not in chosen:
+                chosen[name] = PARSERS[name](value, where), source
     chosen["layout"] = _layout(spec, chosen)
     nhwc = chosen["layout"][0] == "NHWC"
     channels, height, width = (spec.shape[axis] for axis in ((3, 1, 2) if nhwc else (1, 2, 3)))
@@ -156,13 +157,25 @@ def preprocess_image(image: Image.Image, preprocessing: Preprocessing) -> FloatA
     Raises:
         DataError: pixels without a known range, a mode that PIL cannot convert, or a resized image beyond all reason.
     """
+    if not image.width or not image.height:
+        raise DataError("image", f"expected pixels, got a size of {image.height} x {image.width}")
     image = _resize(_to_mode(_upright(image), preprocessing.mode), preprocessing)
     if preprocessing.crop is not None:
         image = _centre_crop(image, preprocessing.crop)
     pixels = np.asarray(image, np.float32).reshape(image.height, image.width, preprocessing.channels)
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     values = (pixels * np.float32(preprocessing.scale) - mean) / std
     return np.ascontiguousarray(values if preprocessing.layout == "NHWC" else values.transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as the camera's orientation tag says; as it is where the tags are damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+            return image
 
 
 def _sources(
@@ -196,7 +209,7 @@ def _layout(spec: InputSpec, chosen: Chosen) -> tuple[object, str]:
     first, last = spec.shape[1], spec.shape[3]
     if last in {1, 3} and first not in {1, 3}:
         return "NHWC", FROM_SHAPE
-    if first is not None:
+    if first is not None or last is not None:
         return "NCHW", FROM_SHAPE
     return chosen.get("layout", ("NCHW", FROM_DEFAULTS))
 
@@ -270,16 +283,6 @@ def _one_a_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...
     if len(values) == 1:
         return values * channels
     return values if len(values) == channels else None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as the camera's orientation tag says; as it is where the tags are damaged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
-            return image
 
 
 def _to_mode(image: Image.Image, mode: Mode) -> Image.Image:

@@ -22,7 +22,15 @@ from onnxvitq.data.arrays import (
     stack,
     static_batch,
 )
-from onnxvitq.data.images import SUFFIXES, ImageReader, file_digest, is_image_input, list_images, printable
+from onnxvitq.data.images import (
+    SUFFIXES,
+    ImageReader,
+    check_image_model,
+    check_path,
+    file_digest,
+    list_images,
+    printable,
+)
 from onnxvitq.data.preprocess import Preprocessing
 from onnxvitq.errors import ConfigError, DataError
 from onnxvitq.spec import InputSpec
@@ -32,15 +40,18 @@ class Source(ABC):
     """Feeds for a model: iterate to get dictionaries from input name to array, batch axis first.
 
     A feed holds one sample, or N where the model's batch is static; then the last feed is filled up by repeating its
-    own samples. Nothing is read ahead of the feed asked for. Folders, files and arrays can be iterated again and give
-    the same feeds; whether an iterable can is the iterable's own matter.
+    own samples. Nothing is read ahead of the feed asked for.
 
     Attributes:
         description: one line: what is read, from where.
+        repeatable: whether it can be iterated again: folders, files and arrays (which give the same feeds), lists and
+            other iterables that start anew; not generators, nor readers that cannot rewind.
     """
 
+    repeatable = True
+
     def __init__(self, inputs: Sequence[InputSpec], description: str) -> None:
-        self.inputs = tuple(inputs)
+        self._inputs = tuple(inputs)
         self.description = description
         self._batch = static_batch(inputs) or 1
 
@@ -81,10 +92,9 @@ class ImageSource(Source):
     def __init__(
         self, path: Path, inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, limit: int | None
     ) -> None:
-        root, files, unreadable = path.parent, (path,), ()
         where = printable(path)
-        if path.is_dir():
-            root, (files, unreadable) = path, list_images(path)
+        root = path if path.is_dir() else path.parent
+        files, unreadable = list_images(path) if path.is_dir() else ((path,), ())
         spec, preprocessing = check_image_model(inputs, preprocessing, where)
         if not files:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
@@ -152,8 +162,8 @@ class ArraySource(Source):
         self._readers = readers
         self._indices = [i * total // used for i in range(used)]
         self._digest = ""
-        for _ in self._samples():  # every value is checked before anything is computed from one
-            pass
+        for reader in readers.values():
+            reader.check_values(self._indices)
 
     @property
     def count(self) -> int:
@@ -191,8 +201,12 @@ class FeedSource(Source):
         kind = type(feeds).__name__
         super().__init__(inputs, f"feeds from a Python {kind}")
         self._feeds, self._preprocessing, self._limit, self._kind = feeds, preprocessing, limit, kind
-        self._passes = 0
-        self._count = None
+        self._started = False
+        self._count: int | None = None
+        self._reader = callable(getattr(feeds, "get_next", None))
+        self.repeatable = not isinstance(feeds, Iterator)
+        if self._reader:
+            self.repeatable = callable(getattr(feeds, "rewind", None))
         if isinstance(feeds, list | tuple):
             total = sum(len(next(iter(self._read(feed, index).values()))) for index, feed in enumerate(feeds))
             self._count = min(limit or total, total)
@@ -203,16 +217,16 @@ class FeedSource(Source):
         return self._count
 
     def _samples(self) -> Iterator[Sample]:
+        if self._started and not self.repeatable:
+            # What is left of it, if anything, would be other samples than those of the first pass.
+            hint = "pass a list, or an object whose __iter__ starts anew"
+            raise DataError(f"Python {self._kind}", "expected feeds for another pass, but it gives them once", hint)
         count = 0
         for sample in islice(self._all_samples(), self._limit):
             count += 1
             yield sample
-        if not count and self._passes:
-            hint = "pass a list, or an object whose __iter__ starts anew"
-            raise DataError(f"Python {self._kind}", "expected feeds, but an earlier pass has used them up", hint)
         if not count:
             raise DataError(f"Python {self._kind}", "expected at least one sample, got none")
-        self._passes += 1
         self._count = count
 
     def _all_samples(self) -> Iterator[Sample]:
@@ -222,22 +236,18 @@ class FeedSource(Source):
                 yield {name: reader.sample(row) for name, reader in readers.items()}
 
     def _iterate(self) -> Iterator[Any]:
-        if not callable(getattr(self._feeds, "get_next", None)):
+        again, self._started = self._started, True
+        if not self._reader:
             yield from self._feeds
             return
-        if self._passes and callable(getattr(self._feeds, "rewind", None)):
+        if again:
             self._feeds.rewind()
         while (feed := self._feeds.get_next()) is not None:
             yield feed
 
     def _read(self, feed: Any, index: int) -> dict[str, ArrayReader]:
         where = f"feed {index}"
-        named = feed if isinstance(feed, Mapping) else {"": feed}
-        arrays = {str(name): _as_array(value, f"{name or 'array'} of {where}") for name, value in named.items()}
-        if not isinstance(feed, Mapping) and len(self.inputs) > 1:
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise DataError(where, f"expected a dictionary with {names}, got {type(feed).__name__}")
-        return read_arrays(arrays, self.inputs, self._preprocessing, where)
+        return read_arrays(_named(feed, self._inputs, where), self._inputs, self._preprocessing, where)
 
 
 def open_source(
@@ -269,44 +279,11 @@ def open_source(
     if isinstance(data, str | os.PathLike):
         return _open_path(data, inputs, preprocessing, limit)
     if isinstance(data, np.ndarray | Mapping):
-        named = data if isinstance(data, Mapping) else {"": data}
-        arrays = {str(name): _as_array(value, f"array {name}".strip()) for name, value in named.items()}
-        readers = read_arrays(arrays, inputs, preprocessing, "the data given")
-        return ArraySource(readers, inputs, "the data given", limit)
+        where = "the data given"
+        return ArraySource(read_arrays(_named(data, inputs, where), inputs, preprocessing, where), inputs, where, limit)
     if isinstance(data, Iterable) or callable(getattr(data, "get_next", None)):
         return FeedSource(data, inputs, preprocessing, limit)
     raise DataError("data", f"expected a path, arrays or an iterable of feeds, got {type(data).__name__}")
-
-
-def check_path(data: str | os.PathLike[str]) -> Path:
-    """The path, if something is there.
-
-    Raises:
-        DataError: nothing is there, or it cannot be looked at.
-    """
-    if not os.fspath(data):
-        raise DataError("data", "expected a folder or a file, got an empty path")
-    path = Path(data)
-    try:
-        path.stat()
-    except (OSError, ValueError) as error:
-        raise DataError(printable(path), f"expected a folder or a file, got {error}") from error
-    return path
-
-
-def check_image_model(
-    inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
-) -> tuple[InputSpec, Preprocessing]:
-    """The image input of a model, and its preprocessing.
-
-    Raises:
-        DataError: the model takes something else than one image.
-    """
-    if len(inputs) != 1 or not is_image_input(inputs[0]) or preprocessing is None:
-        takes = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in inputs)
-        problem = f"images need a model with one float input of rank 4, this one takes {takes}"
-        raise DataError(where, problem, "pass a .npz file with an array for each input")
-    return inputs[0], preprocessing
 
 
 def _open_path(
@@ -320,24 +297,19 @@ def _open_path(
         readers = read_arrays(load_npz(path, inputs), inputs, preprocessing, where)
         return ArraySource(readers, inputs, where, limit)
     if suffix == ".npy":
-        if len(inputs) != 1:
-            names = ", ".join(spec.name for spec in inputs)
-            raise DataError(where, f"one array, but the model takes {names}", "pass a .npz file with one each")
-        return ArraySource(read_arrays({"": load_npy(path)}, inputs, preprocessing, where), inputs, where, limit)
+        readers = read_arrays(_named(load_npy(path), inputs, where), inputs, preprocessing, where)
+        return ArraySource(readers, inputs, where, limit)
     raise DataError(where, f"expected a folder, an image, .npz or .npy, got a file {suffix or 'without suffix'}")
 
 
-def _as_array(value: Any, where: str) -> Array:
-    """numpy's view of an array of any library that offers one (``__array__``)."""
-    if not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
-        raise DataError(where, f"expected an array, got {type(value).__name__}", "a feed is a dictionary of arrays")
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(where, f"cannot be read as an array: {error}") from error
-    if array.ndim == 0:
-        raise DataError(where, "expected an array with a first axis of samples, got a single value")
-    return array
+def _named(data: Any, inputs: Sequence[InputSpec], where: str) -> Mapping[str, Any]:
+    """A dictionary as it is; anything else as the nameless array of the only input."""
+    if isinstance(data, Mapping):
+        return data
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(where, f"expected an array for each of {names}, got one {type(data).__name__}", "pass .npz")
+    return {"": data}
 
 
 def _first_reason(unreadable: Sequence[tuple[str, str]]) -> str:

@@ -37,14 +37,15 @@ def foreign_code(where: str, failure: str, hint: str = "") -> Iterator[None]:
 
 
 def cause_line(error: BaseException) -> str:
-    """The type and first line of an error.
+    """The type and first line of an error, with the second where the first only announces it ("...:").
 
     torch.onnx wraps what went wrong in errors whose own text is general advice; there the cause speaks.
     """
     while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *lines[:1]])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[: 2 if lines and lines[0].endswith(":") else 1]
+    return " ".join([f"{type(error).__name__}:", *said]) if said else type(error).__name__
 
 
 @contextlib.contextmanager

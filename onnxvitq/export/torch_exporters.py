@@ -88,7 +88,8 @@ def run_exporter(name: str, request: Request, scratch: Path, where: str) -> onnx
         model = EXPORTERS[name](request, scratch)
     written = next(entry.version for entry in model.opset_import if entry.domain == "")
     if request.opset is not None and written != request.opset:  # the dynamo exporter falls back with only a warning
-        raise ExportError(where, f"the {name} exporter cannot write opset {request.opset}, got {written}", hint)
+        problem = f"the {name} exporter cannot write opset {request.opset}, got {written}"
+        raise ExportError(where, problem, f"leave out --opset, or {hint}")
     return model
 
 

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
+from onnxvitq.graph.symbolic import unify_names
 from onnxvitq.spec import InputSpec
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int]:
     if path.is_dir():
         raise InvalidGraphError(where, "expected an ONNX file, got a folder")
     try:
-        skeleton = onnx.load(path, load_external_data=False)
-        size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(skeleton, path.parent))
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(proto, path.parent))
+        onnx.load_external_data_for_model(proto, str(path.parent))
     except DecodeError as error:
         raise InvalidGraphError(where, "not an ONNX model, or truncated", "is the download complete?") from error
     except (OSError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -233,6 +234,7 @@ def infer_shapes(graph: gs.Graph) -> None:
         if isinstance(tensor, gs.Variable) and kind.HasField("shape"):
             dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
             tensor.shape, tensor.dtype = dims, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    unify_names(graph)
 
 
 def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:

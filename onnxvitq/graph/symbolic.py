@@ -138,6 +138,58 @@ EVALUATORS: dict[str, Evaluator] = {
 }
 
 
+BROADCAST_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Pow", "MatMul"})
+
+
+def unify_names(graph: gs.Graph) -> None:
+    """Give one unknown size one name throughout a sorted graph, where shape inference invented a new name for it.
+
+    1. Reshape to a constant target with one -1, of a tensor with one unknown size: the same size when the known sizes have
+       the same product.
+    2. Expand to a computed shape: that shape's names.
+    3. Broadcasting: an unknown size whose operands' sizes all have one name (or are 1).
+
+    Only shape annotations change.
+    """
+    renamed: dict[str, str] = {}
+    values = ShapeValues()
+    for node in graph.nodes:
+        output = node.outputs[0] if node.outputs else None
+        if output is None or output.shape is None or not isinstance(output, gs.Variable):
+            continue
+        output.shape = [renamed.get(size, size) if isinstance(size, str) else size for size in output.shape]
+        for position, size in enumerate(output.shape):
+            known = _known_name(node, position, values) if isinstance(size, str) else None
+            if known is not None and known != size:
+                output.shape[position] = known
+                if isinstance(known, str):
+                    renamed[size] = known
+
+
+def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
+    """What the size at ``position`` of a node's output really is; None when that cannot be told."""
+    source = node.inputs[0].shape if node.inputs else None
+    if node.op == "Reshape":
+        target = values.of(node.inputs[1])
+        unknown = [size for size in source or () if isinstance(size, str)]
+        if target is None or len(unknown) != 1 or target.size <= position:
+            return None
+        known = [size for size in target.reshape(-1) if isinstance(size, int) and size != -1]
+        same = np.prod([size for size in source if isinstance(size, int)]) == np.prod(known)
+        return unknown[0] if target[position] == -1 and len(known) == target.size - 1 and 0 not in known and same else None
+    if node.op == "Expand":
+        target = values.of(node.inputs[1])
+        return None if target is None or target.size != len(node.outputs[0].shape) else target[position]
+    if node.op not in BROADCAST_OPS:
+        return None
+    from_end = len(node.outputs[0].shape) - position
+    if node.op == "MatMul" and from_end <= 2:
+        return None
+    shapes = [list(tensor.shape) for tensor in node.inputs if tensor.shape is not None]
+    sizes = {shape[-from_end] for shape in shapes if len(shape) >= from_end} - {1}
+    return sizes.pop() if len(sizes) == 1 and len(shapes) == len(node.inputs) else None
+
+
 def resolve_reshape(target: Values, source: list[int | str | None]) -> list[int] | None:
     """A constant Reshape target with at most one -1 that means what a computed target means, or None.
 

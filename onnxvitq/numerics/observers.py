@@ -3,12 +3,16 @@
 Each observer has ``update(values, sample) -> bool`` (False when a value is not finite) and ``result()``.
 """
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxvitq.spec import FloatArray
 
-ROWS = 1024  # rows kept a tensor, over all samples
-IMAGES = 6  # whole tensors kept
+ROWS = 512  # rows kept a tensor, over all samples
+IMAGES = 6  # samples whose attention operands are kept
+MATRICES, QUERIES = 16, 32  # heads (or heads x windows) and, of a left operand, rows kept of each sample
 FIRST_SHARE = 8  # samples that fill the rows at first
 
 
@@ -75,27 +79,39 @@ class Rows:
         return np.stack([part[:r] for part in self._kept]) if self._kept else np.zeros((0, 0, 0), np.float32)
 
 
-class Images:
-    """Whole tensors of at most ``IMAGES`` samples, a uniform choice among all (reservoir sampling).
+class Operand:
+    """An operand (.., m, k) of a product of activations, for a few samples: (L, m, k), L the leading axes joined.
 
-    Which samples are kept depends on the seed and the samples' numbers only, so all tensors keep the same ones.
+    Which samples, which of the L matrices and, for a left operand, which rows are kept depends on the seed, the sample's
+    number and the sizes only, so both operands of a product are kept alike. Memory: IMAGES x MATRICES matrices; a left
+    operand keeps QUERIES rows of each.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, side: Literal["left", "right"]) -> None:
+        self._seed, self._side = seed, side
         self._kept: list[FloatArray] = []
 
     def update(self, values: FloatArray, sample: int) -> bool:
         """Take in one sample's tensor."""
-        if len(self._kept) < IMAGES:
-            place = len(self._kept)
-            self._kept.append(values)
-        else:
+        place = sample
+        if sample >= IMAGES:
             place = int(np.random.default_rng([self._seed, sample]).integers(0, sample + 1))
-            if place < IMAGES:
-                self._kept[place] = values
-        return bool(np.isfinite(values).all()) if place < IMAGES else True
+            if place >= IMAGES:
+                return True
+        matrices = values.reshape(-1, *values.shape[-2:])
+        matrices = matrices[_drawn(matrices.shape[0], MATRICES, self._seed, sample)]
+        if self._side == "left":
+            matrices = matrices[:, _drawn(matrices.shape[1], QUERIES, self._seed, sample)]
+        self._kept[place : place + 1] = [matrices]
+        return bool(np.isfinite(matrices).all())
 
-    def result(self) -> tuple[FloatArray, ...]:
-        """The kept tensors."""
-        return tuple(self._kept)
+    def result(self) -> FloatArray:
+        """(S, L, m, k): the kept samples that have the shape of the first."""
+        return np.stack([part for part in self._kept if part.shape == self._kept[0].shape])
+
+
+def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:
+    """``wanted`` of ``size`` positions, sorted; all of them when there are fewer."""
+    if size <= wanted:
+        return np.arange(size)
+    return np.sort(np.random.default_rng([seed, sample, size]).permutation(size)[:wanted])

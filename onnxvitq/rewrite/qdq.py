@@ -99,7 +99,7 @@ class _Writer:
         if bias is None:
             bias = self.problem.bias(linear.name)
         weight_params = raise_for_bias(weight_params, bias, float(input_params.scale))
-        rows = self._rows(x)
+        rows = self._rows(x, linear.in_features)
         operands = [
             self._codes(rows, input_params, linear.input),
             self._weight(linear, weight_params),
@@ -130,19 +130,18 @@ class _Writer:
             self._shared[key] = make()
         return self._shared[key]
 
-    def _rows(self, x: gs.Tensor) -> gs.Tensor:
+    def _rows(self, x: gs.Tensor, width: int) -> gs.Tensor:
         """(.., I) -> (N, I)."""
         if x.shape is not None and len(x.shape) == 2:
             return x
-        width = x.shape[-1]
         shape = self._once(("rows", width), lambda: self.edit.constant(f"rows_of_{width}", np.array([-1, width], np.int64)))
         return self._once(("flat", x.name), lambda: self.edit.node("Reshape", f"{x.name}_rows", [x, shape]))
 
     def _back(self, x: gs.Tensor, width: int) -> gs.Tensor:
         """The shape (.., O): a constant when at most one leading size is unknown, else computed once an input."""
-        lead: Sequence[object] = x.shape[:-1]
-        sizes = [size if isinstance(size, int) else -1 for size in lead]
-        if sizes.count(-1) <= 1:
+        lead: Sequence[object] | None = None if x.shape is None else x.shape[:-1]
+        sizes = [size if isinstance(size, int) else -1 for size in lead or ()]
+        if lead is not None and sizes.count(-1) <= 1:
             target = (*sizes, width)
             name = "shape_" + "_".join(str(size).replace("-", "m") for size in target)
             return self._once(("shape", target), lambda: self.edit.constant(name, np.array(target, np.int64)))

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxvitq.errors import CalibrationError
-from onnxvitq.numerics.observers import Images, Range, Rows
+from onnxvitq.numerics.observers import Operand, Range, Rows
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import StatRequest, Stats
 
@@ -51,14 +52,17 @@ def sweep(
             progress(count)
     if count == 0:
         raise CalibrationError("calibration data", "no samples")
-    results: dict[str, dict[str, object]] = {kind: {} for kind in _OBSERVERS}
+    results: dict[str, dict[str, Any]] = {kind: {} for kind in _OBSERVERS}
     for request, observer in observers.items():
         results[request.kind][request.tensor] = observer.result()
-    return Stats(count=count, ranges=results["range"], rows=results["rows"], images=results["images"])  # type: ignore[arg-type]
+    return Stats(
+        count=count, ranges=results["range"], rows=results["rows"], lefts=results["left"], rights=results["right"]
+    )
 
 
-_OBSERVERS: dict[str, Callable[[int], Range | Rows | Images]] = {
+_OBSERVERS: dict[str, Callable[[int], Range | Rows | Operand]] = {
     "range": lambda seed: Range(),  # noqa: ARG005 - a range draws nothing at random
     "rows": Rows,
-    "images": Images,
+    "left": lambda seed: Operand(seed, "left"),
+    "right": lambda seed: Operand(seed, "right"),
 }

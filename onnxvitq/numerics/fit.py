@@ -1,0 +1,129 @@
+"""Search for scales by the error of a product's output, one operand at a time in turn (Paper A, section 1.4)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.objectives import Objective
+from onnxvitq.spec import FloatArray, QParams, QuantSpec
+
+LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units of the maximum's scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How far a search goes: candidates on the grid, and rounds over the two operands at most."""
+
+    candidates: int = 24
+    rounds: int = 3
+
+    @property
+    def grid(self) -> list[float]:
+        """Multipliers of the min-max scale, evenly spaced over [0.5, 1.2]; 1 is always among them."""
+        return sorted({1.0, *np.linspace(LOWEST, HIGHEST, self.candidates).round(6).tolist()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProductFit:
+    """Parameters of the two operands of a product and the objective they reach, beside min-max's."""
+
+    left: QParams
+    right: QParams
+    loss: float
+    minmax_loss: float
+
+
+Candidate = Callable[[float], QParams]
+
+
+def fit_linear(
+    rows: FloatArray,
+    weight: FloatArray,
+    specs: tuple[QuantSpec, QuantSpec],
+    bounds: tuple[float, float],
+    objective: Objective,
+    search: Search,
+) -> ProductFit:
+    """Scales of the input and of the weight of y = x W.
+
+    Args:
+        rows: (S, r, I) sampled inputs, grouped by image.
+        weight: (I, O); several layers that read one input are put side by side along O.
+        specs: formats of the input (per tensor) and of the weight (per tensor, or axis 1).
+        bounds: lowest and highest value of the input over all calibration data.
+        objective: of (reference, approximation), both (S, r, O).
+        search: the grid.
+
+    Returns:
+        left = the input's parameters, right = the weight's: one multiplier for all its channels, as the paper has one
+        interval a layer.
+    """
+    reference = rows @ weight  # (S, r, I) @ (I, O)
+    return _alternate(
+        (rows, weight),
+        (_range_candidate(bounds, specs[0]), lambda multiplier: params_from_weight(weight, specs[1], multiplier)),
+        lambda left, right: objective(reference, left @ right),
+        search,
+    )
+
+
+def fit_product(
+    left: FloatArray,
+    right: FloatArray,
+    spec: QuantSpec,
+    bounds: tuple[tuple[float, float], tuple[float, float]],
+    objective: Objective,
+    search: Search,
+) -> ProductFit:
+    """Scales of both operands of a product of two activations, A = left @ right.
+
+    Args:
+        left: (S, L, m, k) sampled rows of the left operand, L heads (or heads x windows).
+        right: (S, L, k, n).
+        spec: format of both, per tensor.
+        bounds: (lowest, highest) of each over all calibration data.
+        objective: of (reference, approximation), both (S, L, m, n).
+        search: the grid.
+    """
+    reference = left @ right
+    return _alternate(
+        (left, right),
+        (_range_candidate(bounds[0], spec), _range_candidate(bounds[1], spec)),
+        lambda a, b: objective(reference, a @ b),
+        search,
+    )
+
+
+def _range_candidate(bounds: tuple[float, float], spec: QuantSpec) -> Candidate:
+    return lambda multiplier: params_from_range(multiplier * bounds[0], multiplier * bounds[1], spec)
+
+
+def _alternate(
+    operands: tuple[FloatArray, FloatArray],
+    candidates: tuple[Candidate, Candidate],
+    loss_of: Callable[[FloatArray, FloatArray], float],
+    search: Search,
+) -> ProductFit:
+    """Fix one operand, search the other, and in turn, until a round changes nothing (or ``search.rounds``).
+
+    The right operand goes first (the weight, as published). Starts from min-max, which is on the grid: never worse.
+    """
+    best = [1.0, 1.0]
+    params = [candidates[0](1.0), candidates[1](1.0)]
+    quantized = [fake_quantize(operand, p) for operand, p in zip(operands, params, strict=True)]
+    start = lowest = loss_of(quantized[0], quantized[1])
+    for _ in range(search.rounds):
+        before = tuple(best)
+        for side in (1, 0):
+            other = quantized[1 - side]
+            for multiplier in search.grid:
+                trial = candidates[side](multiplier)
+                approximation = fake_quantize(operands[side], trial)
+                loss = loss_of(approximation, other) if side == 0 else loss_of(other, approximation)
+                if loss < lowest:
+                    lowest, best[side], params[side], quantized[side] = loss, multiplier, trial, approximation
+        if tuple(best) == before:
+            break
+    return ProductFit(left=params[0], right=params[1], loss=lowest, minmax_loss=start)

@@ -1,0 +1,96 @@
+"""Which tensors are quantized, and in what format. Softmax, norms, activations functions and residual adds stay float:
+there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5)."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Sequence
+
+from onnxvitq.blockmap import Attention, BlockMap, Linear
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.plan import QuantPlan, SiteDecision
+from onnxvitq.spec import QuantSpec, Site
+
+ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+
+
+def weight_spec(bits: int) -> QuantSpec:
+    """Symmetric, one scale an output channel of (I, O)."""
+    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+
+
+def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
+    """A plan of formats without parameters: every linear, and both products of every attention.
+
+    Raises:
+        ConfigError: a pattern of ``nodes_to_exclude`` matches nothing.
+    """
+    excluded = _excluded(blockmap, config.nodes_to_exclude)
+    sites: dict[str, Site] = {}
+    for linear in blockmap.linears:
+        if linear.name not in excluded:
+            _add(sites, linear.input, "activation", f"{linear.role}.input", (linear.name, 0))
+            _add(sites, linear.weight, "weight", f"{linear.role}.weight", (linear.name, 1))
+    for attention in blockmap.attentions:
+        for node, port, tensor, role in operand_sites(attention):
+            if config.attention == "int8" and node not in excluded:
+                _add(sites, tensor, "activation", f"block{attention.block}.attn.{role}", (node, port))
+    decisions = {
+        name: SiteDecision(site=site, spec=weight_spec(config.weight_bits) if site.kind == "weight" else ACTIVATION)
+        for name, site in sites.items()
+    }
+    kept_float = {**excluded}
+    if config.attention == "float":
+        kept_float.update({node: "attention kept float" for a in blockmap.attentions for node in (a.scores_node, a.context_node)})
+    return QuantPlan(decisions=decisions, kept_float=kept_float)
+
+
+def operand_sites(attention: Attention) -> tuple[tuple[str, int, str, str], ...]:
+    """(node, input index, tensor, role) of the four operands of an attention's two products."""
+    probs, value = (0, 1) if attention.probs_first else (1, 0)
+    return (
+        (attention.scores_node, 0, attention.query, "query"),
+        (attention.scores_node, 1, attention.key, "key"),
+        (attention.context_node, probs, attention.probs, "probs"),
+        (attention.context_node, value, attention.value, "value"),
+    )
+
+
+def _add(sites: dict[str, Site], tensor: str, kind: str, role: str, consumer: tuple[str, int]) -> None:
+    """Add a reader to a tensor's site; a tensor that several layers read keeps the role of the first."""
+    known = sites.get(tensor)
+    if known is None:
+        sites[tensor] = Site(name=tensor, kind=kind, role=role, consumers=(consumer,))  # type: ignore[arg-type]
+    else:
+        sites[tensor] = Site(name=tensor, kind=known.kind, role=known.role, consumers=(*known.consumers, consumer))
+
+
+def _excluded(blockmap: BlockMap, patterns: Sequence[str]) -> dict[str, str]:
+    """Node name -> reason, for every linear and attention product that a pattern names."""
+    names = dict(_names(blockmap))
+    excluded: dict[str, str] = {}
+    for pattern in patterns:
+        hits = {node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)}
+        if not hits:
+            known = sorted({alias for aliases in names.values() for alias in aliases})
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+            raise ConfigError(
+                "--nodes-to-exclude", f"{pattern!r} matches no linear or attention product", f"did you mean {' or '.join(near)}?" if near else ""
+            )
+        excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
+    return excluded
+
+
+def _names(blockmap: BlockMap) -> "list[tuple[str, tuple[str, ...]]]":
+    """(node, names a user may call it by): its name, its role, and the name of the packed node it was split from."""
+    named = [(linear.name, _aliases(linear)) for linear in blockmap.linears]
+    for attention in blockmap.attentions:
+        role = f"block{attention.block}.attn"
+        named.append((attention.scores_node, (attention.scores_node, f"{role}.scores", role)))
+        named.append((attention.context_node, (attention.context_node, f"{role}.context", role)))
+    return named
+
+
+def _aliases(linear: Linear) -> tuple[str, ...]:
+    return linear.name, linear.role, re.sub(r"_part\d+$", "", linear.name)

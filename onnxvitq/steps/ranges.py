@@ -1,0 +1,42 @@
+"""Min-max scales for every site: the baseline, and the start of every search."""
+
+from onnxvitq.errors import CalibrationError
+from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.spec import QParams, StatRequest, Stats
+from onnxvitq.steps.step import StepOutcome
+
+
+class MinMaxRanges:
+    """Activations from the lowest and highest value seen, weights from the largest magnitude of each channel."""
+
+    name = "minmax"
+
+    def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
+        """The range of every activation site."""
+        del problem
+        return tuple(
+            StatRequest(tensor=name, kind="range")
+            for name, decision in plan.decisions.items()
+            if decision.site.kind == "activation"
+        )
+
+    def apply(self, problem: Problem, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+        """Parameters for every site.
+
+        Raises:
+            CalibrationError: an activation was empty in every sample.
+        """
+        fitted: dict[str, QParams] = {}
+        for name, decision in plan.decisions.items():
+            if decision.site.kind == "weight":
+                fitted[name] = params_from_weight(problem.constants[name], decision.spec)
+                continue
+            low, high = stats.ranges[name]
+            if low > high:
+                raise CalibrationError(name, "the tensor was empty in every calibration sample")
+            fitted[name] = params_from_range(low, high, decision.spec)
+        count = len(fitted)
+        return plan.with_params(fitted), StepOutcome(
+            name=self.name, accepted=True, before=None, after=None, kept=count, layers=count
+        )

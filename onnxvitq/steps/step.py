@@ -1,0 +1,66 @@
+"""What a step is, and what the steps share: which samples are held out, and how an error is reported."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onnxvitq.numerics.objectives import mse
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.spec import FloatArray, StatRequest, Stats
+
+HELD_OUT_EVERY = 4  # of the calibration samples, one in four judges what the other three fitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What a step did: mean output SQNR in dB over the layers it looked at, on held-out samples, before and after.
+
+    ``accepted``: at least one layer kept the step's result. ``kept`` of ``layers`` did.
+    """
+
+    name: str
+    accepted: bool
+    before: float | None
+    after: float | None
+    kept: int
+    layers: int
+
+
+class Step(Protocol):
+    """One stage of the fit. Never touches a graph."""
+
+    name: str
+
+    def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
+        """The statistics this step reads."""
+        ...
+
+    def apply(self, problem: Problem, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+        """The plan with this step's decisions, and what they bought."""
+        ...
+
+
+def split_samples(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(fitted on, held out) of (S, ..): every fourth sample is held out; all samples serve as both when there are fewer."""
+    held = np.arange(len(samples)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    return (samples[~held], samples[held]) if held.any() else (samples, samples)
+
+
+def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:
+    """Signal-to-quantization-noise ratio in dB, from the mean noise power of the samples; capped at 120."""
+    return -10.0 * math.log10(max(mse(reference, approximation), 1e-12))
+
+
+def outcome(name: str, before: Sequence[float], after: Sequence[float], kept: int) -> StepOutcome:
+    """The summary of one step over its layers."""
+    return StepOutcome(
+        name=name,
+        accepted=kept > 0,
+        before=round(float(np.mean(before)), 3) if before else None,
+        after=round(float(np.mean(after)), 3) if after else None,
+        kept=kept,
+        layers=len(before),
+    )
