@@ -1,1 +1,27 @@
-"""Post-training quantizer for Vision Transformers: a float ONNX graph in, a graph on onnxruntime's int8 kernels out."""
+"""Post-training quantizer for Vision Transformers: a float ONNX graph in, a graph on onnxruntime's int8 kernels out.
+
+    import onnxvitq
+    result = onnxvitq.quantize("model.onnx", "images/", "model_int8.onnx")
+    print(result.report["compare"])
+
+Names are loaded when they are first used, so that importing the package loads neither onnxruntime nor torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "OnnxVitqError": "onnxvitq.errors",
+    "PreprocessOptions": "onnxvitq.pipeline",
+    "QuantConfig": "onnxvitq.config",
+    "Result": "onnxvitq.pipeline",
+    "inspect": "onnxvitq.pipeline",
+    "quantize": "onnxvitq.pipeline",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above is the list
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxvitq' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from onnxvitq.errors import PlanError
 from onnxvitq.spec import FloatArray, QParams, QuantSpec, Site
 
 PLAN_VERSION = 1
+# What numpy, zipfile and json raise on bytes that are cut short, altered, or something else altogether.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,6 +51,12 @@ class QuantPlan:
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        biases = {name: np.array(bias, np.float32) for name, bias in self.biases.items()}
+        for bias in biases.values():
+            bias.setflags(write=False)
+        object.__setattr__(self, "biases", biases)
 
     def params(self, tensor: str) -> QParams | None:
         """The fitted parameters of a tensor; None when it stays float."""
@@ -89,12 +99,18 @@ def plan_from_bytes(data: bytes) -> QuantPlan:
         PlanError: not a plan, or of another version.
     """
     try:
-        arrays = np.load(io.BytesIO(data), allow_pickle=False)
+        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))  # reads them all, and so checks them all
         header = json.loads(arrays["header"].tobytes())
-    except (ValueError, KeyError, OSError) as error:
+        version = header["version"]
+        plan = _plan(header, arrays) if version == PLAN_VERSION else None
+    except UNREADABLE as error:
         raise PlanError("plan", "not a plan that onnxvitq wrote") from error
-    if header.get("version") != PLAN_VERSION:
-        raise PlanError("plan", f"expected version {PLAN_VERSION}, got {header.get('version')}")
+    if plan is None:
+        raise PlanError("plan", f"expected version {PLAN_VERSION}, got {version}")
+    return plan
+
+
+def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan:
     decisions: dict[str, SiteDecision] = {}
     for index, entry in enumerate(header["decisions"]):
         spec = QuantSpec(**entry["spec"])

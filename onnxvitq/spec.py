@@ -61,14 +61,16 @@ class QParams:
 
     def __post_init__(self) -> None:
         scale = np.array(self.scale, np.float32)
-        zero = np.array(self.zero_point, self.spec.storage)
+        zero = np.asarray(self.zero_point)
         rank = 0 if self.spec.axis is None else 1
         if scale.ndim != rank or zero.shape != scale.shape:
             raise ValueError(f"expected rank {rank} and equal shapes, got scale {scale.shape}, zero point {zero.shape}")
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError("scale: expected positive finite values")
-        if (zero < self.spec.qmin).any() or (zero > self.spec.qmax).any():
-            raise ValueError(f"zero point: expected {self.spec.qmin} to {self.spec.qmax}")
+        if zero.dtype.kind not in "iu" or (zero < self.spec.qmin).any() or (zero > self.spec.qmax).any():
+            found = f"{zero.dtype} from {zero.min()} to {zero.max()}"
+            raise ValueError(f"zero point: expected integers from {self.spec.qmin} to {self.spec.qmax}, got {found}")
+        zero = zero.astype(self.spec.storage)  # after the check: the cast would wrap around
         scale.setflags(write=False)
         zero.setflags(write=False)
         object.__setattr__(self, "scale", scale)

@@ -54,7 +54,7 @@ class FashionViT(nn.Module):
         size: int = 28,
         patch: int = 4,
         width: int = 96,
-        depth: int = 6,
+        depth: int = 4,
         heads: int = 3,
         classes: int = 10,
     ) -> None:
@@ -69,17 +69,12 @@ class FashionViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.2)
         nn.init.trunc_normal_(self.pos_embed, std=0.2)
 
-    def embed(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, T, C)
+    def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, classes)
         x = self.patch_embed(image).flatten(2).transpose(1, 2)  # (B, T - 1, C)
-        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-
-    def classify(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, C) -> (B, classes)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 1, 28, 28) -> (B, classes)
-        return self.classify(self.embed(image))
 
 
 def build() -> FashionViT:

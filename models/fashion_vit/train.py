@@ -1,6 +1,7 @@
-"""The training recipe of the bundled model. Resumes from its checkpoint.
+"""The training recipe of the bundled model: as in DeiT, a small convolutional teacher first, then the transformer learns from
+the labels and from the teacher's soft answers. Resumes from its checkpoint.
 
-    python models/fashion_vit/train.py [--epochs 20] [--checkpoint train_state.pt]
+    python models/fashion_vit/train.py [--epochs 18] [--checkpoint train_state.pt]
 """
 
 import argparse
@@ -11,28 +12,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent))
 import data
 from model import WEIGHTS, FashionViT
 
-BATCH, PEAK_RATE, WEIGHT_DECAY, SMOOTHING, WARM_UP = 128, 1.5e-3, 0.05, 0.05, 0.06
-# For the first part of the run half of the patches are dropped: an epoch costs half, and it regularises.
-KEPT_PATCHES, DROP_UNTIL = 24, 0.7
+BATCH, PEAK_RATE, WEIGHT_DECAY, WARM_UP = 128, 1.5e-3, 0.05, 0.06
+TEACHER_EPOCHS, TEMPERATURE, SOFT_SHARE = 6, 2.0, 0.7
+Examples = tuple[torch.Tensor, torch.Tensor]
+
+
+def teacher() -> nn.Module:
+    """A convolutional network of 0.13 M weights; it is not part of the bundled model."""
+
+    def stage(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    stages = [*stage(1, 32, 1), *stage(32, 64, 2), *stage(64, 64, 1), *stage(64, 128, 2)]
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 
 def augment(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Random mirror and a shift of up to one pixel, one draw an image; (B, 1, 28, 28) in and out."""
-    count = images.shape[0]
-    mirrored = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.5, images.flip(3), images)
-    padded = functional.pad(mirrored, (1, 1, 1, 1), value=float(-data.MEAN / data.STD))
-    rows = torch.randint(0, 3, (count, 1), generator=rng) + torch.arange(28)
-    columns = torch.randint(0, 3, (count, 1), generator=rng) + torch.arange(28)
-    return padded[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    """A random half of the images mirrored; (B, 1, 28, 28) in and out."""
+    return torch.where(torch.rand(images.shape[0], 1, 1, 1, generator=rng) < 0.5, images.flip(3), images)
 
 
-def accuracy(model: FashionViT, images: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Top-1 in per cent."""
     model.eval()
     with torch.no_grad():
@@ -47,62 +54,69 @@ def rate_at(progress: float) -> float:
     return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def train_epoch(
-    model: FashionViT,
-    optimiser: torch.optim.Optimizer,
-    examples: tuple[torch.Tensor, torch.Tensor],
-    epoch: int,
-    epochs: int,
-) -> float:
-    """One pass over the training images; the mean loss."""
-    images, labels = examples
-    rng = torch.Generator().manual_seed(epoch)
-    batches = torch.randperm(len(images), generator=rng).split(BATCH)
-    model.train()
-    total = 0.0
-    for step, batch in enumerate(batches):
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at((epoch + step / len(batches)) / epochs)
-        tokens = model.embed(augment(images[batch], rng))
-        if (epoch + step / len(batches)) / epochs < DROP_UNTIL:
-            kept = torch.randperm(tokens.shape[1] - 1, generator=rng)[:KEPT_PATCHES] + 1
-            tokens = torch.cat([tokens[:, :1], tokens[:, kept]], dim=1)
-        logits = model.classify(tokens)
-        loss = functional.cross_entropy(logits, labels[batch], label_smoothing=SMOOTHING)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        total += loss.item()
-    return total / len(batches)
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy to the labels; with a teacher's logits, mixed with the divergence from its softened answers."""
+    hard = functional.cross_entropy(logits, labels)
+    if soft is None:
+        return hard
+    wanted = functional.log_softmax(soft / TEMPERATURE, dim=1)
+    got = functional.log_softmax(logits / TEMPERATURE, dim=1)
+    divergence = functional.kl_div(got, wanted, reduction="batchmean", log_target=True) * TEMPERATURE**2
+    return (1 - SOFT_SHARE) * hard + SOFT_SHARE * divergence
+
+
+def train(
+    model: nn.Module, examples: tuple[Examples, Examples], epochs: int, checkpoint: Path, guide: nn.Module | None
+) -> None:
+    """Train on the first examples, print the accuracy on the second after each epoch, keep a checkpoint."""
+    (images, labels), validation = examples
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["epoch"]
+    for epoch in range(start, epochs):
+        began, total = time.perf_counter(), 0.0
+        rng = torch.Generator().manual_seed(epoch)
+        batches = torch.randperm(len(images), generator=rng).split(BATCH)
+        model.train()
+        for step, batch in enumerate(batches):
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at((epoch + step / len(batches)) / epochs)
+            inputs = augment(images[batch], rng)
+            soft = None
+            if guide is not None:
+                with torch.no_grad():
+                    soft = guide(inputs)
+            loss = loss_of(model(inputs), labels[batch], soft)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            total += loss.item()
+        score, seconds = accuracy(model, *validation), time.perf_counter() - began
+        print(f"epoch {epoch + 1}: loss {total / len(batches):.4f}, validation {score:.2f} %, {seconds:.0f} s", flush=True)
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
+        torch.save(state, checkpoint)
 
 
 def main() -> None:
-    """Train, then write the weights and print the test accuracy once."""
+    """Train both networks, write the transformer's weights, and print its test accuracy once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--checkpoint", type=Path, default=Path("train_state.pt"))
     args = parser.parse_args()
 
     torch.manual_seed(data.SEED)
     images, labels = data.read("train")
     x, y = torch.from_numpy(data.normalise(images)), torch.from_numpy(labels.astype(np.int64))
-    train, _, validation = (torch.from_numpy(index) for index in data.split_indices(len(images)))
-    model = FashionViT()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
-    start = 0
-    if args.checkpoint.exists():
-        state = torch.load(args.checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["epoch"]
-    for epoch in range(start, args.epochs):
-        began = time.perf_counter()
-        loss = train_epoch(model, optimiser, (x[train], y[train]), epoch, args.epochs)
-        score = accuracy(model, x[validation], y[validation])
-        print(f"epoch {epoch + 1}: loss {loss:.4f}, validation {score:.2f} %, {time.perf_counter() - began:.0f} s", flush=True)
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
-        torch.save(state, args.checkpoint)
+    parts, _, held_out = (torch.from_numpy(index) for index in data.split_indices(len(images)))
+    examples = ((x[parts], y[parts]), (x[held_out], y[held_out]))
+    guide, model = teacher(), FashionViT()
+    train(guide, examples, TEACHER_EPOCHS, args.checkpoint.with_suffix(".teacher.pt"), None)
+    train(model, examples, args.epochs, args.checkpoint, guide.eval())
     torch.save(model.state_dict(), WEIGHTS)
     test_images, test_labels = data.read("t10k")
     test = torch.from_numpy(data.normalise(test_images)), torch.from_numpy(test_labels.astype(np.int64))

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
 from onnxvitq.graph.symbolic import unify_names
-from onnxvitq.spec import InputSpec
+from onnxvitq.spec import FloatArray, InputSpec
 
 logger = logging.getLogger(__name__)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it has a logger of its own, which reports every fold
@@ -200,6 +200,20 @@ def to_graph(model: LoadedModel) -> gs.Graph:
     graph.toposort()
     infer_shapes(graph)
     return graph
+
+
+def constants(graph: gs.Graph, names: Collection[str]) -> dict[str, FloatArray]:
+    """Values of the named constants."""
+    tensors = graph.tensors()
+    return {name: np.asarray(tensors[name].values, np.float32) for name in sorted(names)}
+
+
+def with_outputs(graph: gs.Graph, names: Iterable[str]) -> gs.Graph:
+    """A copy of a graph whose outputs are the named tensors; weights are shared with the original."""
+    copy = graph.copy()
+    tensors = copy.tensors()
+    copy.outputs = [tensors[name] for name in sorted(set(names))]
+    return copy
 
 
 def _name_nodes(graph: gs.Graph) -> None:

@@ -60,17 +60,15 @@ class Rows:
         drawn = rows[rng.permutation(rows.shape[0])[: self._share]]
         if not np.isfinite(drawn).all():
             return False
-        if sum(len(part) for part in self._kept) + len(drawn) > ROWS:
-            if self._share > 1:
-                self._share //= 2
-                self._kept = [part[: self._share].copy() for part in self._kept]
-                drawn = drawn[: self._share]
-            else:
-                place = int(rng.integers(0, sample + 1))
-                if place < len(self._kept):
-                    self._kept[place] = drawn.copy()
-                return True
-        self._kept.append(drawn.copy())
+        kept = sum(len(part) for part in self._kept)
+        while self._share > 1 and kept + len(drawn) > ROWS:
+            self._share //= 2
+            self._kept = [part[: self._share].copy() for part in self._kept]
+            kept, drawn = sum(len(part) for part in self._kept), drawn[: self._share]
+        if kept + len(drawn) <= ROWS:
+            self._kept.append(drawn.copy())
+        elif (place := int(rng.integers(0, sample + 1))) < len(self._kept):
+            self._kept[place] = drawn.copy()
         return True
 
     def result(self) -> FloatArray:
@@ -89,7 +87,7 @@ class Operand:
 
     def __init__(self, seed: int, side: Literal["left", "right"]) -> None:
         self._seed, self._side = seed, side
-        self._kept: list[FloatArray] = []
+        self._kept: list[tuple[tuple[int, ...], FloatArray]] = []
 
     def update(self, values: FloatArray, sample: int) -> bool:
         """Take in one sample's tensor."""
@@ -102,12 +100,13 @@ class Operand:
         matrices = matrices[_drawn(matrices.shape[0], MATRICES, self._seed, sample)]
         if self._side == "left":
             matrices = matrices[:, _drawn(matrices.shape[1], QUERIES, self._seed, sample)]
-        self._kept[place : place + 1] = [matrices]
+        self._kept[place : place + 1] = [(values.shape, matrices)]
         return bool(np.isfinite(matrices).all())
 
     def result(self) -> FloatArray:
-        """(S, L, m, k): the kept samples that have the shape of the first."""
-        return np.stack([part for part in self._kept if part.shape == self._kept[0].shape])
+        """(S, L, m, k): the kept samples whose tensor had the shape of the first's, before any row was drawn."""
+        first = self._kept[0][0]
+        return np.stack([part for shape, part in self._kept if shape == first])
 
 
 def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:

@@ -8,10 +8,21 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxvitq.errors import InvalidGraphError
+from onnxvitq.spec import InputSpec
 
 Level = Literal["disabled", "all"]
 LEVELS = {"disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
-ERRORS_ONLY = 3
+FATAL_ONLY = 4  # what goes wrong comes as an exception; the log would print it once more
+NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
 
 
 class Session:
@@ -31,7 +42,7 @@ class Session:
         options = ort.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
@@ -39,8 +50,23 @@ class Session:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise InvalidGraphError(str(path), f"onnxruntime cannot load it: {_first_line(error)}") from error
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    @property
+    def input_specs(self) -> tuple[InputSpec, ...]:
+        """Names, types and shapes of the inputs."""
+        return tuple(
+            InputSpec(
+                name=value.name,
+                dtype=NUMPY_TYPES.get(value.type, "float32"),
+                shape=tuple(size if isinstance(size, int) else None for size in value.shape),
+            )
+            for value in self._session.get_inputs()
+        )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's own metadata."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """Outputs in the order asked for (all by default).
@@ -57,8 +83,3 @@ class Session:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-def versions() -> dict[str, str]:
-    """Version of onnxruntime, for reports."""
-    return {"onnxruntime": ort.__version__}

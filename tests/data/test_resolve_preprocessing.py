@@ -151,7 +151,7 @@ def test_a_dynamic_size_without_any_word_on_it_asks_for_resize(shape: tuple[int 
 def test_a_size_that_the_model_does_not_take_names_both(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"384 x 384.* preprocessor_config\.json gives 224 x 224"):
         resolve((1, 3, 384, 384), config=HUGGING_FACE, folder=tmp_path)
-    with pytest.raises(DataError, match="takes any x 384 .* flags gives 224 x 224"):
+    with pytest.raises(DataError, match=r"takes any x 384 .* flags gives 224 x 224"):
         resolve((1, 3, None, 384), resize="224x224")
 
 

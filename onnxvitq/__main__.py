@@ -1,0 +1,8 @@
+"""``python -m onnxvitq``."""
+
+import sys
+
+from onnxvitq.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

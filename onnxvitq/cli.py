@@ -1,0 +1,345 @@
+"""The command line: parse, build the configuration, call the pipeline, print. No logic lives here.
+
+Exit codes: 0 written and sound; 2 wrong use or bad input, one line on standard error; 3 written, but an audit that
+``--strict`` asked for failed; 130 interrupted, nothing written.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from onnxvitq.config import ObjectiveName, QuantConfig, load_config
+from onnxvitq.errors import ConfigError, OnnxVitqError
+
+EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
+LISTED = 5  # unreadable images that are named
+
+# Spellings that users of other tools type by habit.
+CALIBRATION = ("--calib", "--calibration-data-path")
+SAMPLES = ("--num-samples", "--samples", "--subset-size")
+OBJECTIVE = ("--objective", "--calibration-method")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, message, "see --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    signal.signal(signal.SIGTERM, _interrupt)
+    command: Callable[[Sequence[str]], int] = _quantize
+    if arguments and arguments[0] in COMMANDS:
+        command = COMMANDS[arguments.pop(0)]
+    try:
+        return command(arguments)
+    except OnnxVitqError as error:
+        sys.stderr.write(f"onnxvitq: error: {error}\n")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("onnxvitq: interrupted, nothing was written\n")
+        return EXIT_INTERRUPTED
+
+
+def _dashed(argument: str) -> str:
+    """``--num_samples=3`` is ``--num-samples=3``: both spellings of a long option are accepted."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------------------------------ quantize
+
+
+def _quantize(arguments: Sequence[str]) -> int:
+    args = _quantize_parser().parse_args(arguments)
+    model = args.input or args.model
+    if model is None:
+        raise ConfigError("onnxvitq", "expected a model", "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx")
+    if args.calib is None:
+        raise ConfigError("--calib", "expected calibration data: a folder of images, an .npz or an .npy file")
+    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    config = _config(args)
+    output = args.output or model.with_name(f"{model.stem}_int8.onnx")
+    from onnxvitq import pipeline  # noqa: PLC0415 - loads onnxruntime; --help and wrong options need not wait for it
+    from onnxvitq.evaluation.report import summary, to_json  # noqa: PLC0415
+    from onnxvitq.graph.io import atomic_file, refuse_output  # noqa: PLC0415
+
+    if args.report is not None:
+        refuse_output(args.report, model)
+        if args.report.resolve() == output.resolve():
+            raise ConfigError("--report", "the report and the model would be the same file")
+    if args.save_config_file is not None:
+        refuse_output(args.save_config_file, model)
+    with _progress(hidden=args.quiet or args.json) as progress:
+        result = pipeline.quantize(model, args.calib, output, config, preprocess=_preprocess(args), progress=progress)
+    report = result.report
+    if args.report is not None:
+        with atomic_file(args.report) as temporary:
+            temporary.write_text(to_json(report), encoding="utf-8")
+    if args.save_config_file is not None:
+        with atomic_file(args.save_config_file) as temporary:
+            temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _warn_skipped(report["calibration"]["skipped"])
+    if args.json:
+        sys.stdout.write(to_json(report))
+    elif not args.quiet:
+        console = Console()
+        calibration = report["calibration"]
+        if calibration["preprocessing"] is not None:
+            console.print(f"preprocessing: {calibration['described']} ({calibration['preprocessing_from']})", highlight=False)
+        console.print(summary(report))
+    if args.strict and not report["audit_passed"]:
+        sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
+        return EXIT_BELOW_QUALITY
+    return 0
+
+
+def _quantize_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="onnxvitq",
+        description="Quantize a Vision Transformer for onnxruntime's int8 CPU kernels.",
+        epilog=f"Other commands: {', '.join(COMMANDS)} (each with --help).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", nargs="?", type=Path, help="float ONNX model")
+    parser.add_argument("-i", "--input", type=Path, help="the same, as an option")
+    parser.add_argument(*CALIBRATION, dest="calib", type=Path, help="folder of images, .npz or .npy")
+    parser.add_argument("-o", "--output", type=Path, help="model to write (default: MODEL_int8.onnx)")
+    fitting = parser.add_argument_group("fitting (defaults: QuantConfig)")
+    fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
+    fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
+    fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")
+    fitting.add_argument("--bias-correction", action=argparse.BooleanOptionalAction, default=None, help="fold the mean error into biases")
+    fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
+    fitting.add_argument("--weight-bits", type=int, choices=(7, 8), help="7 is safe on AVX2 without VNNI")
+    fitting.add_argument("--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7")
+    fitting.add_argument("--nodes-to-exclude", nargs="+", action="extend", metavar="PATTERN", help="globs of node names or roles to keep float")
+    fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
+    fitting.add_argument("--seed", type=int, help="of every random draw")
+    fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
+    fitting.add_argument("--config", type=Path, help="options from a .json or .toml file; the command line wins")
+    _add_preprocessing(parser)
+    results = parser.add_argument_group("results")
+    results.add_argument("--report", type=Path, help="write the report as JSON")
+    results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
+    results.add_argument("--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel")
+    _add_output(results)
+    results.add_argument("--quiet", action="store_true", help="print errors only")
+    results.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+    return parser
+
+
+def _config(args: argparse.Namespace) -> QuantConfig:
+    values = load_config(args.config) if args.config is not None else {}
+    for name in QuantConfig.__dataclass_fields__:
+        given = getattr(args, name, None)
+        if given is not None:
+            values[name] = given
+    return QuantConfig.from_dict(values)
+
+
+def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("preprocessing (default: from the model's metadata or preprocessor_config.json)")
+    group.add_argument("--preprocessor-config", type=Path, help="Hugging Face preprocessor_config.json or timm config.json")
+    group.add_argument("--mean", nargs="+", type=float, help="one value, or one a channel")
+    group.add_argument("--std", nargs="+", type=float)
+    group.add_argument("--resize", nargs="+", type=int, help="shortest side, or height and width")
+    group.add_argument("--crop", nargs="+", type=int, help="side, or height and width, of the centre crop")
+    group.add_argument("--interpolation", help="nearest, bilinear, bicubic or lanczos")
+    group.add_argument("--scale", type=float, help="multiplies the 0..255 values (default 1/255)")
+    group.add_argument("--color", help="L or RGB")
+
+
+def _preprocess(args: argparse.Namespace) -> Any:
+    from onnxvitq.pipeline import PreprocessOptions  # noqa: PLC0415 - as above
+
+    flags: dict[str, object] = {"interpolation": args.interpolation, "scale": args.scale, "color": args.color}
+    for name in ("mean", "std", "resize", "crop"):
+        values = getattr(args, name)
+        flags[name] = values[0] if values is not None and len(values) == 1 else values
+    return PreprocessOptions(flags=flags, config_file=args.preprocessor_config)
+
+
+def _add_output(group: "argparse._ActionsContainer") -> None:
+    group.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+
+
+class _progress:  # noqa: N801 - used as a function
+    """A progress bar with the time left on standard error, as a callback (stage, done, total)."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
+
+
+def _warn_skipped(skipped: Sequence[Mapping[str, str]]) -> None:
+    for entry in skipped[:LISTED]:
+        sys.stderr.write(f"onnxvitq: skipped {entry['file']}: {entry['reason']}\n")
+    if len(skipped) > LISTED:
+        sys.stderr.write(f"onnxvitq: skipped {len(skipped) - LISTED} more, named in the JSON report\n")
+
+
+# -------------------------------------------------------------------------------------------------------- sub-commands
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="onnxvitq inspect", description="Print what is found in a model, and what is not, with why.", allow_abbrev=False)
+    parser.add_argument("model", type=Path)
+    _add_output(parser)
+    args = parser.parse_args(arguments)
+    from onnxvitq.pipeline import inspect  # noqa: PLC0415 - as above
+
+    described, blockmap = inspect(args.model)
+    if args.json:
+        sys.stdout.write(json.dumps(described, indent=2) + "\n")
+        return 0
+    console = Console()
+    console.print(
+        f"{args.model}: {described['blocks']} blocks, {described['attention']} attentions, {described['linears']['found']} linears, "
+        f"{described['patch_embedding']['found']} patch embeddings, {described['norms']} norms, {len(described['unmatched'])} unmatched",
+        highlight=False,
+    )
+    attentions = Table("block", "attention", "heads", "keys", "head width", "MLPs", title="Attention", title_justify="left")
+    for block, found in zip(blockmap.blocks, blockmap.attentions, strict=True):
+        mlps = ", ".join(f"{mlp.activation}" for mlp in block.mlps)
+        attentions.add_row(str(block.index), found.name, *(str(size or "?") for size in (found.heads, found.tokens, found.width)), mlps)
+    linears = Table("role", "linear", "inputs", "outputs", title="Linear layers", title_justify="left")
+    for linear in blockmap.linears:
+        linears.add_row(linear.role, linear.name, str(linear.in_features), str(linear.out_features))
+    console.print(attentions, linears)
+    if blockmap.unmatched:
+        unmatched = Table("operator", "node", "why it stays float", title="Unmatched", title_justify="left")
+        for entry in blockmap.unmatched:
+            unmatched.add_row(entry.op, entry.name, entry.reason)
+        console.print(unmatched)
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="onnxvitq export", description="Export a torch model to ONNX, its outputs checked.", allow_abbrev=False)
+    parser.add_argument("spec", help="module:factory, file.py:factory, bundled name, Hugging Face folder or config.json, timm:NAME")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo")
+    parser.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch (default: dynamic)")
+    parser.add_argument("--opset", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    _add_output(parser)
+    args = parser.parse_args(arguments)
+    from onnxvitq.export.exporter import ExportOptions  # noqa: PLC0415 - as above
+    from onnxvitq.pipeline import export  # noqa: PLC0415
+
+    options = ExportOptions(
+        exporter=args.exporter,
+        dynamic_batch=args.static_batch is None,
+        batch=1 if args.static_batch is None else args.static_batch,
+        opset=args.opset,
+        image_size=args.image_size,
+        seed=args.seed,
+    )
+    result = export(args.spec, args.output, options)
+    if args.json:
+        sys.stdout.write(json.dumps({**asdict(result), "path": str(result.path)}, indent=2, default=str) + "\n")
+    else:
+        shapes = ", ".join(f"{spec.name} {['batch' if size is None else size for size in spec.shape]}" for spec in result.inputs)
+        sys.stdout.write(
+            f"{result.path}: {result.exporter}, opset {result.opset}, {shapes}, weights {result.weights}; "
+            f"outputs within {result.max_difference:.1e} of torch (allowed {result.tolerance:.0e})\n"
+        )
+    return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="onnxvitq evaluate", description="Top-1, agreement and SQNR on labelled data.", allow_abbrev=False)
+    parser.add_argument("models", nargs=2, type=Path, metavar=("FLOAT", "INT8"))
+    parser.add_argument("--data", type=Path, required=True, help="a folder a class, or .npz with x and y")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=0)
+    _add_preprocessing(parser)
+    _add_output(parser)
+    args = parser.parse_args(arguments)
+    from onnxvitq.pipeline import evaluate_models  # noqa: PLC0415 - as above
+
+    _require_positive("--batch-size", args.batch_size)
+    result = evaluate_models(tuple(args.models), args.data, _preprocess(args), batch=args.batch_size, threads=args.threads)
+    if args.json:
+        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
+    else:
+        sys.stdout.write(
+            f"{result.samples} samples: top-1 {result.top1_reference:.2f} % float, {result.top1_quantized:.2f} % quantized; "
+            f"agreement {100 * result.agreement:.2f} %; SQNR {result.sqnr_db:.2f} dB\n"
+        )
+    return 0
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="onnxvitq bench", description="Interleaved latency; the first model is the reference.", allow_abbrev=False)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=1, help="where the batch is dynamic")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_output(parser)
+    args = parser.parse_args(arguments)
+    from onnxvitq.pipeline import bench_models  # noqa: PLC0415 - as above
+
+    _require_positive("--runs", args.runs)
+    _require_positive("--batch-size", args.batch_size)
+    timings = bench_models(args.models, batch=args.batch_size, threads=args.threads, runs=args.runs, seed=args.seed)
+    if args.json:
+        rows = {"threads": args.threads, "runs": args.runs, "batch": args.batch_size, "models": [asdict(timing) for timing in timings]}
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    table = Table("model", "load ms", "median ms", "quartiles ms", "times the first", title=f"{args.threads} thread(s), {args.runs} runs")
+    for timing in timings:
+        spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
+        table.add_row(timing.model, f"{timing.load_ms:.0f}", f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")
+    Console().print(table)
+    return 0
+
+
+def _require_positive(option: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(option, f"expected at least 1, got {value}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "inspect": _inspect,
+    "export": _export,
+    "evaluate": _evaluate,
+    "bench": _bench,
+}

@@ -1,0 +1,90 @@
+"""Which kernels really run: the optimised session against the plan. A layer that was planned and is not there is named."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
+from onnxvitq.runtime.session import Session
+
+# What onnxruntime's CPU provider calls its integer matrix products.
+INTEGER_KERNELS = frozenset(
+    {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearConv"}
+)
+NOT_FUSED = "planned, but onnxruntime runs it in float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; those in float with why."""
+
+    found: int
+    quantized: int
+    integer_kernels: int
+    float: tuple[tuple[str, str], ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every planned layer runs on an integer kernel."""
+        return self.quantized == self.integer_kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """The counts for linear layers, patch embeddings (convolutions written as products), and attention products."""
+
+    linears: Count
+    patch_embeddings: Count
+    attention_products: Count
+
+    @property
+    def sound(self) -> bool:
+        """Whether every planned layer runs on an integer kernel."""
+        return self.linears.sound and self.patch_embeddings.sound and self.attention_products.sound
+
+
+def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Audit:
+    """Open the quantized model as a user would and look at what the optimiser made of it."""
+    kernels = _kernels(model, threads)
+    planned = {linear.name for linear in blockmap.linears if planned_linear(plan, linear)}
+    kinds = {kind: [x for x in blockmap.linears if x.kind == kind] for kind in ("linear", "patch_embedding")}
+    products = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
+    planned_nodes = set(planned_products(plan, blockmap))
+    return Audit(
+        linears=_count_linears(kinds["linear"], planned, kernels, plan),
+        patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
+        attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
+    )
+
+
+def _kernels(model: Path, threads: int) -> dict[str, str]:
+    """Node name -> operator of the optimised graph, without its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        Session(model, threads=threads, optimized=optimized)
+        return {node.name: node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node}
+
+
+def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
+    return _count([(linear.name, integer_name(linear.name)) for linear in linears], planned, kernels, plan)
+
+
+def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
+    """names: (name in the canonical graph, name in the written one)."""
+    integer = {name for name, written in names if kernels.get(written) in INTEGER_KERNELS}
+    in_float = [
+        (name, NOT_FUSED if name in planned else plan.kept_float.get(name, "not planned"))
+        for name, _ in names
+        if name not in integer
+    ]
+    return Count(
+        found=len(names),
+        quantized=sum(name in planned for name, _ in names),
+        integer_kernels=len(integer & planned),
+        float=tuple(in_float),
+    )

@@ -1,0 +1,122 @@
+"""The report: one dictionary with stable keys, for JSON, and one table, for people."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from onnxvitq.blockmap import BlockMap
+from onnxvitq.evaluation.audit import Audit, Count
+from onnxvitq.evaluation.compare import Comparison
+
+REPORT_VERSION = 1
+PACKAGES = ("onnxvitq", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+
+
+def describe_graph(blockmap: BlockMap) -> dict[str, Any]:
+    """What was found, under the names that ``inspect`` and the report share."""
+    linears = [linear for linear in blockmap.linears if linear.kind == "linear"]
+    return {
+        "blocks": len(blockmap.blocks),
+        "attention": len(blockmap.attentions),
+        "linears": {"found": len(linears)},
+        "patch_embedding": {"found": len(blockmap.linears) - len(linears)},
+        "norms": len(blockmap.norms),
+        "unmatched": [asdict(entry) for entry in blockmap.unmatched],
+    }
+
+
+def describe_audit(audit: Audit) -> dict[str, Any]:
+    """The counts of the audit."""
+    return {
+        "linears": _counts(audit.linears),
+        "patch_embedding": _counts(audit.patch_embeddings),
+        "attention_products": _counts(audit.attention_products),
+        "audit_passed": audit.sound,
+    }
+
+
+def _counts(count: Count) -> dict[str, Any]:
+    return {
+        "found": count.found,
+        "quantized": count.quantized,
+        "integer_kernels": count.integer_kernels,
+        "float": [{"name": name, "reason": reason} for name, reason in count.float],
+    }
+
+
+def describe_comparison(comparison: Comparison) -> dict[str, Any]:
+    """The comparison's figures."""
+    return asdict(comparison)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Versions and processor."""
+    return {
+        **{name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "threads": threads or "all",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """The report as JSON text, keys in the order in which they were written."""
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> Table:
+    """The report as one table of two columns."""
+    table = Table(title=f"onnxvitq {report['environment']['onnxvitq']}: {report['output']}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    compare, size = report["compare"], report["size_mb"]
+    table.add_row("blocks, attentions", f"{report['blocks']}, {report['attention']}")
+    for key, name in (("linears", "linears"), ("attention_products", "attention products"), ("patch_embedding", "patch embedding")):
+        counts = report[key]
+        table.add_row(name, f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels")
+    for entry in _left_in_float(report):
+        table.add_row("  in float", entry)
+    agreement = compare["top1_agreement"]
+    decisions = "" if agreement is None else f", top-1 agreement {100 * agreement:.2f} %"
+    table.add_row("against float", f"SQNR {compare['sqnr_db']} dB, cosine {compare['cosine']:.5f}{decisions} ({compare['samples']} samples)")
+    table.add_row("optimised against plain", f"{100 * compare['optimised_vs_plain']:.3g} % of the output's norm")
+    table.add_row("size", f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %)")
+    for step in report["steps"]:
+        gain = "" if step["before"] is None else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
+        table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
+    table.add_row("seconds", seconds)
+    return table
+
+
+LISTED = 8  # layers in float that the table names; the JSON names all
+
+
+def _left_in_float(report: Mapping[str, Any]) -> list[str]:
+    entries = [f"{e['name']}: {e['reason']}" for key in ("linears", "patch_embedding", "attention_products") for e in report[key]["float"]]
+    entries += [f"{e['name']} ({e['op']}): {e['reason']}" for e in report["unmatched"]]
+    more = len(entries) - LISTED
+    return entries[:LISTED] + ([f"and {more} more, named in the JSON report"] if more > 0 else [])

@@ -1,0 +1,342 @@
+"""The order of things: from a float model and calibration data to an integer model and its report.
+
+``quantize`` is readable in one screen; the other functions are what the sub-commands do.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxvitq.blockmap import BlockMap
+from onnxvitq.blocks.find import find_blocks
+from onnxvitq.config import QuantConfig
+from onnxvitq.data.config_files import find_config_file
+from onnxvitq.data.labelled import open_labelled
+from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
+from onnxvitq.data.source import Source, open_source
+from onnxvitq.errors import DataError
+from onnxvitq.evaluation import report as reports
+from onnxvitq.evaluation.audit import Audit, audit
+from onnxvitq.evaluation.bench import Timing, bench, random_feed
+from onnxvitq.evaluation.compare import compare
+from onnxvitq.evaluation.labelled import Evaluation, evaluate
+from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
+from onnxvitq.graph.canonical import canonicalise
+from onnxvitq.graph.io import (
+    LoadedModel,
+    atomic_file,
+    check_written,
+    constants,
+    load_model,
+    refuse_output,
+    save_model,
+    to_graph,
+    to_proto,
+    with_outputs,
+)
+from onnxvitq.numerics.fit import Search
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.runtime.session import Session
+from onnxvitq.runtime.sweep import sweep
+from onnxvitq.spec import InputSpec, StatRequest
+from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.policy import make_plan
+from onnxvitq.steps.ranges import MinMaxRanges
+from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.step import Step, StepOutcome
+
+RECIPE_KEY = "onnxvitq.recipe"
+KEPT_FEEDS = 16  # of an iterable that can be read only once, for the comparison
+
+Progress = Callable[[str, int, int | None], None]  # stage, done, total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessOptions:
+    """What the user said about preprocessing: single flags, and a configuration file."""
+
+    flags: Mapping[str, object] = field(default_factory=dict)
+    config_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What a quantization returns; the model itself is in the file. ``report`` has the documented keys."""
+
+    output: Path
+    plan: QuantPlan
+    audit: Audit
+    report: Mapping[str, Any]
+
+
+def quantize(
+    model: str | Path,
+    data: str | Path | Iterable[Any],
+    output: str | Path,
+    config: QuantConfig | None = None,
+    *,
+    preprocess: PreprocessOptions | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize ``model`` with ``data`` and write ``output``.
+
+    Args:
+        model: a float ONNX file.
+        data: a folder of images, an image, an .npz or .npy file, or an iterable of feeds.
+        output: the file to write; replaced in one step at the very end, or not at all.
+        config: options; the defaults when None.
+        preprocess: how images become inputs; resolved from the model and its files where not said.
+        progress: called with (stage, done, total).
+
+    Raises:
+        OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
+    """
+    model, output, config = Path(model), Path(output), config or QuantConfig()
+    watch, progress = _Stopwatch(), progress or _silent
+    with watch("load"):
+        refuse_output(output, model)
+        loaded = load_model(model)
+        source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
+        graph = to_graph(loaded)
+        canonicalise(graph)
+        blockmap = find_blocks(graph, str(model))
+        problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(blockmap)))
+        plan = make_plan(blockmap, config)
+    steps = _steps(config)
+    requests = _requests(steps, problem, plan)
+    feeds = _Replay(source)
+    with watch("calibrate"), tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
+        observed = Path(folder) / "observed.onnx"
+        save_model(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), observed)
+        stats = sweep(
+            observed, feeds, requests, seed=config.seed, threads=config.threads, progress=_stage(progress, "calibrate", source.count)
+        )
+    outcomes: list[StepOutcome] = []
+    with watch("fit"):
+        for number, step in enumerate(steps):
+            plan, outcome = step.apply(problem, plan, stats)
+            outcomes.append(outcome)
+            progress("fit", number + 1, len(steps))
+    del stats
+    with watch("write"):
+        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
+        proto = to_proto(apply_plan(graph, problem, plan), metadata)
+        check_written(proto, str(output))
+    sizes = {"float": loaded.size / 1e6}
+    del graph, problem, loaded
+    with atomic_file(output) as temporary:
+        with watch("write"):
+            sizes["quantized"] = save_model(proto, temporary) / 1e6
+            del proto
+        with watch("audit"):
+            audited = audit(temporary, blockmap, plan, config.threads)
+        with watch("compare"):
+            total = source.count if source.repeatable else None
+            compared = compare((model, temporary), feeds, threads=config.threads, progress=_stage(progress, "compare", total))
+    report = {
+        "report_version": reports.REPORT_VERSION,
+        "model": str(model),
+        "output": str(output),
+        **reports.describe_graph(blockmap),
+        **reports.describe_audit(audited),
+        "compare": reports.describe_comparison(compared),
+        "size_mb": {name: round(value, 4) for name, value in sizes.items()},
+        "seconds": watch.report(),
+        "steps": [asdict(outcome) for outcome in outcomes],
+        "calibration": _describe_data(source, preprocessing, origin),
+        "config": config.to_dict(),
+        "environment": reports.environment(config.threads),
+    }
+    return Result(output=output, plan=plan, audit=audited, report=report)
+
+
+def _steps(config: QuantConfig) -> list[Step]:
+    steps: list[Step] = [MinMaxRanges()]
+    if config.objective != "minmax":
+        search = Search(candidates=config.candidates, rounds=config.rounds)
+        steps.append(SearchScales(objective=config.objective, search=search))
+    if config.bias_correction:
+        steps.append(CorrectBias())
+    return steps
+
+
+def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    """What all steps need, each statistic once: one sweep serves them all."""
+    return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
+
+
+def _constant_names(blockmap: BlockMap) -> set[str]:
+    return {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+
+
+def _open(
+    loaded: LoadedModel, data: str | Path | Iterable[Any], config: QuantConfig, options: PreprocessOptions
+) -> tuple[Source, Preprocessing | None, str]:
+    """The calibration data, with the preprocessing it needs and where that came from."""
+    preprocessing, origin = _preprocessing(loaded.path, loaded.inputs, loaded.metadata, options)
+    return open_source(data, loaded.inputs, preprocessing, limit=config.num_samples), preprocessing, origin
+
+
+def _preprocessing(
+    model: Path, inputs: Sequence[InputSpec], metadata: Mapping[str, str], options: PreprocessOptions
+) -> tuple[Preprocessing | None, str]:
+    images = [spec for spec in inputs if len(spec.shape) == 4]
+    if len(inputs) != 1 or not images:
+        return None, "the model does not take one image"
+    config_file = options.config_file or find_config_file(model)
+    try:
+        return resolve_preprocessing(images[0], flags=options.flags, config_file=config_file, metadata=metadata)
+    except DataError:
+        if any(value is not None for value in options.flags.values()) or options.config_file is not None:
+            raise
+        return None, "unknown"  # arrays need none; a folder of images will say what is missing
+
+
+class _Replay:
+    """Feeds of a source, again and again: of one that can be read only once, the first ``KEPT_FEEDS``."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._kept: list[Mapping[str, np.ndarray]] = []
+        self._read = False
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        if self._source.repeatable:
+            yield from self._source
+        elif self._read:
+            yield from self._kept
+        else:
+            self._read = True
+            for feed in self._source:
+                if len(self._kept) < KEPT_FEEDS:
+                    self._kept.append(feed)
+                yield feed
+
+
+class _Stopwatch:
+    """Seconds by stage, added up over several visits."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._taken: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._taken[stage] = self._taken.get(stage, 0.0) + time.perf_counter() - start
+
+    def report(self) -> dict[str, float]:
+        total = time.perf_counter() - self._start
+        return {name: round(value, 3) for name, value in (*self._taken.items(), ("total", total))}
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    del stage, done, total
+
+
+def _stage(progress: Progress, stage: str, total: int | None) -> Callable[[int], None]:
+    return lambda done: progress(stage, done, total)
+
+
+def _recipe(
+    loaded: LoadedModel, config: QuantConfig, source: Source, preprocessing: Preprocessing | None
+) -> dict[str, str]:
+    """Metadata of the written model: enough to make it again. No time and no path: same input, same bytes."""
+    try:
+        tool = version("onnxvitq")
+    except PackageNotFoundError:
+        tool = "unknown"
+    recipe = {
+        "onnxvitq": tool,
+        "config": config.to_dict(),
+        "model_sha256": _file_digest(loaded.path),
+        "data_sha256": source.digest,
+        "samples": source.count,
+    }
+    entries = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
+    if preprocessing is not None:
+        entries[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict(), sort_keys=True)
+    return entries
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe_data(source: Source, preprocessing: Preprocessing | None, origin: str) -> dict[str, Any]:
+    return {
+        "source": source.description,
+        "samples": source.count,
+        "skipped": [{"file": name, "reason": reason} for name, reason in source.skipped],
+        "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
+        "described": "" if preprocessing is None else preprocessing.describe(),
+        "preprocessing_from": origin,
+    }
+
+
+def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
+    """What is found in a model, under the report's names, and the full map.
+
+    Raises:
+        OnnxVitqError: the model cannot be read, or has no attention.
+    """
+    loaded = load_model(Path(model))
+    graph = to_graph(loaded)
+    edits = canonicalise(graph)
+    blockmap = find_blocks(graph, str(model))
+    described = {
+        "model": str(model),
+        **reports.describe_graph(blockmap),
+        "inputs": [asdict(spec) for spec in loaded.inputs],
+        "outputs": list(loaded.outputs),
+        "canonical_edits": {name: count for name, count in edits.items() if count},
+        "map": blockmap.to_dict(),
+    }
+    return described, blockmap
+
+
+def evaluate_models(
+    models: tuple[Path, Path], data: Path, preprocess: PreprocessOptions, *, batch: int, threads: int
+) -> Evaluation:
+    """Top-1 and agreement of (float, quantized) on labelled data.
+
+    The preprocessing that the quantized model carries is used, unless flags or a file say otherwise.
+    """
+    described = describe_inputs(models[1])
+    reference = describe_inputs(models[0])
+    metadata = {**reference[1], **described[1]}
+    preprocessing, _ = _preprocessing(models[0], reference[0], metadata, preprocess)
+    return evaluate(models, open_labelled(data, reference[0], preprocessing, batch=batch), threads=threads)
+
+
+def describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, str]]:
+    """Inputs and metadata of any ONNX model that onnxruntime can load, quantized or not."""
+    session = Session(model, level="disabled", threads=1)
+    return session.input_specs, session.metadata
+
+
+def bench_models(models: Sequence[Path], *, batch: int, threads: int, runs: int, seed: int) -> list[Timing]:
+    """Interleaved latency of models on random inputs."""
+    feeds = [random_feed(describe_inputs(model)[0], batch, seed) for model in models]
+    return bench(models, feeds, threads=threads, runs=runs)
+
+
+def export(spec: str, output: Path, options: ExportOptions) -> ExportResult:
+    """Export a torch module, its outputs checked in onnxruntime."""
+    return export_model(spec, output, options, run=_run_file)
+
+
+def _run_file(path: Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return Session(path, level="disabled").run(feeds)
