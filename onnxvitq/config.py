@@ -26,8 +26,8 @@ class QuantConfig:
 
     version: int = CONFIG_VERSION
     objective: ObjectiveName = "mse"
-    candidates: int = 24
-    rounds: int = 3
+    candidates: int = 15
+    rounds: int = 2
     bias_correction: bool = True
     attention: Literal["int8", "float"] = "int8"
     weight_bits: int = 8

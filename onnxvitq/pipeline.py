@@ -38,8 +38,8 @@ from onnxvitq.graph.io import (
     constants,
     load_model,
     refuse_output,
+    save_for_session,
     save_model,
-    to_graph,
     to_proto,
     with_outputs,
 )
@@ -107,17 +107,17 @@ def quantize(
         refuse_output(output, model)
         loaded = load_model(model)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
-        graph = to_graph(loaded)
+        graph = loaded.graph
         canonicalise(graph)
         blockmap = find_blocks(graph, str(model))
         problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(blockmap)))
         plan = make_plan(blockmap, config)
     steps = _steps(config)
-    requests = _requests(steps, problem, plan)
+    requests = (*_requests(steps, problem, plan), StatRequest(tensor=loaded.outputs[0], kind="whole"))
     feeds = _Replay(source)
     with watch("calibrate"), tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
         observed = Path(folder) / "observed.onnx"
-        save_model(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), observed)
+        save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), observed)
         stats = sweep(
             observed, feeds, requests, seed=config.seed, threads=config.threads, progress=_stage(progress, "calibrate", source.count)
         )
@@ -127,6 +127,7 @@ def quantize(
             plan, outcome = step.apply(problem, plan, stats)
             outcomes.append(outcome)
             progress("fit", number + 1, len(steps))
+    reference = stats.wholes[loaded.outputs[0]]
     del stats
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
@@ -141,8 +142,9 @@ def quantize(
         with watch("audit"):
             audited = audit(temporary, blockmap, plan, config.threads)
         with watch("compare"):
-            total = source.count if source.repeatable else None
-            compared = compare((model, temporary), feeds, threads=config.threads, progress=_stage(progress, "compare", total))
+            compared = compare(
+                (model, temporary), feeds, reference, threads=config.threads, progress=_stage(progress, "compare", len(reference))
+            )
     report = {
         "report_version": reports.REPORT_VERSION,
         "model": str(model),
@@ -293,7 +295,7 @@ def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
         OnnxVitqError: the model cannot be read, or has no attention.
     """
     loaded = load_model(Path(model))
-    graph = to_graph(loaded)
+    graph = loaded.graph
     edits = canonicalise(graph)
     blockmap = find_blocks(graph, str(model))
     described = {

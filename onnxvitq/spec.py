@@ -105,11 +105,12 @@ class StatRequest:
     """One statistic that a step needs of one tensor.
 
     ``range``: lowest and highest value. ``rows``: a bounded sample of its rows, grouped by image. ``left`` and ``right``:
-    the matrices of a few images, as operands of a product; of a left operand a sample of the rows.
+    the matrices of a few images, as operands of a product; of a left operand a sample of the rows. ``whole``: everything,
+    for the first images.
     """
 
     tensor: str
-    kind: Literal["range", "rows", "left", "right"]
+    kind: Literal["range", "rows", "left", "right", "whole"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +118,8 @@ class Stats:
     """What one sweep measured.
 
     ranges: tensor -> (lowest, highest). rows: tensor -> (S, r, C), S images, r sampled rows each, C features.
-    lefts, rights: tensor -> (S, L, m, k), L matrices of each of S images. count: images seen.
+    lefts, rights: tensor -> (S, L, m, k), L matrices of each of S images. wholes: tensor -> the values of the first
+    images. count: images seen.
     """
 
     count: int = 0
@@ -125,3 +127,4 @@ class Stats:
     rows: Mapping[str, FloatArray] = field(default_factory=dict)
     lefts: Mapping[str, FloatArray] = field(default_factory=dict)
     rights: Mapping[str, FloatArray] = field(default_factory=dict)
+    wholes: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)

@@ -226,15 +226,22 @@ def _norms(graph: gs.Graph) -> Iterator[Norm]:
 
 def _unmatched(graph: gs.Graph, matched: set[str], misses: Mapping[str, Miss]) -> Iterator[Unmatched]:
     for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from (
-                    Unmatched(name=inner.name, op=inner.op, reason=f"inside the body of {node.op} {node.name!r}")
-                    for inner in value.nodes
-                    if inner.op in ACCOUNTED
-                )
+        yield from (
+            Unmatched(name=inner.name, op=inner.op, reason=f"inside the body of {node.op} {node.name!r}")
+            for inner in _nodes_inside(node)
+            if inner.op in ACCOUNTED
+        )
         if node.op in ACCOUNTED and node.name not in matched:
             yield Unmatched(name=node.name, op=node.op, reason=_reason(node, misses))
+
+
+def _nodes_inside(node: gs.Node) -> Iterator[gs.Node]:
+    """The nodes of the bodies of an If, Loop or Scan, and of the bodies inside these."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield inner
+                yield from _nodes_inside(inner)
 
 
 def _reason(node: gs.Node, misses: Mapping[str, Miss]) -> str:

@@ -24,6 +24,8 @@ MAX_ROUNDS = 8  # shapes that one pass makes known let another go on; real graph
 FOLD_LIMIT = 2**24  # elements; a folded Expand must not blow the file up
 NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
 LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+MOVES = LAYOUT_OPS | {"Expand", "Gather", "Slice", "Identity", "Cast"}  # the first input's elements, nothing new
+KEEPS_FINITE = MOVES | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Concat"}  # of finite inputs, short of overflow
 
 
 def canonicalise(graph: gs.Graph) -> dict[str, int]:
@@ -89,7 +91,7 @@ def fold_constants(graph: gs.Graph) -> int:
     2. The result is at most ``FOLD_LIMIT`` elements.
     3. Integer arithmetic on shapes: all elements are numbers, none only a name (``symbolic.ShapeValues``).
     """
-    shapes, count = ShapeValues(), 0
+    edit, shapes, count = Editor(graph), ShapeValues(), 0
     for node in list(graph.nodes):
         values = _evaluate(node)
         if values is None:
@@ -97,7 +99,7 @@ def fold_constants(graph: gs.Graph) -> int:
         if values is None or any(output is kept for kept in graph.outputs for output in node.outputs):
             continue
         for output, value in zip(list(node.outputs), values, strict=True):
-            constant = gs.Constant(f"{output.name}_folded", np.asarray(value))
+            constant = edit.constant(f"{output.name}_folded", value)
             for reader in list(output.outputs):
                 for index, tensor in enumerate(reader.inputs):
                     if tensor is output:
@@ -161,26 +163,36 @@ def static_reshapes(graph: gs.Graph) -> int:
 def remove_no_ops(graph: gs.Graph) -> int:
     """f(x) -> x.
 
-    1. Identity; Dropout (its mask unread); Cast to the type the tensor has.
+    1. Identity; Dropout (its mask unread, not in training mode); Cast to the type the tensor has.
     2. Transpose with the identity permutation.
     3. x + 0, x - 0, x * 1, x / 1, where the constant, possibly expanded at run time, does not enlarge x.
     4. Reshape of a tensor to the shape it has.
+    5. An Identity stays where a graph output needs it: behind a graph input, a constant or another output.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):
         source = _unchanged_source(node)
         if source is not None and len(node.outputs) >= 1 and not (len(node.outputs) > 1 and node.outputs[1].outputs):
             output = node.outputs[0]
+            if node.op == "Identity" and _is_output(output, graph) and (not source.inputs or _is_output(source, graph)):
+                continue  # rule 5
             node.outputs.clear()
             edit.redirect(output, source)
             count += 1
     return count
 
 
+def _is_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
+    return any(tensor is output for output in graph.outputs)
+
+
 def _unchanged_source(node: gs.Node) -> gs.Tensor | None:  # noqa: PLR0911 - one return a rule reads best
     first = node.inputs[0] if node.inputs else None
-    if node.op in {"Identity", "Dropout"}:
+    if node.op == "Identity":
         return first  # rule 1
+    if node.op == "Dropout":
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        return first if training is None or not training.name or uniform_value(training) == 0.0 else None
     if node.op == "Cast" and first.dtype is not None and node.outputs[0].dtype == first.dtype:
         return first
     if node.op == "Transpose":
@@ -260,7 +272,11 @@ def _may_be_infinite(tensor: gs.Tensor, depth: int = 12) -> bool:
         return True
     if node.op in {"MatMul", "Gemm", "Conv"}:
         return False
-    sources = node.inputs[1:] if node.op == "Where" else node.inputs[:1] if node.op in LAYOUT_OPS | {"Expand"} else node.inputs
+    if node.op == "ConstantOfShape":
+        return not np.isfinite(uniform_value(tensor) or 0.0)
+    if node.op not in KEEPS_FINITE:
+        return True  # a Log, a Reciprocal...
+    sources = node.inputs[1:] if node.op == "Where" else node.inputs[:1] if node.op in MOVES else node.inputs
     return any(_may_be_infinite(source, depth - 1) for source in sources)
 
 
@@ -281,7 +297,7 @@ def gemm_to_matmul(graph: gs.Graph) -> int:
         weight = np.asarray(node.inputs[1].values)
         weight = np.ascontiguousarray(weight.T if node.attrs.get("transB", 0) else weight)  # (I, O)
         outputs = weight.shape[1]
-        if bias is not None and not (isinstance(bias, gs.Constant) and bias.values.size in (1, outputs)):
+        if bias is not None and not _is_row(bias, outputs):
             continue  # rule 2
         alpha, beta = np.float32(node.attrs.get("alpha", 1.0)), np.float32(node.attrs.get("beta", 1.0))
         if alpha != 1:
@@ -298,6 +314,13 @@ def gemm_to_matmul(graph: gs.Graph) -> int:
             edit.redirect(output, product)
         count += 1
     return count
+
+
+def _is_row(bias: gs.Tensor, width: int) -> bool:
+    """Whether a constant adds the same to every row: one value, or one a column."""
+    if not isinstance(bias, gs.Constant):
+        return False
+    return bias.values.size == 1 or (bias.values.size == width == bias.values.shape[-1])
 
 
 def patch_convolution(graph: gs.Graph) -> int:
@@ -451,7 +474,9 @@ def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[i
         return [(axis, index % size, node.outputs[0])] if isinstance(size, int) else []
     if node.op in {"Slice", "Split"}:
         found = []
-        for axis, index, part in _unit_parts(node, tensor):
+        for axis, index, stop, part in _ranges(node, tensor):
+            if stop - index != 1:
+                return []
             squeeze = only_reader(part, graph)
             if squeeze is None or squeeze.op != "Squeeze" or _squeezed(squeeze) not in ([axis], [axis - rank]):
                 return []
@@ -462,11 +487,6 @@ def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[i
 
 def _squeezed(node: gs.Node) -> list[int] | None:
     return integers(node.inputs[1]) if len(node.inputs) > 1 else list(node.attrs.get("axes", ())) or None
-
-
-def _unit_parts(node: gs.Node, tensor: gs.Tensor) -> list[tuple[int, int, gs.Tensor]]:
-    """(axis, index, part) for a Slice or Split whose parts are one wide."""
-    return [(axis, start, part) for axis, start, stop, part in _ranges(node, tensor) if stop - start == 1]
 
 
 def _ranges(node: gs.Node, tensor: gs.Tensor) -> list[tuple[int, int, int, gs.Tensor]]:
@@ -531,6 +551,7 @@ def open_attention(graph: gs.Graph) -> int:
     1. No past, no second output, no soft cap, not causal; as many key heads as query heads. Others are left as they are.
     2. Three-dimensional inputs (B, T, H D) are split into heads first and joined afterwards.
     3. The scale is the attribute's, or 1 / sqrt(D).
+    4. A row whose positions are all hidden gives zeros, where a Softmax alone gives NaN: a guard behind it sees to that.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):
@@ -547,12 +568,14 @@ def open_attention(graph: gs.Graph) -> int:
         scale = np.float32(node.attrs.get("scale", width**-0.5))  # rule 3
         scores = edit.node("Mul", f"{name}_scaled", [scores, edit.constant(f"{name}_scale", scale)])
         mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
-        if mask is not None and mask.dtype == np.bool_:
-            low = edit.constant(f"{name}_low", np.float32(np.finfo(np.float32).min))
-            scores = edit.node("Where", f"{name}_masked", [mask, scores, low])
-        elif mask is not None:
-            scores = edit.node("Add", f"{name}_masked", [scores, mask])
+        hidden = False
+        if mask is not None:
+            scores, hidden = _masked(edit, name, scores, mask)
         weights = edit.node("Softmax", f"{name}_softmax", [scores], axis=-1)
+        if hidden:  # rule 4
+            probe = edit.node("IsNaN", f"{name}_hidden", [weights], dtype=np.bool_)
+            zero = edit.constant(f"{name}_zero", np.float32(0))
+            weights = edit.node("Where", f"{name}_guarded", [probe, zero, weights])
         context = edit.node("MatMul", f"{name}_context", [weights, value])
         if flat:
             context = edit.node("Transpose", f"{name}_joined", [context], perm=[0, 2, 1, 3])
@@ -563,6 +586,15 @@ def open_attention(graph: gs.Graph) -> int:
         edit.redirect(output, context)
         count += 1
     return count
+
+
+def _masked(edit: Editor, name: str, scores: gs.Tensor, mask: gs.Tensor) -> tuple[gs.Tensor, bool]:
+    """The scores behind a mask of booleans or of floats to add, and whether a whole row may be hidden."""
+    if mask.dtype != np.bool_:
+        return edit.node("Add", f"{name}_masked", [scores, mask]), _may_be_infinite(mask)
+    hidden = not isinstance(mask, gs.Constant) or not mask.values.any(axis=-1).all()
+    low = edit.constant(f"{name}_low", np.float32(-np.inf if hidden else np.finfo(np.float32).min))
+    return edit.node("Where", f"{name}_masked", [mask, scores, low]), hidden
 
 
 def _is_plain_attention(node: gs.Node) -> bool:
@@ -577,7 +609,7 @@ def _is_plain_attention(node: gs.Node) -> bool:
         and not node.attrs.get("is_causal", 0)
         and not node.attrs.get("softcap", 0.0)
         and heads[0] == heads[1]
-        and isinstance(shapes[0][-1], int)
+        and all(isinstance(shape[-1], int) for shape in shapes)
     )
 
 
@@ -661,10 +693,10 @@ def fold_scalar_scales(graph: gs.Graph) -> int:
         found = constant_input(node)
         if found is None or found[1].values.size != 1 or (node.op == "Div" and found[0] == 0):
             continue  # rule 1
-        scale = float(found[1].values.reshape(())) ** (1 if node.op == "Mul" else -1)
-        source = node.inputs[1 - found[0]]
-        if len(found[1].shape) > len(source.shape or ()) or not np.isfinite(scale):
+        factor, source = float(found[1].values.reshape(())), node.inputs[1 - found[0]]
+        if len(found[1].shape) > len(source.shape or ()) or not np.isfinite(factor) or (node.op == "Div" and factor == 0):
             continue
+        scale = factor if node.op == "Mul" else 1 / factor
         target = _scalable(source, graph, products=1)
         if target is None:
             continue

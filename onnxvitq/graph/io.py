@@ -37,10 +37,14 @@ NUMPY_NAMES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A float model that passed every check on the way in. ``size`` is in bytes, external data included."""
+    """A float model that passed every check on the way in. ``size`` is in bytes, external data included.
+
+    ``graph`` is sorted, its nodes are named and its shapes inferred. It owns its weights: the protobuf message is gone,
+    or every weight would be in memory twice.
+    """
 
     path: Path
-    proto: onnx.ModelProto
+    graph: gs.Graph
     metadata: Mapping[str, str]
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
@@ -66,14 +70,9 @@ def load_model(path: Path) -> LoadedModel:
     _refuse_weights(path, proto)
     constants = {initializer.name for initializer in proto.graph.initializer}
     inputs = tuple(_input_spec(path, value) for value in proto.graph.input if value.name not in constants)
-    return LoadedModel(
-        path=path,
-        proto=proto,
-        metadata={entry.key: entry.value for entry in proto.metadata_props},
-        inputs=inputs,
-        outputs=tuple(value.name for value in proto.graph.output),
-        size=size,
-    )
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    outputs = tuple(value.name for value in proto.graph.output)
+    return LoadedModel(path=path, graph=to_graph(proto), metadata=metadata, inputs=inputs, outputs=outputs, size=size)
 
 
 def _read(path: Path) -> tuple[onnx.ModelProto, int]:
@@ -193,9 +192,12 @@ def _input_spec(path: Path, value: onnx.ValueInfoProto) -> InputSpec:
     return InputSpec(name=value.name, dtype=dtype, shape=shape)
 
 
-def to_graph(model: LoadedModel) -> gs.Graph:
-    """The model as a graphsurgeon graph, sorted, nodes named, shapes inferred."""
-    graph = gs.import_onnx(model.proto)
+def to_graph(proto: onnx.ModelProto) -> gs.Graph:
+    """A model as a graphsurgeon graph, sorted, nodes named, shapes inferred, weights read out of the message."""
+    graph = gs.import_onnx(proto)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant):
+            tensor.values = np.asarray(tensor.values)
     _name_nodes(graph)
     graph.toposort()
     infer_shapes(graph)
@@ -325,10 +327,18 @@ def _umask() -> int:
 
 
 def save_model(proto: onnx.ModelProto, path: Path) -> int:
-    """Write a model; its size on disk in bytes. Past the protobuf limit the weights go to ``<name>.data`` beside it."""
-    if proto.ByteSize() < PROTOBUF_LIMIT:
-        onnx.save(proto, path)
-        return path.stat().st_size
-    data = f"{path.name}.data"
-    onnx.save(proto, path, save_as_external_data=True, location=data, size_threshold=1024)
-    return path.stat().st_size + (path.parent / data).stat().st_size
+    """Write a model as one file; its size in bytes.
+
+    Raises:
+        OutputError: the model passes the 2 GB limit of protobuf.
+    """
+    if proto.ByteSize() >= PROTOBUF_LIMIT:
+        raise OutputError(str(path), f"the quantized model has {proto.ByteSize() / 1e9:.1f} GB, a protobuf file holds at most 2")
+    onnx.save(proto, path)
+    return path.stat().st_size
+
+
+def save_for_session(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a model for onnxruntime to open once, weights in a file beside it: it maps that file, so they are in memory once
+    less, and models over 2 GB work. ``proto`` loses its weights."""
+    onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

@@ -50,14 +50,18 @@ def _shape(node: gs.Node) -> Values | None:
 
 def _gather(node: gs.Node, inputs: list[Values | None]) -> Values | None:
     data, index = inputs
-    if data is None or index is None or data.ndim != 1 or node.attrs.get("axis", 0) != 0:
+    if data is None or index is None or data.ndim != 1 or not _numbers(index) or node.attrs.get("axis", 0) not in (0, -1):
         return None
     return np.asarray(data[index.astype(int)], object)
 
 
+def _numbers(values: Values) -> bool:
+    return all(isinstance(value, int) for value in values.reshape(-1))
+
+
 def _slice(node: gs.Node, inputs: list[Values | None]) -> Values | None:
     del node
-    if any(value is None for value in inputs) or inputs[0].ndim != 1:
+    if any(value is None for value in inputs) or inputs[0].ndim != 1 or not all(map(_numbers, inputs[1:])):
         return None
     bounds = [int(value.reshape(-1)[0]) for value in inputs[1:]]
     step = bounds[3] if len(bounds) > 3 else 1
@@ -66,9 +70,9 @@ def _slice(node: gs.Node, inputs: list[Values | None]) -> Values | None:
 
 def _concat(node: gs.Node, inputs: list[Values | None]) -> Values | None:
     del node
-    if any(value is None for value in inputs):
+    if any(value is None or value.ndim != 1 for value in inputs):
         return None
-    return np.concatenate([np.atleast_1d(value) for value in inputs])
+    return np.concatenate(inputs)
 
 
 def _reshaped(node: gs.Node, inputs: list[Values | None]) -> Values | None:
@@ -104,19 +108,26 @@ def _same(a: int | str, b: int | str) -> bool | None:
 
 
 def _arithmetic(node: gs.Node, inputs: list[Values | None]) -> Values | None:
-    if any(value is None or any(isinstance(v, str) for v in value.reshape(-1)) for value in inputs):
+    if any(value is None or not _numbers(value) for value in inputs):
         return None
     a, b = inputs
-    result = {"Add": lambda: a + b, "Sub": lambda: a - b, "Mul": lambda: a * b, "Div": lambda: a // b}[node.op]()
+    if not np.issubdtype(node.outputs[0].dtype, np.integer) or (node.op == "Div" and (b == 0).any()):
+        return None
+    result = {"Add": lambda: a + b, "Sub": lambda: a - b, "Mul": lambda: a * b, "Div": lambda: _divided(a, b)}[node.op]()
     return np.asarray(result, object)
 
 
+def _divided(a: Values, b: Values) -> Values:
+    """Integer division as ONNX has it, towards zero; Python's goes down."""
+    quotient = abs(a) // abs(b)
+    return np.where((a < 0) == (b < 0), quotient, -quotient)
+
+
 def _filled(node: gs.Node, inputs: list[Values | None]) -> Values | None:
-    if inputs[0] is None or any(isinstance(size, str) for size in inputs[0]):
-        return None
     fill = node.attrs.get("value")
-    value = 0 if fill is None else int(np.asarray(fill.values).reshape(-1)[0])
-    return np.full([int(size) for size in inputs[0]], value, object)
+    if inputs[0] is None or not _numbers(inputs[0]) or fill is None or not np.issubdtype(fill.dtype, np.integer):
+        return None
+    return np.full([int(size) for size in inputs[0]], int(fill.values.reshape(-1)[0]), object)
 
 
 EVALUATORS: dict[str, Evaluator] = {
@@ -146,7 +157,7 @@ def unify_names(graph: gs.Graph) -> None:
 
     1. Reshape to a constant target with one -1, of a tensor with one unknown size: the same size when the known sizes have
        the same product.
-    2. Expand to a computed shape: that shape's names.
+    2. Expand of a size of 1 to a computed shape: that shape's name.
     3. Broadcasting: an unknown size whose operands' sizes all have one name (or are 1).
 
     Only shape annotations change.
@@ -175,11 +186,15 @@ def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int 
         if target is None or len(unknown) != 1 or target.size <= position:
             return None
         known = [size for size in target.reshape(-1) if isinstance(size, int) and size != -1]
-        same = np.prod([size for size in source if isinstance(size, int)]) == np.prod(known)
+        others = [size for size in source if isinstance(size, int)]
+        same = len(others) == len(source) - 1 and np.prod(others) == np.prod(known)
         return unknown[0] if target[position] == -1 and len(known) == target.size - 1 and 0 not in known and same else None
     if node.op == "Expand":
-        target = values.of(node.inputs[1])
-        return None if target is None or target.size != len(node.outputs[0].shape) else target[position]
+        target, rank = values.of(node.inputs[1]), len(node.outputs[0].shape)
+        if target is None or target.size != rank or source is None:
+            return None
+        behind = [1] * (rank - len(source)) + list(source)  # what is expanded, with the rank of the result
+        return target[position] if behind[position] == 1 else None
     if node.op not in BROADCAST_OPS:
         return None
     from_end = len(node.outputs[0].shape) - position

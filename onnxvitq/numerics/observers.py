@@ -14,6 +14,7 @@ ROWS = 512  # rows kept a tensor, over all samples
 IMAGES = 6  # samples whose attention operands are kept
 MATRICES, QUERIES = 16, 32  # heads (or heads x windows) and, of a left operand, rows kept of each sample
 FIRST_SHARE = 8  # samples that fill the rows at first
+WHOLE_BYTES = 16 * 2**20  # of whole tensors kept
 
 
 class Range:
@@ -114,3 +115,23 @@ def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:
     if size <= wanted:
         return np.arange(size)
     return np.sort(np.random.default_rng([seed, sample, size]).permutation(size)[:wanted])
+
+
+class Whole:
+    """The tensor itself, for the first samples. Memory: ``WHOLE_BYTES``, but at least one sample."""
+
+    def __init__(self) -> None:
+        self._kept: list[FloatArray] = []
+        self._room = WHOLE_BYTES
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor."""
+        self._room -= values.nbytes
+        if sample == 0 or self._room >= 0:
+            self._kept.append(values)
+            return bool(np.isfinite(values).all())
+        return True
+
+    def result(self) -> tuple[FloatArray, ...]:
+        """The kept tensors, of consecutive samples from the first."""
+        return tuple(self._kept)

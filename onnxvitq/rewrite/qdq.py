@@ -73,10 +73,16 @@ def _reads(plan: QuantPlan, tensor: str, node: str) -> bool:
 
 
 def _check(graph: gs.Graph, plan: QuantPlan) -> None:
-    tensors = graph.tensors()
-    for name in plan.decisions:
+    tensors, nodes, hint = graph.tensors(), {node.name for node in graph.nodes}, "was it made for another model?"
+    for name, decision in plan.decisions.items():
         if name not in tensors:
-            raise PlanError(name, "the plan names a tensor that the graph does not have", "was it made for another model?")
+            raise PlanError(name, "the plan names a tensor that the graph does not have", hint)
+        for reader, _ in decision.site.consumers:
+            if reader not in nodes:
+                raise PlanError(reader, "the plan names a node that the graph does not have", hint)
+    for name in plan.biases:
+        if name not in nodes:
+            raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
 
 
 class _Writer:

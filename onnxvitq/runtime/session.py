@@ -32,18 +32,21 @@ class Session:
         path: the model file; a path, not bytes, so that external data and models over 2 GB work.
         level: graph optimisation, "disabled" (each node runs as written) or "all".
         threads: intra-operator threads; 0 lets onnxruntime take one a core.
+        lean: give memory back after each operator; a little slower.
         optimized: where to write the optimised graph, for the audit.
 
     Raises:
         InvalidGraphError: onnxruntime cannot load the model; its first line says why.
     """
 
-    def __init__(self, path: Path, *, level: Level = "all", threads: int = 0, optimized: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, level: Level = "all", threads: int = 0, optimized: Path | None = None, lean: bool = False
+    ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = FATAL_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.enable_cpu_mem_arena = not lean
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         try:

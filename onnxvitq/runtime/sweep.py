@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnxvitq.errors import CalibrationError
-from onnxvitq.numerics.observers import Operand, Range, Rows
+from onnxvitq.numerics.observers import Operand, Range, Rows, Whole
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import StatRequest, Stats
 
@@ -38,7 +38,7 @@ def sweep(
     Raises:
         CalibrationError: a tensor holds a NaN or an infinity (it is named), or there was no sample.
     """
-    session = Session(model, threads=threads)
+    session = Session(model, threads=threads, lean=True)  # all requested tensors are alive at once
     observers = {request: _OBSERVERS[request.kind](seed) for request in requests}
     wanted = sorted({request.tensor for request in requests})
     count = 0
@@ -56,13 +56,19 @@ def sweep(
     for request, observer in observers.items():
         results[request.kind][request.tensor] = observer.result()
     return Stats(
-        count=count, ranges=results["range"], rows=results["rows"], lefts=results["left"], rights=results["right"]
+        count=count,
+        ranges=results["range"],
+        rows=results["rows"],
+        lefts=results["left"],
+        rights=results["right"],
+        wholes=results["whole"],
     )
 
 
-_OBSERVERS: dict[str, Callable[[int], Range | Rows | Operand]] = {
+_OBSERVERS: dict[str, Callable[[int], Range | Rows | Operand | Whole]] = {
     "range": lambda seed: Range(),  # noqa: ARG005 - a range draws nothing at random
     "rows": Rows,
     "left": lambda seed: Operand(seed, "left"),
     "right": lambda seed: Operand(seed, "right"),
+    "whole": lambda seed: Whole(),  # noqa: ARG005 - nor does this
 }

@@ -1,0 +1,301 @@
+import numpy as np
+import pytest
+
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.fit import HIGHEST, LOWEST, ProductFit, Search, fit_linear, fit_product, times
+from onnxvitq.numerics.objectives import OBJECTIVES, Objective, mse
+from onnxvitq.spec import QuantSpec
+
+EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+INPUT = QuantSpec(bits=8, signed=False, symmetric=False)
+WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+SPECS = (INPUT, WEIGHT)
+SEARCH = Search(candidates=8, rounds=3)  # steps of 0.1
+FINE = Search(candidates=15, rounds=2)  # steps of 0.05
+
+
+def bounds(x: np.ndarray) -> tuple[float, float]:
+    return float(x.min()), float(x.max())
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float32)
+    x.setflags(write=False)
+    return x
+
+
+def linear_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(S, r, I) rows and an (I, O) weight, both with a few values far out, and correlated features."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((12, 12))
+    rows = rng.standard_normal((3, 40, 12)) @ mix
+    rows[:, 0] *= 3
+    weight = rng.standard_normal((12, 10))
+    weight[0] *= 2
+    return read_only(rows), read_only(weight)
+
+
+def product_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(S, L, m, k) and (S, L, k, n) with a few values far out."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((2, 3, 16, 8)), rng.standard_normal((2, 3, 8, 20))
+    left[:, :, 0, 0] *= 8
+    right[:, :, 0, 0] *= 8
+    return read_only(left), read_only(right)
+
+
+def fit_l(
+    rows: np.ndarray, weight: np.ndarray, objective: Objective, *, bits: int = 4, search: Search = SEARCH
+) -> ProductFit:
+    specs = (
+        QuantSpec(bits=bits, signed=False, symmetric=False),
+        QuantSpec(bits=bits, signed=True, symmetric=True, axis=1),
+    )
+    return fit_linear(rows, weight, specs, bounds(rows), objective, search)
+
+
+def fit_p(
+    left: np.ndarray, right: np.ndarray, objective: Objective, *, bits: int = 4, search: Search = SEARCH
+) -> ProductFit:
+    spec = QuantSpec(bits=bits, signed=False, symmetric=False)
+    return fit_product(left, right, spec, (bounds(left), bounds(right)), objective, search)
+
+
+def loss_of(left: np.ndarray, right: np.ndarray, fit: ProductFit, objective: Objective) -> float:
+    product = times if right.ndim == 2 else np.matmul
+    return objective(product(left, right), product(fake_quantize(left, fit.left), fake_quantize(right, fit.right)))
+
+
+def test_grid_is_the_papers_with_min_max_on_it() -> None:
+    assert Search(candidates=2).grid == [LOWEST, 1.0, HIGHEST] == [0.5, 1.0, 1.2]
+    grid = Search(candidates=24).grid
+    assert len(grid) == 25
+    assert np.diff([step for step in grid if step != 1.0]) == pytest.approx(0.7 / 23, abs=2e-6)  # rounded to 6 places
+    assert len(SEARCH.grid) == 8  # 1 was on it already
+
+
+def test_fit_linear_worked() -> None:
+    # y is the weight itself: 10,000 rows read 1, one row reads 6. Three bits hold -3 to 3.
+    # Min-max: scale 2, so every 1 becomes 0 (a tie, to even). Half of it: scale 1, every 1 is exact and 6 becomes 3.
+    rows = np.zeros((1, 10_001, 2), np.float32)
+    rows[0, :-1, 0], rows[0, -1, 1] = 1, 1
+    weight = np.array([[1.0], [6.0]], np.float32)
+    specs = (INPUT, QuantSpec(bits=3, signed=True, symmetric=True, axis=1))
+    fit = fit_linear(rows, weight, specs, (0.0, 1.0), mse, Search(candidates=2))
+    assert fit.right.scale.tolist() == [1.0]
+    assert fit.left.scale == np.float32(1 / 255)
+    assert fit.minmax_loss == pytest.approx(10_000 / 10_036, rel=1e-6, abs=0)  # float32 operands
+    assert fit.loss == pytest.approx(9 / 10_036, rel=1e-6, abs=0)
+
+
+def test_fit_product_worked() -> None:
+    # The same numbers in the left operand, and two bits: codes 0 to 3.
+    left = np.ones((1, 1, 1001, 1), np.float32)
+    left[..., -1, 0] = 6
+    right = np.ones((1, 1, 1, 1), np.float32)
+    spec = QuantSpec(bits=2, signed=False, symmetric=False)
+    fit = fit_product(left, right, spec, ((0.0, 6.0), (0.0, 1.0)), mse, Search(candidates=2))
+    assert (fit.left.scale, fit.left.zero_point) == (1.0, 0)
+    assert (fit.right.scale, fit.right.zero_point) == (np.float32(1 / 3), 0)
+    assert fit.minmax_loss == pytest.approx(1000 / 1036, rel=1e-6, abs=0)
+    assert fit.loss == pytest.approx(9 / 1036, rel=1e-6, abs=0)
+
+
+@EVERY
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fit_linear_beats_baseline(objective: Objective, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, weight = rng.standard_normal((6, 128, 16), np.float32), rng.standard_normal((16, 10), np.float32)
+    rows[0, 0, 0] = 7  # one value of 12,288, in one image of six: a finer scale for the others is worth its error
+    fit = fit_l(rows, weight, objective, bits=bits, search=FINE)
+    assert fit.loss < fit.minmax_loss
+    assert fit.loss == loss_of(rows, weight, fit, objective)  # what is reported is what the parameters do
+
+
+@EVERY
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fit_product_beats_baseline(objective: Objective, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((12, 2, 32, 16), np.float32), rng.standard_normal((12, 2, 16, 20), np.float32)
+    left[0, 0, 0, 0] = 7
+    fit = fit_p(left, right, objective, bits=bits, search=FINE)
+    assert fit.loss < fit.minmax_loss
+    assert fit.loss == loss_of(left, right, fit, objective)
+
+
+@EVERY
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_min_max_never_lost(objective: Objective, bits: int, seed: int) -> None:
+    linear, product = linear_case(seed), product_case(seed)
+    for operands, fit in (
+        (linear, fit_l(*linear, objective, bits=bits)),
+        (product, fit_p(*product, objective, bits=bits)),
+    ):
+        assert fit.loss <= fit.minmax_loss
+        assert fit.loss == loss_of(*operands, fit, objective)
+
+
+@EVERY
+def test_fit_linear_differs(objective: Objective) -> None:
+    rows, weight = linear_case()
+    fit = fit_l(rows, weight, objective)
+    minmax = params_from_weight(weight, fit.right.spec), params_from_range(*bounds(rows), fit.left.spec)
+    assert not np.array_equal(fit.right.scale, minmax[0].scale)
+    assert fit.left.scale != minmax[1].scale
+    # One multiplier for all channels, within the paper's range.
+    multiplier = fit.right.scale / minmax[0].scale
+    assert multiplier.max() - multiplier.min() < 1e-6  # of a float32 of about 1
+    assert LOWEST <= multiplier[0] <= HIGHEST
+    assert LOWEST <= fit.left.scale / minmax[1].scale <= HIGHEST
+
+
+@EVERY
+def test_fit_product_differs(objective: Objective) -> None:
+    left, right = product_case()
+    fit = fit_p(left, right, objective)
+    assert fit.left.scale < params_from_range(*bounds(left), fit.left.spec).scale
+    assert fit.right.scale < params_from_range(*bounds(right), fit.right.spec).scale
+
+
+@EVERY
+def test_data_that_min_max_holds_exactly_is_left_alone(objective: Objective) -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.integers(0, 256, (2, 20, 6)) / 16).astype(np.float32)
+    rows[0, 0, :2] = 0, 255 / 16
+    weight = (rng.integers(-127, 128, (6, 5)) / 32).astype(np.float32)
+    weight[0] = 127 / 32
+    fit = fit_linear(rows, weight, SPECS, bounds(rows), objective, SEARCH)
+    assert (fit.loss, fit.minmax_loss) == (0.0, 0.0)
+    assert (fit.left.scale, fit.right.scale.tolist()) == (1 / 16, [1 / 32] * 5)
+
+
+def table_of(
+    candidates: tuple[list[np.ndarray], list[np.ndarray]], reference: np.ndarray, objective: Objective
+) -> np.ndarray:
+    """The objective of every pair of multipliers: (left, right)."""
+    product = times if candidates[1][0].ndim == 2 else np.matmul
+    return np.array([[objective(reference, product(a, b)) for b in candidates[1]] for a in candidates[0]])
+
+
+def product_table(left: np.ndarray, right: np.ndarray, fit: ProductFit, objective: Objective) -> np.ndarray:
+    candidates = tuple(
+        [fake_quantize(x, params_from_range(m * low, m * high, fit.left.spec)) for m in SEARCH.grid]
+        for x, (low, high) in ((left, bounds(left)), (right, bounds(right)))
+    )
+    return table_of(candidates, left @ right, objective)
+
+
+def linear_table(rows: np.ndarray, weight: np.ndarray, fit: ProductFit, objective: Objective) -> np.ndarray:
+    low, high = bounds(rows)
+    inputs = [fake_quantize(rows, params_from_range(m * low, m * high, fit.left.spec)) for m in SEARCH.grid]
+    weights = [fake_quantize(weight, params_from_weight(weight, fit.right.spec, m)) for m in SEARCH.grid]
+    return table_of((inputs, weights), times(rows, weight), objective)
+
+
+@EVERY
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_fit_product_oracle(objective: Objective, seed: int) -> None:
+    operands = product_case(seed)
+    fit = fit_p(*operands, objective)
+    table = product_table(*operands, fit, objective)
+    one = SEARCH.grid.index(1.0)
+    assert fit.minmax_loss == table[one, one]
+    assert fit.loss == table.min()  # brute force over both multipliers
+    assert fit.loss < table[one].min()  # the right operand alone
+    assert fit.loss < table[:, one].min()  # the left operand alone
+
+
+@EVERY
+@pytest.mark.parametrize("seed", [0, 7, 11])
+def test_fit_linear_oracle(objective: Objective, seed: int) -> None:
+    operands = linear_case(seed)
+    fit = fit_l(*operands, objective)
+    table = linear_table(*operands, fit, objective)
+    one = SEARCH.grid.index(1.0)
+    assert fit.minmax_loss == table[one, one]
+    assert fit.loss == table.min()
+    assert fit.loss < table[one].min()
+    assert fit.loss < table[:, one].min()
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(5))
+def test_one_operand_in_turn_ends_on_a_pair_that_neither_improves_alone(objective: Objective, seed: int) -> None:
+    # Brute force over both may find a better pair: the search is a descent along one operand at a time.
+    operands = linear_case(seed)
+    fit = fit_linear(
+        *operands,
+        (QuantSpec(bits=4, signed=False, symmetric=False), QuantSpec(bits=4, signed=True, symmetric=True, axis=1)),
+        bounds(operands[0]),
+        objective,
+        Search(candidates=8, rounds=20),
+    )
+    table = linear_table(*operands, fit, objective)
+    ((i, j),) = np.argwhere(table == fit.loss)
+    assert table.min() <= fit.loss
+    assert fit.loss == table[i].min() == table[:, j].min()
+    assert fit.loss <= table[SEARCH.grid.index(1.0)].min()  # the weight goes first, so it is never worse than it alone
+
+
+def test_more_rounds_never_lose() -> None:
+    for seed in range(6):
+        rows, weight = linear_case(seed)
+        losses = [
+            fit_linear(rows, weight, SPECS, bounds(rows), mse, Search(candidates=8, rounds=rounds)).loss
+            for rounds in (1, 2, 4)
+        ]
+        assert losses == sorted(losses, reverse=True)
+
+
+@EVERY
+@pytest.mark.parametrize("factor", [0.125, 32.0])
+def test_scaling_the_data_scales_the_scale_exactly(objective: Objective, factor: float) -> None:
+    power = np.float32(factor)
+    rows, weight = linear_case()
+    plain = fit_l(rows, weight, objective)
+    for data in ((power * rows, weight), (rows, power * weight)):
+        scaled = fit_l(*data, objective)
+        assert scaled.loss == plain.loss
+        assert scaled.left.scale == plain.left.scale * (power if data[1] is weight else 1)
+        assert np.array_equal(scaled.right.scale, plain.right.scale * (1 if data[1] is weight else power))
+        assert scaled.left.zero_point == plain.left.zero_point
+    left, right = product_case()
+    before, after = fit_p(left, right, objective), fit_p(left, power * right, objective)
+    assert (after.left.scale, after.right.scale) == (before.left.scale, before.right.scale * power)
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES["mse"], OBJECTIVES["pearson"]], ids=["mse", "pearson"])
+def test_permuting_weight_channels_permutes_the_scales(objective: Objective) -> None:
+    # Not the ranking loss: it looks at pairs of neighbours, and a linear's outputs have no order.
+    rows, weight = linear_case()
+    order = np.random.default_rng(3).permutation(weight.shape[1])
+    plain, permuted = fit_l(rows, weight, objective), fit_l(rows, weight[:, order], objective)
+    assert np.array_equal(permuted.right.scale, plain.right.scale[order])
+    assert len(set(plain.right.scale.tolist())) == weight.shape[1]
+    assert permuted.left.scale == plain.left.scale
+
+
+def test_permuting_input_features_changes_no_scale() -> None:
+    rows, weight = linear_case()
+    order = np.random.default_rng(4).permutation(weight.shape[0])
+    plain, permuted = fit_l(rows, weight, mse), fit_l(rows[..., order], weight[order], mse)
+    assert np.array_equal(permuted.right.scale, plain.right.scale)
+    assert permuted.left.scale == plain.left.scale
+
+
+def test_the_range_comes_from_all_calibration_data_not_from_the_rows() -> None:
+    rows, weight = linear_case()
+    low, high = bounds(rows)
+    wide = fit_linear(rows, weight, SPECS, (4 * low, 4 * high), mse, SEARCH)
+    assert (
+        wide.left.scale == params_from_range(0.5 * 4 * low, 0.5 * 4 * high, INPUT).scale
+    )  # as far in as the grid goes
+
+
+def test_search_is_deterministic() -> None:
+    first, second = (fit_l(*linear_case(), OBJECTIVES["ranking"]) for _ in range(2))
+    assert (first.loss, first.left.scale) == (second.loss, second.left.scale)
+    assert np.array_equal(first.right.scale, second.right.scale)

@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+
+from onnxvitq.blockmap import BlockMap
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.plan import QuantPlan
+from onnxvitq.spec import QuantSpec, Site
+from onnxvitq.steps.policy import ACTIVATION, make_plan, operand_sites, weight_spec
+
+QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
+SCORES, CONTEXT = "/attn/MatMul", "/attn/MatMul_1"
+EVERYTHING = ["x", f"{QUERY}.weight", f"{KEY}.weight", "h", f"{FC1}.weight", "q", "k", "p", "v"]
+
+
+def excluding(blockmap: BlockMap, *patterns: str) -> QuantPlan:
+    return make_plan(blockmap, QuantConfig(nodes_to_exclude=patterns))
+
+
+def test_every_linear_and_both_products_are_planned(blockmap: BlockMap) -> None:
+    plan = make_plan(blockmap, QuantConfig())
+    assert list(plan.decisions) == EVERYTHING
+    assert all(decision.params is None for decision in plan.decisions.values())
+    assert (plan.biases, plan.kept_float) == ({}, {})
+
+
+def test_sites_know_their_readers_and_roles(blockmap: BlockMap) -> None:
+    sites = {name: decision.site for name, decision in make_plan(blockmap, QuantConfig()).decisions.items()}
+    assert sites["x"] == Site(
+        name="x", kind="activation", role="block0.attn.query.input", consumers=((QUERY, 0), (KEY, 0))
+    )
+    assert sites[f"{KEY}.weight"] == Site(
+        name=f"{KEY}.weight", kind="weight", role="block0.attn.key.weight", consumers=((KEY, 1),)
+    )
+    assert sites["p"] == Site(name="p", kind="activation", role="block0.attn.probs", consumers=((CONTEXT, 0),))
+    assert [sites[name].consumers for name in "qkv"] == [((SCORES, 0),), ((SCORES, 1),), ((CONTEXT, 1),)]
+
+
+def test_formats(blockmap: BlockMap) -> None:
+    for bits in (7, 8):
+        plan = make_plan(blockmap, QuantConfig(weight_bits=bits))
+        for decision in plan.decisions.values():
+            assert decision.spec == (weight_spec(bits) if decision.site.kind == "weight" else ACTIVATION)
+    assert QuantSpec(bits=8, signed=False, symmetric=False) == ACTIVATION
+    assert weight_spec(7) == QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+
+
+def test_a_transposed_product_reads_the_value_first(blockmap: BlockMap) -> None:
+    attention = replace(blockmap.attentions[0], probs_first=False)
+    assert [(node, port, tensor) for node, port, tensor, _ in operand_sites(attention)] == [
+        (SCORES, 0, "q"),
+        (SCORES, 1, "k"),
+        (CONTEXT, 1, "p"),
+        (CONTEXT, 0, "v"),
+    ]
+
+
+def test_attention_kept_float(blockmap: BlockMap) -> None:
+    plan = make_plan(blockmap, QuantConfig(attention="float"))
+    assert list(plan.decisions) == EVERYTHING[:5]
+    assert plan.kept_float == {SCORES: "attention kept float", CONTEXT: "attention kept float"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [
+        (QUERY, [QUERY]),  # a node's name
+        ("block0.attn.query", [QUERY]),  # a role
+        ("block?.attn.key", [KEY]),
+        ("*qkv*", [QUERY, KEY]),
+        ("/attn/qkv/MatMul", [QUERY, KEY]),  # the packed node that both were split from
+        ("*.mlp.*", [FC1]),
+        ("block0.attn.scores", [SCORES]),
+        (CONTEXT, [CONTEXT]),
+        ("block0.attn", [SCORES, CONTEXT]),
+        ("block0*", [QUERY, KEY, FC1, SCORES, CONTEXT]),
+    ],
+)
+def test_a_pattern_names_nodes_and_roles(blockmap: BlockMap, pattern: str, kept: list[str]) -> None:
+    plan = excluding(blockmap, pattern)
+    assert plan.kept_float == dict.fromkeys(kept, f"excluded by {pattern!r}")
+    readers = {node for decision in plan.decisions.values() for node, _ in decision.site.consumers}
+    assert readers == {QUERY, KEY, FC1, SCORES, CONTEXT} - set(kept)
+
+
+def test_a_tensor_that_another_layer_reads_stays_planned_for_that_layer(blockmap: BlockMap) -> None:
+    plan = excluding(blockmap, QUERY)
+    assert plan.decisions["x"].site.consumers == ((KEY, 0),)
+    assert plan.decisions["x"].site.role == "block0.attn.key.input"
+    assert f"{QUERY}.weight" not in plan.decisions
+    assert "x" not in excluding(blockmap, QUERY, KEY).decisions
+
+
+def test_several_patterns_add_up(blockmap: BlockMap) -> None:
+    assert excluding(blockmap, "*.fc1", SCORES).kept_float == {
+        FC1: "excluded by '*.fc1'",
+        SCORES: f"excluded by {SCORES!r}",
+    }
+
+
+@pytest.mark.parametrize("pattern", ["block0.mlp.fc2", "block1.*", "BLOCK0.MLP.FC1", "", "/attn/Softmax"])
+def test_a_pattern_that_matches_nothing_is_an_error(blockmap: BlockMap, pattern: str) -> None:
+    with pytest.raises(ConfigError, match="matches no linear or attention product") as caught:
+        excluding(blockmap, FC1, pattern)  # the other pattern does match
+    assert caught.value.where == "--nodes-to-exclude"
+    assert repr(pattern) in str(caught.value)
+
+
+def test_a_near_miss_gets_suggestions(blockmap: BlockMap) -> None:
+    with pytest.raises(ConfigError) as caught:
+        excluding(blockmap, "block0.mlp.fc2")
+    assert caught.value.hint.startswith("did you mean block0.mlp.fc1")
+    with pytest.raises(ConfigError) as caught:
+        excluding(blockmap, "§§§")
+    assert caught.value.hint == ""

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import CalibrationError
+from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.spec import StatRequest, Stats
+from onnxvitq.steps.policy import ACTIVATION, make_plan, weight_spec
+from onnxvitq.steps.ranges import MinMaxRanges
+from onnxvitq.steps.step import Step, StepOutcome
+
+
+@pytest.fixture
+def unfitted(problem: Problem) -> QuantPlan:
+    return make_plan(problem.blockmap, QuantConfig(weight_bits=7))
+
+
+def test_needs_the_range_of_every_activation(problem: Problem, unfitted: QuantPlan) -> None:
+    step: Step = MinMaxRanges()
+    wanted = step.needs(problem, unfitted)
+    assert wanted == tuple(StatRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v"))
+
+
+def test_every_site_gets_min_max_parameters(problem: Problem, unfitted: QuantPlan, stats: Stats) -> None:
+    plan, outcome = MinMaxRanges().apply(problem, unfitted, stats)
+    assert outcome == StepOutcome(name="minmax", accepted=True, before=None, after=None, kept=9, layers=9)
+    for name, decision in plan.decisions.items():
+        params = plan.params(name)
+        assert params is not None
+        if decision.site.kind == "weight":
+            expected = params_from_weight(problem.constants[name], weight_spec(7))
+        else:
+            expected = params_from_range(*stats.ranges[name], ACTIVATION)
+        assert np.array_equal(params.scale, expected.scale)
+        assert np.array_equal(params.zero_point, expected.zero_point)
+    assert all(decision.params is None for decision in unfitted.decisions.values())  # the plan it got is as it was
+
+
+def test_probabilities_have_zero_point_zero(plan: QuantPlan) -> None:
+    params = plan.params("p")
+    assert params is not None
+    assert params.zero_point == 0
+
+
+def test_a_tensor_that_was_always_empty_is_named(problem: Problem, unfitted: QuantPlan, stats: Stats) -> None:
+    empty = replace(stats, ranges={**stats.ranges, "h": (np.inf, -np.inf)})
+    with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
+        MinMaxRanges().apply(problem, unfitted, empty)
+    assert caught.value.where == "h"

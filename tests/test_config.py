@@ -1,0 +1,182 @@
+import json
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxvitq.config import CONFIG_VERSION, QuantConfig, load_config
+from onnxvitq.errors import ConfigError
+
+OTHER: dict[str, Any] = {  # nothing at its default
+    "version": CONFIG_VERSION,
+    "objective": "ranking",
+    "candidates": 7,
+    "rounds": 5,
+    "bias_correction": False,
+    "attention": "float",
+    "weight_bits": 7,
+    "nodes_to_exclude": ["*.fc1", "block0*"],
+    "num_samples": 12,
+    "threads": 3,
+    "seed": 99,
+}
+TOML = """
+objective = "pearson"
+bias_correction = false
+nodes_to_exclude = ["*.fc1"]
+seed = 5
+"""
+
+
+def test_the_example_sets_every_option() -> None:
+    assert set(OTHER) == {field.name for field in fields(QuantConfig)}
+    defaults = QuantConfig().to_dict()
+    assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version"]
+
+
+@pytest.mark.parametrize("values", [{}, OTHER, {"num_samples": None}], ids=["defaults", "other", "null"])
+def test_dictionary_round_trip(values: dict[str, Any]) -> None:
+    config = QuantConfig.from_dict(values)
+    assert QuantConfig.from_dict(config.to_dict()) == config
+    assert QuantConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert {name: config.to_dict()[name] for name in values} == values
+
+
+def test_from_dict_takes_what_it_is_given_and_defaults_for_the_rest() -> None:
+    assert QuantConfig.from_dict({}) == QuantConfig()
+    assert QuantConfig.from_dict({"seed": 3, "nodes_to_exclude": ("a",)}) == QuantConfig(
+        seed=3, nodes_to_exclude=("a",)
+    )
+    given = {"nodes_to_exclude": ["a"]}
+    QuantConfig.from_dict(given)
+    assert given == {"nodes_to_exclude": ["a"]}
+
+
+def test_a_config_is_hashable_and_frozen() -> None:
+    assert len({QuantConfig(), QuantConfig(), QuantConfig(seed=1)}) == 2
+    config = QuantConfig()
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight-bits"])
+def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown option; known: attention, bias_correction, candidates") as caught:
+        QuantConfig.from_dict({"seed": 1, name: 1})
+    assert caught.value.where == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("candidates", "24", "int"),
+        ("candidates", 24.0, "int"),
+        ("candidates", None, "int"),
+        ("candidates", True, "int"),  # a bool is an int to Python, not to a reader of the file
+        ("num_samples", True, "int"),
+        ("num_samples", False, "int"),
+        ("num_samples", 2.5, "int"),
+        ("seed", False, "int"),
+        ("weight_bits", "8", "int"),
+        ("version", "1", "int"),
+        ("version", True, "int"),
+        ("bias_correction", 1, "bool"),
+        ("bias_correction", "true", "bool"),
+        ("objective", 1, "str"),
+        ("objective", True, "str"),
+        ("attention", None, "str"),
+        ("nodes_to_exclude", "*.fc1", "tuple"),
+        ("nodes_to_exclude", [1], "tuple"),
+        ("nodes_to_exclude", [["*.fc1"]], "tuple"),
+        ("nodes_to_exclude", True, "tuple"),
+        ("nodes_to_exclude", {"a": 1}, "tuple"),
+    ],
+)
+def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        QuantConfig.from_dict({name: value})
+    assert caught.value.where == name
+    assert caught.value.problem == f"expected {expected}, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("version", CONFIG_VERSION + 1, f"expected {CONFIG_VERSION}"),
+        ("objective", "cosine", "expected one of minmax, mse, pearson, ranking"),
+        ("objective", "MSE", "expected one of"),
+        ("attention", "uint8", "expected one of int8, float"),
+        ("weight_bits", 4, "expected one of 7, 8"),
+        ("candidates", 1, "expected 2 to 1000"),
+        ("candidates", 1001, "expected 2 to 1000"),
+        ("rounds", 0, "expected 1 to 20"),
+        ("rounds", 21, "expected 1 to 20"),
+        ("threads", -1, "expected 0 to 1024"),
+        ("seed", -1, "expected 0 to 4294967295"),
+        ("seed", 2**32, "expected 0 to 4294967295"),
+        ("num_samples", 0, "expected 1 to 1000000000"),
+        ("num_samples", -3, "expected 1 to 1000000000"),
+    ],
+)
+def test_a_value_out_of_range(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        QuantConfig.from_dict({name: value})
+    assert caught.value.where == name
+    assert caught.value.problem.startswith(expected)
+    with pytest.raises(ConfigError):
+        QuantConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("candidates", 2), ("candidates", 1000), ("rounds", 1), ("rounds", 20), ("seed", 2**32 - 1), ("num_samples", 1)],
+)
+def test_the_bounds_themselves_are_allowed(name: str, value: int) -> None:
+    assert getattr(QuantConfig.from_dict({name: value}), name) == value
+
+
+def test_a_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps(OTHER), encoding="utf-8")
+    assert QuantConfig.from_dict(load_config(path)).to_dict() == OTHER
+
+
+def test_a_toml_file(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(TOML, encoding="utf-8")
+    assert QuantConfig.from_dict(load_config(path)) == QuantConfig(
+        objective="pearson", bias_correction=False, nodes_to_exclude=("*.fc1",), seed=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("cut.json", b'{"seed": ', "not valid .json"),
+        ("list.json", b"[1, 2]", "expected a table of options"),
+        ("number.json", b"3", "expected a table of options"),
+        ("empty.json", b"", "not valid .json"),
+        ("wrong.toml", b'seed: 5\n"x"', "not valid .toml"),
+        ("json.toml", b'{"seed": 5}', "not valid .toml"),
+        ("toml.json", TOML.encode(), "not valid .json"),
+        ("binary.json", b"\xff\xfe\x00", "not valid .json"),
+        ("binary.toml", b"\xff\xfe\x00", "not valid .toml"),
+        ("noextension", b"seed = 5", "not valid JSON"),
+    ],
+)
+def test_a_file_that_is_no_table_of_options(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert caught.value.where == str(path)
+    assert caught.value.problem.startswith(problem)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "missing.json")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)

@@ -1,0 +1,254 @@
+import io
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.errors import PlanError
+from onnxvitq.plan import PLAN_VERSION, Problem, QuantPlan, SiteDecision, plan_from_bytes, plan_to_bytes
+from onnxvitq.spec import QParams, QuantSpec, Site
+
+ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+WEIGHT = QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+
+
+def site(name: str, kind: str) -> Site:
+    return Site(name=name, kind=kind, role=f"block0.{name}", consumers=(("a/MatMul", 0), ("b", 1)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plan() -> QuantPlan:
+    """An activation and a weight with parameters, an activation without; a bias; a node kept float."""
+    return QuantPlan(
+        decisions={
+            "x": SiteDecision(
+                site=site("x", "activation"),
+                spec=ACTIVATION,
+                params=QParams(spec=ACTIVATION, scale=np.float32(0.1), zero_point=np.array(3)),
+            ),
+            "later": SiteDecision(site=site("later", "activation"), spec=ACTIVATION),
+            "größe/w": SiteDecision(
+                site=site("größe/w", "weight"),
+                spec=WEIGHT,
+                params=QParams(spec=WEIGHT, scale=np.array([0.1, 0.2, 1e-12]), zero_point=np.zeros(3, int)),
+            ),
+        },
+        biases={"a/MatMul": np.array([1.5, -2.5, 1e-9], np.float32), "b": np.zeros(1, np.float32)},
+        kept_float={"c": "excluded by '*.c'"},
+    )
+
+
+def same_params(one: QParams | None, other: QParams | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    arrays = ((one.scale, other.scale), (one.zero_point, other.zero_point))
+    return one.spec == other.spec and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
+
+
+def archive(header: object, **arrays: np.ndarray) -> bytes:
+    """A file of the plan's outer form with any header."""
+    file = io.BytesIO()
+    np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    return file.getvalue()
+
+
+def test_round_trip(plan: QuantPlan) -> None:
+    again = plan_from_bytes(plan_to_bytes(plan))
+    assert list(again.decisions) == list(plan.decisions)
+    for name, decision in plan.decisions.items():
+        assert again.decisions[name].site == decision.site
+        assert again.decisions[name].spec == decision.spec
+        assert same_params(again.params(name), decision.params)
+    assert list(again.biases) == list(plan.biases)
+    for name, bias in plan.biases.items():
+        assert again.biases[name].dtype == np.float32
+        assert np.array_equal(again.biases[name], bias)
+    assert again.kept_float == plan.kept_float
+
+
+def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
+    data = plan_to_bytes(plan)
+    assert plan_to_bytes(plan) == data
+    assert plan_to_bytes(plan_from_bytes(data)) == data
+
+
+@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "reason", "consumer"])
+def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
+    decision = plan.decisions["x"]
+    assert decision.params is not None
+    others = {
+        "scale": plan.with_params({"x": replace(decision.params, scale=np.float32(0.11))}),
+        "zero_point": plan.with_params({"x": replace(decision.params, zero_point=np.array(4))}),
+        "bias": plan.with_biases({"b": np.ones(1, np.float32)}),
+        "reason": replace(plan, kept_float={"c": "another reason"}),
+        "consumer": replace(
+            plan,
+            decisions={**plan.decisions, "x": replace(decision, site=replace(decision.site, consumers=(("b", 1),)))},
+        ),
+    }
+    assert plan_to_bytes(others[change]) != plan_to_bytes(plan)
+
+
+def test_an_empty_plan_round_trips() -> None:
+    again = plan_from_bytes(plan_to_bytes(QuantPlan()))
+    assert (again.decisions, again.biases, again.kept_float) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("version", [PLAN_VERSION + 1, 0, "1", None])
+def test_another_version_is_refused(version: object) -> None:
+    with pytest.raises(PlanError, match=f"expected version {PLAN_VERSION}, got {version}"):
+        plan_from_bytes(archive({"version": version, "decisions": [], "biases": [], "kept_float": {}}))
+
+
+def numpy_array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
+X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
+X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "axis": None}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a plan",
+        b"PK\x03\x04" + bytes(60),
+        numpy_array(),
+        archive([]),
+        archive({}),
+        archive({"version": PLAN_VERSION}),
+        archive({"version": PLAN_VERSION, "decisions": [{}], "biases": [], "kept_float": {}}),
+        archive({"version": PLAN_VERSION, "decisions": [], "biases": ["b"], "kept_float": {}}),
+        archive({"version": PLAN_VERSION, "decisions": [{**X, "spec": BROKEN_SPEC}], "biases": [], "kept_float": {}}),
+        archive(
+            {"version": PLAN_VERSION, "decisions": [X], "biases": [], "kept_float": {}},
+            scale0=np.float32(-1),
+            zero0=np.array(0),
+        ),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "zip",
+        "npy",
+        "list",
+        "no-version",
+        "no-decisions",
+        "no-site",
+        "no-bias",
+        "bits",
+        "scale",
+    ],
+)
+def test_bytes_that_are_no_plan(data: bytes) -> None:
+    with pytest.raises(PlanError, match="not a plan that onnxvitq wrote"):
+        plan_from_bytes(data)
+
+
+def test_a_plan_cut_short_is_refused(plan: QuantPlan) -> None:
+    data = plan_to_bytes(plan)
+    for length in range(0, len(data), 37):
+        with pytest.raises(PlanError):
+            plan_from_bytes(data[:length])
+
+
+def test_a_damaged_plan_is_refused_or_read_right(plan: QuantPlan) -> None:
+    data = plan_to_bytes(plan)
+    refused = 0
+    for position in range(0, len(data), 7):
+        damaged = bytearray(data)
+        damaged[position] ^= 0xFF
+        try:
+            again = plan_from_bytes(bytes(damaged))
+        except PlanError:
+            refused += 1
+        else:
+            assert plan_to_bytes(again) == data  # a date, or another byte that means nothing
+    assert refused > len(data) / 7 / 2
+
+
+def test_records_are_frozen_and_arrays_read_only(plan: QuantPlan) -> None:
+    for some in (plan, plan_from_bytes(plan_to_bytes(plan))):
+        with pytest.raises(FrozenInstanceError):
+            some.biases = {}  # type: ignore[misc]
+        with pytest.raises(FrozenInstanceError):
+            some.decisions["x"].params = None  # type: ignore[misc]
+        params = some.params("größe/w")
+        assert params is not None
+        for array in (params.scale, params.zero_point, some.biases["b"]):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+
+
+def test_the_callers_bias_is_copied() -> None:
+    bias = np.ones(2, np.float32)
+    plan = QuantPlan().with_biases({"a": bias})
+    bias[0] = 7
+    assert plan.biases["a"].tolist() == [1.0, 1.0]
+
+
+def test_params_of_a_tensor(plan: QuantPlan) -> None:
+    found = plan.params("x")
+    assert found is not None
+    assert found.zero_point == 3
+    assert plan.params("later") is None  # not fitted yet
+    assert plan.params("elsewhere") is None  # not planned
+
+
+def test_with_params_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
+    fitted = QParams(spec=ACTIVATION, scale=np.float32(0.5), zero_point=np.array(0))
+    after = plan.with_params({"later": fitted})
+    assert after.params("later") is fitted
+    assert after.decisions["later"].site == plan.decisions["later"].site
+    assert list(after.decisions) == list(plan.decisions)
+    assert after.decisions["x"] is plan.decisions["x"]
+    assert after.kept_float == plan.kept_float
+    assert {name: bias.tolist() for name, bias in after.biases.items()} == {
+        name: bias.tolist() for name, bias in plan.biases.items()
+    }
+    assert plan.params("later") is None
+    with pytest.raises(KeyError, match="elsewhere"):
+        plan.with_params({"elsewhere": fitted})
+
+
+def test_with_biases_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
+    after = plan.with_biases({"b": np.array([4.0], np.float32), "new": np.array([5.0], np.float32)})
+    assert {name: bias.tolist() for name, bias in after.biases.items()} == {
+        "a/MatMul": plan.biases["a/MatMul"].tolist(),
+        "b": [4.0],
+        "new": [5.0],
+    }
+    assert after.decisions is plan.decisions
+    assert plan.biases["b"].tolist() == [0.0]
+
+
+def linear(name: str, bias: str) -> Linear:
+    return Linear(
+        name=name,
+        role=name,
+        kind="linear",
+        input="x",
+        weight="w",
+        bias=bias,
+        bias_node="",
+        output="y",
+        in_features=2,
+        out_features=3,
+    )
+
+
+def test_problem_finds_weights_and_biases_by_the_linears_name() -> None:
+    linears = (linear("with", "b"), linear("without", ""))
+    blockmap = BlockMap(blocks=(), attentions=(), linears=linears, norms=(), unmatched=())
+    constants = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([[1, 2, 3]], np.float32)}
+    problem = Problem(blockmap=blockmap, constants=constants)
+    assert problem.weight("with") is constants["w"]
+    assert problem.bias("with").tolist() == [1.0, 2.0, 3.0]  # (1, O) in the graph
+    assert problem.bias("without").tolist() == [0.0, 0.0, 0.0]
+    assert problem.bias("without").dtype == np.float32
