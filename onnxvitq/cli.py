@@ -16,7 +16,15 @@ from types import FrameType
 from typing import Any, NoReturn, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from onnxvitq.config import ObjectiveName, QuantConfig, load_config
@@ -75,15 +83,17 @@ def _quantize(arguments: Sequence[str]) -> int:
     args = _quantize_parser().parse_args(arguments)
     model = args.input or args.model
     if model is None:
-        raise ConfigError("onnxvitq", "expected a model", "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx")
+        raise ConfigError(
+            "onnxvitq", "expected a model", "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx"
+        )
     if args.calib is None:
         raise ConfigError("--calib", "expected calibration data: a folder of images, an .npz or an .npy file")
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     config = _config(args)
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
-    from onnxvitq import pipeline  # noqa: PLC0415 - loads onnxruntime; --help and wrong options need not wait for it
-    from onnxvitq.evaluation.report import summary, to_json  # noqa: PLC0415
-    from onnxvitq.graph.io import atomic_file, refuse_output  # noqa: PLC0415
+    from onnxvitq import pipeline
+    from onnxvitq.evaluation.report import summary, to_json
+    from onnxvitq.graph.io import atomic_file, refuse_output
 
     if args.report is not None:
         refuse_output(args.report, model)
@@ -107,7 +117,9 @@ def _quantize(arguments: Sequence[str]) -> int:
         console = Console()
         calibration = report["calibration"]
         if calibration["preprocessing"] is not None:
-            console.print(f"preprocessing: {calibration['described']} ({calibration['preprocessing_from']})", highlight=False)
+            console.print(
+                f"preprocessing: {calibration['described']} ({calibration['preprocessing_from']})", highlight=False
+            )
         console.print(summary(report))
     if args.strict and not report["audit_passed"]:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
@@ -130,11 +142,21 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")
-    fitting.add_argument("--bias-correction", action=argparse.BooleanOptionalAction, default=None, help="fold the mean error into biases")
+    fitting.add_argument(
+        "--bias-correction", action=argparse.BooleanOptionalAction, default=None, help="fold the mean error into biases"
+    )
     fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
     fitting.add_argument("--weight-bits", type=int, choices=(7, 8), help="7 is safe on AVX2 without VNNI")
-    fitting.add_argument("--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7")
-    fitting.add_argument("--nodes-to-exclude", nargs="+", action="extend", metavar="PATTERN", help="globs of node names or roles to keep float")
+    fitting.add_argument(
+        "--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7"
+    )
+    fitting.add_argument(
+        "--nodes-to-exclude",
+        nargs="+",
+        action="extend",
+        metavar="PATTERN",
+        help="globs of node names or roles to keep float",
+    )
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
@@ -143,7 +165,9 @@ def _quantize_parser() -> argparse.ArgumentParser:
     results = parser.add_argument_group("results")
     results.add_argument("--report", type=Path, help="write the report as JSON")
     results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
-    results.add_argument("--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel")
+    results.add_argument(
+        "--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel"
+    )
     _add_output(results)
     results.add_argument("--quiet", action="store_true", help="print errors only")
     results.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
@@ -161,7 +185,9 @@ def _config(args: argparse.Namespace) -> QuantConfig:
 
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preprocessing (default: from the model's metadata or preprocessor_config.json)")
-    group.add_argument("--preprocessor-config", type=Path, help="Hugging Face preprocessor_config.json or timm config.json")
+    group.add_argument(
+        "--preprocessor-config", type=Path, help="Hugging Face preprocessor_config.json or timm config.json"
+    )
     group.add_argument("--mean", nargs="+", type=float, help="one value, or one a channel")
     group.add_argument("--std", nargs="+", type=float)
     group.add_argument("--resize", nargs="+", type=int, help="shortest side, or height and width")
@@ -172,7 +198,7 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 
 def _preprocess(args: argparse.Namespace) -> Any:
-    from onnxvitq.pipeline import PreprocessOptions  # noqa: PLC0415 - as above
+    from onnxvitq.pipeline import PreprocessOptions
 
     flags: dict[str, object] = {"interpolation": args.interpolation, "scale": args.scale, "color": args.color}
     for name in ("mean", "std", "resize", "crop"):
@@ -189,7 +215,13 @@ class _progress:  # noqa: N801 - used as a function
     """A progress bar with the time left on standard error, as a callback (stage, done, total)."""
 
     def __init__(self, *, hidden: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True)
         self._tasks: dict[str, TaskID] = {}
 
@@ -217,11 +249,15 @@ def _warn_skipped(skipped: Sequence[Mapping[str, str]]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="onnxvitq inspect", description="Print what is found in a model, and what is not, with why.", allow_abbrev=False)
+    parser = _Parser(
+        prog="onnxvitq inspect",
+        description="Print what is found in a model, and what is not, with why.",
+        allow_abbrev=False,
+    )
     parser.add_argument("model", type=Path)
     _add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import inspect  # noqa: PLC0415 - as above
+    from onnxvitq.pipeline import inspect
 
     described, blockmap = inspect(args.model)
     if args.json:
@@ -233,10 +269,14 @@ def _inspect(arguments: Sequence[str]) -> int:
         f"{described['patch_embedding']['found']} patch embeddings, {described['norms']} norms, {len(described['unmatched'])} unmatched",
         highlight=False,
     )
-    attentions = Table("block", "attention", "heads", "keys", "head width", "MLPs", title="Attention", title_justify="left")
+    attentions = Table(
+        "block", "attention", "heads", "keys", "head width", "MLPs", title="Attention", title_justify="left"
+    )
     for block, found in zip(blockmap.blocks, blockmap.attentions, strict=True):
         mlps = ", ".join(f"{mlp.activation}" for mlp in block.mlps)
-        attentions.add_row(str(block.index), found.name, *(str(size or "?") for size in (found.heads, found.tokens, found.width)), mlps)
+        attentions.add_row(
+            str(block.index), found.name, *(str(size or "?") for size in (found.heads, found.tokens, found.width)), mlps
+        )
     linears = Table("role", "linear", "inputs", "outputs", title="Linear layers", title_justify="left")
     for linear in blockmap.linears:
         linears.add_row(linear.role, linear.name, str(linear.in_features), str(linear.out_features))
@@ -250,8 +290,12 @@ def _inspect(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="onnxvitq export", description="Export a torch model to ONNX, its outputs checked.", allow_abbrev=False)
-    parser.add_argument("spec", help="module:factory, file.py:factory, bundled name, Hugging Face folder or config.json, timm:NAME")
+    parser = _Parser(
+        prog="onnxvitq export", description="Export a torch model to ONNX, its outputs checked.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "spec", help="module:factory, file.py:factory, bundled name, Hugging Face folder or config.json, timm:NAME"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo")
     parser.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch (default: dynamic)")
@@ -260,8 +304,8 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     _add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.export.exporter import ExportOptions  # noqa: PLC0415 - as above
-    from onnxvitq.pipeline import export  # noqa: PLC0415
+    from onnxvitq.export.exporter import ExportOptions
+    from onnxvitq.pipeline import export
 
     options = ExportOptions(
         exporter=args.exporter,
@@ -275,7 +319,9 @@ def _export(arguments: Sequence[str]) -> int:
     if args.json:
         sys.stdout.write(json.dumps({**asdict(result), "path": str(result.path)}, indent=2, default=str) + "\n")
     else:
-        shapes = ", ".join(f"{spec.name} {['batch' if size is None else size for size in spec.shape]}" for spec in result.inputs)
+        shapes = ", ".join(
+            f"{spec.name} {['batch' if size is None else size for size in spec.shape]}" for spec in result.inputs
+        )
         sys.stdout.write(
             f"{result.path}: {result.exporter}, opset {result.opset}, {shapes}, weights {result.weights}; "
             f"outputs within {result.max_difference:.1e} of torch (allowed {result.tolerance:.0e})\n"
@@ -284,7 +330,9 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="onnxvitq evaluate", description="Top-1, agreement and SQNR on labelled data.", allow_abbrev=False)
+    parser = _Parser(
+        prog="onnxvitq evaluate", description="Top-1, agreement and SQNR on labelled data.", allow_abbrev=False
+    )
     parser.add_argument("models", nargs=2, type=Path, metavar=("FLOAT", "INT8"))
     parser.add_argument("--data", type=Path, required=True, help="a folder a class, or .npz with x and y")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -292,10 +340,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     _add_preprocessing(parser)
     _add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import evaluate_models  # noqa: PLC0415 - as above
+    from onnxvitq.pipeline import evaluate_models
 
     _require_positive("--batch-size", args.batch_size)
-    result = evaluate_models(tuple(args.models), args.data, _preprocess(args), batch=args.batch_size, threads=args.threads)
+    result = evaluate_models(
+        tuple(args.models), args.data, _preprocess(args), batch=args.batch_size, threads=args.threads
+    )
     if args.json:
         sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
     else:
@@ -307,7 +357,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="onnxvitq bench", description="Interleaved latency; the first model is the reference.", allow_abbrev=False)
+    parser = _Parser(
+        prog="onnxvitq bench", description="Interleaved latency; the first model is the reference.", allow_abbrev=False
+    )
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=15)
@@ -315,16 +367,28 @@ def _bench(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     _add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import bench_models  # noqa: PLC0415 - as above
+    from onnxvitq.pipeline import bench_models
 
     _require_positive("--runs", args.runs)
     _require_positive("--batch-size", args.batch_size)
     timings = bench_models(args.models, batch=args.batch_size, threads=args.threads, runs=args.runs, seed=args.seed)
     if args.json:
-        rows = {"threads": args.threads, "runs": args.runs, "batch": args.batch_size, "models": [asdict(timing) for timing in timings]}
+        rows = {
+            "threads": args.threads,
+            "runs": args.runs,
+            "batch": args.batch_size,
+            "models": [asdict(timing) for timing in timings],
+        }
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
-    table = Table("model", "load ms", "median ms", "quartiles ms", "times the first", title=f"{args.threads} thread(s), {args.runs} runs")
+    table = Table(
+        "model",
+        "load ms",
+        "median ms",
+        "quartiles ms",
+        "times the first",
+        title=f"{args.threads} thread(s), {args.runs} runs",
+    )
     for timing in timings:
         spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
         table.add_row(timing.model, f"{timing.load_ms:.0f}", f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")

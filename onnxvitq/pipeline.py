@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +22,12 @@ from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.config_files import find_config_file
-from onnxvitq.data.labelled import open_labelled
+from onnxvitq.data.arrays import static_batch
+from onnxvitq.data.images import SUFFIXES
+from onnxvitq.data.labelled import Labelled, open_labelled
 from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
 from onnxvitq.data.source import Source, open_source
-from onnxvitq.errors import DataError
+from onnxvitq.errors import DataError, InvalidGraphError, OutputError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
 from onnxvitq.evaluation.bench import Timing, bench, random_feed
@@ -48,7 +52,7 @@ from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.sweep import sweep
-from onnxvitq.spec import InputSpec, StatRequest
+from onnxvitq.spec import InputSpec, StatRequest, Stats
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -56,7 +60,7 @@ from onnxvitq.steps.scales import SearchScales
 from onnxvitq.steps.step import Step, StepOutcome
 
 RECIPE_KEY = "onnxvitq.recipe"
-KEPT_FEEDS = 16  # of an iterable that can be read only once, for the comparison
+KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again, for the comparison
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
 
@@ -114,20 +118,17 @@ def quantize(
         plan = make_plan(blockmap, config)
     steps = _steps(config)
     requests = (*_requests(steps, problem, plan), StatRequest(tensor=loaded.outputs[0], kind="whole"))
-    feeds = _Replay(source)
-    with watch("calibrate"), tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
-        observed = Path(folder) / "observed.onnx"
-        save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), observed)
-        stats = sweep(
-            observed, feeds, requests, seed=config.seed, threads=config.threads, progress=_stage(progress, "calibrate", source.count)
-        )
+    feeds = _Replay(source, again=_gives_the_same_again(data))
+    with watch("calibrate"):
+        count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
+        stats = _measure(loaded, feeds, requests, config, _stage(progress, "calibrate", count))
     outcomes: list[StepOutcome] = []
     with watch("fit"):
         for number, step in enumerate(steps):
             plan, outcome = step.apply(problem, plan, stats)
             outcomes.append(outcome)
             progress("fit", number + 1, len(steps))
-    reference = stats.wholes[loaded.outputs[0]]
+    reference = stats.wholes[loaded.outputs[0]][: feeds.kept]
     del stats
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
@@ -143,7 +144,11 @@ def quantize(
             audited = audit(temporary, blockmap, plan, config.threads)
         with watch("compare"):
             compared = compare(
-                (model, temporary), feeds, reference, threads=config.threads, progress=_stage(progress, "compare", len(reference))
+                (model, temporary),
+                feeds,
+                reference,
+                threads=config.threads,
+                progress=_stage(progress, "compare", len(reference)),
             )
     report = {
         "report_version": reports.REPORT_VERSION,
@@ -166,9 +171,9 @@ def _steps(config: QuantConfig) -> list[Step]:
     steps: list[Step] = [MinMaxRanges()]
     if config.objective != "minmax":
         search = Search(candidates=config.candidates, rounds=config.rounds)
-        steps.append(SearchScales(objective=config.objective, search=search))
+        steps.append(SearchScales(objective=config.objective, search=search, workers=config.threads))
     if config.bias_correction:
-        steps.append(CorrectBias())
+        steps.append(CorrectBias(workers=config.threads))
     return steps
 
 
@@ -181,47 +186,90 @@ def _constant_names(blockmap: BlockMap) -> set[str]:
     return {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
 
 
+def _measure(
+    loaded: LoadedModel,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    requests: Sequence[StatRequest],
+    config: QuantConfig,
+    progress: Callable[[int], None],
+) -> Stats:
+    """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
+        observed = Path(folder) / "observed.onnx"
+        proto = to_proto(with_outputs(loaded.graph, [request.tensor for request in requests]), {})
+        try:
+            save_for_session(proto, observed)
+        except OSError as error:
+            problem = f"temporary files cannot be written: {error.strerror}"
+            raise OutputError(folder, problem, "set TMPDIR to a folder with room") from error
+        try:
+            return sweep(observed, feeds, requests, seed=config.seed, threads=config.threads, progress=progress)
+        except InvalidGraphError as error:  # it names the temporary file
+            raise InvalidGraphError(str(loaded.path), error.problem, error.hint) from error
+
+
 def _open(
     loaded: LoadedModel, data: str | Path | Iterable[Any], config: QuantConfig, options: PreprocessOptions
 ) -> tuple[Source, Preprocessing | None, str]:
     """The calibration data, with the preprocessing it needs and where that came from."""
-    preprocessing, origin = _preprocessing(loaded.path, loaded.inputs, loaded.metadata, options)
+    beside = find_config_file(loaded.path)
+    preprocessing, origin = _preprocessing(loaded.inputs, loaded.metadata, options, beside, data)
     return open_source(data, loaded.inputs, preprocessing, limit=config.num_samples), preprocessing, origin
 
 
 def _preprocessing(
-    model: Path, inputs: Sequence[InputSpec], metadata: Mapping[str, str], options: PreprocessOptions
+    inputs: Sequence[InputSpec],
+    metadata: Mapping[str, str],
+    options: PreprocessOptions,
+    beside: Path | None,
+    data: object,
 ) -> tuple[Preprocessing | None, str]:
+    """What is done to images; None where the model takes none, or where nothing says it and ``data`` may need none."""
     images = [spec for spec in inputs if len(spec.shape) == 4]
     if len(inputs) != 1 or not images:
         return None, "the model does not take one image"
-    config_file = options.config_file or find_config_file(model)
+    stated = any(value is not None for value in options.flags.values()) or options.config_file is not None
+    config_file = options.config_file or beside
     try:
         return resolve_preprocessing(images[0], flags=options.flags, config_file=config_file, metadata=metadata)
     except DataError:
-        if any(value is not None for value in options.flags.values()) or options.config_file is not None:
+        if stated or _holds_images(data):
             raise
-        return None, "unknown"  # arrays need none; a folder of images will say what is missing
+        return None, "unknown"
+
+
+def _holds_images(data: object) -> bool:
+    """Whether ``data`` is a folder or an image file: arrays may be ready for the model as they are."""
+    if not isinstance(data, str | os.PathLike):
+        return False
+    path = Path(data)
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
+
+
+def _gives_the_same_again(data: object) -> bool:
+    """Whether a second pass over ``data`` gives what the first gave: a loader that shuffles can be read again, too."""
+    return isinstance(data, str | os.PathLike | np.ndarray | Mapping | list | tuple)
 
 
 class _Replay:
-    """Feeds of a source, again and again: of one that can be read only once, the first ``KEPT_FEEDS``."""
+    """Feeds of a source, again and again; the first ``kept`` of one that may not give the same ``again`` (else None)."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, again: bool) -> None:
+        self.kept = None if again else KEPT_FEEDS
         self._source = source
-        self._kept: list[Mapping[str, np.ndarray]] = []
+        self._first: list[Mapping[str, np.ndarray]] = []
         self._read = False
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        if self._source.repeatable:
+        if self.kept is None:
             yield from self._source
         elif self._read:
-            yield from self._kept
+            yield from self._first
         else:
             self._read = True
             for feed in self._source:
-                if len(self._kept) < KEPT_FEEDS:
-                    self._kept.append(feed)
+                if len(self._first) < self.kept:
+                    self._first.append(feed)
                 yield feed
 
 
@@ -281,11 +329,15 @@ def _describe_data(source: Source, preprocessing: Preprocessing | None, origin: 
     return {
         "source": source.description,
         "samples": source.count,
-        "skipped": [{"file": name, "reason": reason} for name, reason in source.skipped],
+        "skipped": _describe_skipped(source),
         "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
         "described": "" if preprocessing is None else preprocessing.describe(),
         "preprocessing_from": origin,
     }
+
+
+def _describe_skipped(source: Source | Labelled) -> list[dict[str, str]]:
+    return [{"file": name, "reason": reason} for name, reason in source.skipped]
 
 
 def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
@@ -311,16 +363,18 @@ def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
 
 def evaluate_models(
     models: tuple[Path, Path], data: Path, preprocess: PreprocessOptions, *, batch: int, threads: int
-) -> Evaluation:
-    """Top-1 and agreement of (float, quantized) on labelled data.
+) -> tuple[Evaluation, list[dict[str, str]]]:
+    """Top-1 and agreement of (float, quantized) on labelled data, and the files that were skipped.
 
-    The preprocessing that the quantized model carries is used, unless flags or a file say otherwise.
+    The preprocessing that the quantized model carries is used, unless the options say otherwise; a file beside the float
+    model is asked only where the models say nothing.
     """
-    described = describe_inputs(models[1])
-    reference = describe_inputs(models[0])
+    reference, described = describe_inputs(models[0]), describe_inputs(models[1])
     metadata = {**reference[1], **described[1]}
-    preprocessing, _ = _preprocessing(models[0], reference[0], metadata, preprocess)
-    return evaluate(models, open_labelled(data, reference[0], preprocessing, batch=batch), threads=threads)
+    beside = None if PREPROCESSING_KEY in metadata else find_config_file(models[0])
+    preprocessing, _ = _preprocessing(reference[0], metadata, preprocess, beside, data)
+    labelled = open_labelled(data, reference[0], preprocessing, batch=batch)
+    return evaluate(models, labelled, threads=threads), _describe_skipped(labelled)
 
 
 def describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, str]]:

@@ -77,7 +77,7 @@ class QuantPlan:
 
 def plan_to_bytes(plan: QuantPlan) -> bytes:
     """The plan as an .npz: one JSON header, and the arrays."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     decisions = []
     for index, decision in enumerate(plan.decisions.values()):
         if decision.params is not None:

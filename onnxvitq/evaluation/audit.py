@@ -1,4 +1,4 @@
-"""Which kernels really run: the optimised session against the plan. A layer that was planned and is not there is named."""
+"""Which kernels really run: the optimised session against the plan. A layer planned and not there is named."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ NOT_FUSED = "planned, but onnxruntime runs it in float"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; those in float with why."""
+    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; in float, with why."""
 
     found: int
     quantized: int
@@ -64,7 +64,7 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
 
 def _kernels(model: Path, threads: int) -> dict[str, str]:
     """Node name -> operator of the optimised graph, without its weights."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
         optimized = Path(folder) / "optimized.onnx"
         Session(model, threads=threads, optimized=optimized)
         return {node.name: node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node}

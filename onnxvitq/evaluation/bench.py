@@ -25,7 +25,9 @@ class Timing:
     speedup: float
 
 
-def bench(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int, runs: int) -> list[Timing]:
+def bench(
+    models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int, runs: int
+) -> list[Timing]:
     """Time models on their feeds (one a model), in turn within each of ``runs`` rounds, after ``WARM_UP`` rounds."""
     sessions, loads = [], []
     for model in models:

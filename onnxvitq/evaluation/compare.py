@@ -17,7 +17,7 @@ PARITY = 1e-3  # float against float, reassociated: 1e-6 was seen at most; a wro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Figures of the first output over all samples.
+    """Figures of the first output over all samples (those that fill up the last static batch included).
 
     optimised_vs_plain: norm of the difference between the quantized model with and without graph optimisation, over the
     norm of the output. It is not zero in a deep model: a code that float rounding flips changes the next layer's codes,
@@ -49,25 +49,30 @@ def compare(
         progress: called with the number of samples done.
 
     Raises:
-        RewriteError: on the first feeds the canonical graph, which everything was fitted to, does not give what the user's
-            model gives.
+        RewriteError: on the first feeds the canonical graph, which everything was fitted to, does not give what the
+            user's model gives; or the quantized model gives a NaN or an infinity.
     """
     original, quantized = (Session(model, threads=threads) for model in models)
     plain = Session(models[1], level="disabled", threads=threads)
     difference, drift, parity = OutputDifference(), OutputDifference(), OutputDifference()
+    samples = 0
     for count, (feed, expected) in enumerate(zip(feeds, reference, strict=False)):
         output = quantized.run(feed)[0]
+        if not np.isfinite(output).all():
+            problem = f"quantized, it gives a NaN or an infinity at calibration sample {count}"
+            raise RewriteError(str(models[0]), problem, "please report the model")
         difference.update(expected, output)
         if count < PLAIN_SAMPLES:
             drift.update(plain.run(feed)[0], output)
             parity.update(original.run(feed)[0], expected)
+        samples += len(next(iter(feed.values())))
         if progress is not None:
             progress(count + 1)
     if parity.relative > PARITY:
         problem = f"its canonical form differs by {parity.relative:.1e} of the output's norm, allowed {PARITY:.0e}"
         raise RewriteError(str(models[0]), problem, "please report the model: a graph pass is wrong for it")
     return Comparison(
-        samples=len(reference),
+        samples=samples,
         sqnr_db=round(difference.sqnr_db, 2),
         cosine=round(difference.cosine, 6),
         top1_agreement=difference.agreement,

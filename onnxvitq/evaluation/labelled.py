@@ -28,7 +28,8 @@ def evaluate(models: tuple[Path, Path], batches: Iterable[Batch], *, threads: in
     """Run (float, quantized) over labelled batches; only the first len(labels) rows of a batch count.
 
     Raises:
-        DataError: the first output is not (B, classes), a label is not one of its classes, or there is no sample.
+        DataError: the first output is not (B, classes), the models do not have the same classes, a label is not one of
+            them, or there is no sample.
     """
     first, second = (Session(model, threads=threads) for model in models)
     difference, right, count = OutputDifference(), [0, 0], 0
@@ -36,6 +37,9 @@ def evaluate(models: tuple[Path, Path], batches: Iterable[Batch], *, threads: in
         outputs = [session.run(feed)[0][: len(labels)] for session in (first, second)]
         for output in outputs:
             _check_classes(output, labels)
+        if outputs[0].shape != outputs[1].shape:
+            problem = f"expected {outputs[0].shape[1]} classes as in {models[0]}, got {outputs[1].shape[1]}"
+            raise DataError(str(models[1]), problem, "are these two forms of one model?")
         difference.update(*outputs)
         for index, output in enumerate(outputs):
             right[index] += int((output.argmax(axis=1) == labels).sum())

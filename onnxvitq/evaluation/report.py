@@ -15,6 +15,7 @@ from onnxvitq.evaluation.audit import Audit, Count
 from onnxvitq.evaluation.compare import Comparison
 
 REPORT_VERSION = 1
+LISTED = 8  # layers in float that the table names; the JSON names all
 PACKAGES = ("onnxvitq", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 
 
@@ -89,21 +90,38 @@ def to_json(report: Mapping[str, Any]) -> str:
 
 def summary(report: Mapping[str, Any]) -> Table:
     """The report as one table of two columns."""
-    table = Table(title=f"onnxvitq {report['environment']['onnxvitq']}: {report['output']}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"onnxvitq {report['environment']['onnxvitq']}: {report['output']}",
+        show_header=False,
+        title_justify="left",
+    )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     compare, size = report["compare"], report["size_mb"]
     table.add_row("blocks, attentions", f"{report['blocks']}, {report['attention']}")
-    for key, name in (("linears", "linears"), ("attention_products", "attention products"), ("patch_embedding", "patch embedding")):
+    for key, name in (
+        ("linears", "linears"),
+        ("attention_products", "attention products"),
+        ("patch_embedding", "patch embedding"),
+    ):
         counts = report[key]
-        table.add_row(name, f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels")
+        table.add_row(
+            name,
+            f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels",
+        )
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
     agreement = compare["top1_agreement"]
     decisions = "" if agreement is None else f", top-1 agreement {100 * agreement:.2f} %"
-    table.add_row("against float", f"SQNR {compare['sqnr_db']} dB, cosine {compare['cosine']:.5f}{decisions} ({compare['samples']} samples)")
+    table.add_row(
+        "against float",
+        f"SQNR {compare['sqnr_db']} dB, cosine {compare['cosine']:.5f}{decisions} ({compare['samples']} samples)",
+    )
     table.add_row("optimised against plain", f"{100 * compare['optimised_vs_plain']:.3g} % of the output's norm")
-    table.add_row("size", f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %)")
+    table.add_row(
+        "size",
+        f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %)",
+    )
     for step in report["steps"]:
         gain = "" if step["before"] is None else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
         table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
@@ -112,11 +130,12 @@ def summary(report: Mapping[str, Any]) -> Table:
     return table
 
 
-LISTED = 8  # layers in float that the table names; the JSON names all
-
-
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:
-    entries = [f"{e['name']}: {e['reason']}" for key in ("linears", "patch_embedding", "attention_products") for e in report[key]["float"]]
+    entries = [
+        f"{e['name']}: {e['reason']}"
+        for key in ("linears", "patch_embedding", "attention_products")
+        for e in report[key]["float"]
+    ]
     entries += [f"{e['name']} ({e['op']}): {e['reason']}" for e in report["unmatched"]]
     more = len(entries) - LISTED
     return entries[:LISTED] + ([f"and {more} more, named in the JSON report"] if more > 0 else [])

@@ -65,6 +65,7 @@ def load_model(path: Path) -> LoadedModel:
     _check(path, proto)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+        _refuse_unsupported(path, proto)  # what the functions' bodies hold
     if _opset(proto) < PER_AXIS_OPSET:
         proto = _convert(path, proto, PER_AXIS_OPSET)
     _refuse_weights(path, proto)
@@ -82,7 +83,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int]:
     if path.is_dir():
         raise InvalidGraphError(where, "expected an ONNX file, got a folder")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
         size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(proto, path.parent))
         onnx.load_external_data_for_model(proto, str(path.parent))
     except DecodeError as error:
@@ -171,11 +172,21 @@ def _refuse_weights(path: Path, proto: onnx.ModelProto) -> None:
             raise UnsupportedModelError(
                 str(path), f"expected float32 weights, got {kind} in {tensor.name!r}", "export the model in float32"
             )
-        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
-            # Masks legitimately hold -inf; a weight of a MatMul, Gemm, Conv or normalisation never does.
-            values = onnx.numpy_helper.to_array(tensor)
-            if np.isnan(values).any() or _is_weight(proto, tensor.name):
-                raise InvalidGraphError(str(path), f"weight {tensor.name!r} holds a NaN or an infinity", "was training diverged?")
+    for name, tensor in _constants(proto):
+        values = onnx.numpy_helper.to_array(tensor) if tensor.data_type == onnx.TensorProto.FLOAT else np.zeros(0)
+        if np.isfinite(values).all():
+            continue
+        # Masks legitimately hold -inf; a weight of a MatMul, Gemm, Conv or normalisation never does.
+        if np.isnan(values).any() or _is_weight(proto, name):
+            raise InvalidGraphError(str(path), f"weight {name!r} holds a NaN or an infinity", "did training diverge?")
+
+
+def _constants(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Every constant by name, whether an initializer or made by a Constant node."""
+    yield from ((tensor.name, tensor) for tensor in proto.graph.initializer)
+    for node in all_nodes(proto.graph):
+        if node.op_type == "Constant":
+            yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
 
 
 def _is_weight(proto: onnx.ModelProto, name: str) -> bool:
@@ -185,6 +196,8 @@ def _is_weight(proto: onnx.ModelProto, name: str) -> bool:
 
 def _input_spec(path: Path, value: onnx.ValueInfoProto) -> InputSpec:
     tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        raise UnsupportedModelError(str(path), f"input {value.name!r} is not a tensor", "expected images or arrays")
     if tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         raise UnsupportedModelError(str(path), f"input {value.name!r} is half precision", "export the model in float32")
     dtype = NUMPY_NAMES.get(tensor.elem_type) or np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
@@ -334,7 +347,7 @@ def save_model(proto: onnx.ModelProto, path: Path) -> int:
     """
     if proto.ByteSize() >= PROTOBUF_LIMIT:
         raise OutputError(str(path), f"the quantized model has {proto.ByteSize() / 1e9:.1f} GB, a protobuf file holds at most 2")
-    onnx.save(proto, path)
+    onnx.save(proto, path, format="protobuf")  # whatever the file is called
     return path.stat().st_size
 
 

@@ -1,8 +1,12 @@
 """Bias correction (Paper A, eqs. 14 to 16): the expected output error of each channel is taken off the bias. Free at run time."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from onnxvitq.fanout import fan_out
 from onnxvitq.numerics.affine import fake_quantize
+from onnxvitq.numerics.fit import times
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.scales import linear_groups
@@ -20,10 +24,12 @@ def expected_error(rows: FloatArray, weight: FloatArray, quantized: tuple[FloatA
     return (mean_quantized @ quantized[1] - mean @ weight).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectBias:
     """b <- b - E[x^ W^ - x W], kept for each linear where it lowers the output error on held-out samples."""
 
-    name = "bias"
+    workers: int = 0
+    name: str = "bias"
 
     def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
         """Rows of every linear's input."""
@@ -31,26 +37,42 @@ class CorrectBias:
 
     def apply(self, problem: Problem, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
         """New biases for the linears that gain."""
-        biases: dict[str, FloatArray] = {}
-        before: list[float] = []
-        after: list[float] = []
-        for tensor, names in linear_groups(problem, plan).items():
-            params = plan.params(tensor)
-            assert params is not None  # the min-max step ran before
-            fitting, held = split_samples(stats.rows[tensor])
-            fitting_q, held_q = fake_quantize(fitting, params), fake_quantize(held, params)
-            for name in names:
-                weight = problem.weight(name)
-                weight_params = plan.params(problem.blockmap.linear(name).weight)
-                assert weight_params is not None
-                weight_q = fake_quantize(weight, weight_params)
-                error = expected_error(fitting, weight, (fitting_q, weight_q))
-                bias = problem.bias(name)
-                reference = held @ weight + bias
-                approximation = held_q @ weight_q + bias
-                old, new = sqnr_db(reference, approximation), sqnr_db(reference, approximation - error)
-                if new > old:
-                    biases[name] = bias - error
-                before.append(old)
-                after.append(max(old, new))
+
+        def correct(group: tuple[str, list[str]]) -> list[_Corrected]:
+            tensor, names = group
+            return [_correct(problem, plan, stats.rows[tensor], name) for name in names]
+
+        groups = fan_out(correct, linear_groups(problem, plan).items(), self.workers)
+        corrected = [one for group in groups for one in group]
+        biases = {one.linear: one.bias for one in corrected if one.after > one.before}
+        before, after = [one.before for one in corrected], [max(one.before, one.after) for one in corrected]
         return plan.with_biases(biases), outcome(self.name, before, after, len(biases))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Corrected:
+    """A corrected bias (O,) and the held-out output SQNR without and with it, in dB."""
+
+    linear: str
+    bias: FloatArray
+    before: float
+    after: float
+
+
+def _correct(problem: Problem, plan: QuantPlan, rows: FloatArray, name: str) -> _Corrected:
+    linear = problem.blockmap.linear(name)
+    input_params, weight_params = plan.params(linear.input), plan.params(linear.weight)
+    assert input_params is not None  # the min-max step ran before
+    assert weight_params is not None
+    fitting, held = split_samples(rows)
+    weight, bias = problem.weight(name), problem.bias(name)
+    weight_q = fake_quantize(weight, weight_params)
+    error = expected_error(fitting, weight, (fake_quantize(fitting, input_params), weight_q))
+    reference = times(held, weight) + bias
+    approximation = times(fake_quantize(held, input_params), weight_q) + bias
+    return _Corrected(
+        linear=name,
+        bias=bias - error,
+        before=sqnr_db(reference, approximation),
+        after=sqnr_db(reference, approximation - error),
+    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxvitq.blockmap import Attention
+from onnxvitq.fanout import fan_out
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.numerics.fit import ProductFit, Search, fit_linear, fit_product
+from onnxvitq.numerics.fit import ProductFit, Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, QParams, StatRequest, Stats
@@ -25,6 +26,7 @@ class SearchScales:
 
     objective: str
     search: Search
+    workers: int = 0
     name: str = "scales"
 
     def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
@@ -38,25 +40,23 @@ class SearchScales:
     def apply(self, problem: Problem, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
         """Searched parameters in place of min-max's."""
         objective = OBJECTIVES["pearson" if self.objective == "ranking" else self.objective]
-        fitted: dict[str, QParams] = {}
-        before: list[float] = []
-        after: list[float] = []
-        kept = 0
-        for tensor, names in linear_groups(problem, plan).items():
-            result = self._linears(problem, plan, stats, (tensor, names), objective)
-            before.append(result.before)
-            after.append(result.after)
-            fitted.update(result.params)
-            kept += bool(result.params)
-        for attention in problem.blockmap.attentions:
-            for left, right, scores in _products(attention, plan):
-                chosen = OBJECTIVES["ranking"] if scores and self.objective == "ranking" else objective
-                result = self._product(plan, stats, (left, right), chosen)
-                before.append(result.before)
-                after.append(result.after)
-                fitted.update(result.params)
-                kept += bool(result.params)
-        return plan.with_params(fitted), outcome(self.name, before, after, kept)
+
+        def linears(group: tuple[str, list[str]]) -> _Judged:
+            return self._linears(problem, plan, stats, group, objective)
+
+        def product(pair: tuple[str, str, bool]) -> _Judged:
+            left, right, scores = pair
+            chosen = OBJECTIVES["ranking"] if scores and self.objective == "ranking" else objective
+            return self._product(plan, stats, (left, right), chosen)
+
+        pairs = [pair for attention in problem.blockmap.attentions for pair in _products(attention, plan)]
+        judged = [
+            *fan_out(linears, linear_groups(problem, plan).items(), self.workers),
+            *fan_out(product, pairs, self.workers),
+        ]
+        fitted = {tensor: params for one in judged for tensor, params in one.params.items()}
+        kept = sum(one.kept for one in judged)
+        return plan.with_params(fitted), outcome(self.name, [one.before for one in judged], [one.after for one in judged], kept)
 
     def _linears(
         self, problem: Problem, plan: QuantPlan, stats: Stats, group: tuple[str, list[str]], objective: Objective
@@ -132,9 +132,10 @@ def _judge(
     """Compare old and fitted parameters on held-out samples."""
     assert old[0] is not None  # the min-max step ran before
     assert old[1] is not None
-    reference = left @ right
-    before = fake_quantize(left, old[0]) @ fake_quantize(right, old[1])
-    after = fake_quantize(left, fit.left) @ fake_quantize(right, fit.right)
+    product = times if right.ndim == 2 else np.matmul
+    reference = product(left, right)
+    before = product(fake_quantize(left, old[0]), fake_quantize(right, old[1]))
+    after = product(fake_quantize(left, fit.left), fake_quantize(right, fit.right))
     kept = objective(reference, after) <= objective(reference, before)
     old_db = sqnr_db(reference, before)
     return _Judged(before=old_db, after=sqnr_db(reference, after) if kept else old_db, kept=kept, params={})

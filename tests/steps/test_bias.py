@@ -10,7 +10,7 @@ from onnxvitq.spec import QParams, StatRequest, Stats
 from onnxvitq.steps.bias import CorrectBias, expected_error
 from onnxvitq.steps.policy import ACTIVATION, make_plan, weight_spec
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.step import Step, StepOutcome
+from onnxvitq.steps.step import Step, StepOutcome, split_samples
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
 # Steps, weights and inputs below are multiples of powers of two, so that every sum is exact.
@@ -130,6 +130,13 @@ def test_fitted_plan_gains_and_keeps_its_scales(problem: Problem, plan: QuantPla
     plan, _ = MinMaxRanges().apply(problem, plan, stats)
     after, outcome = CorrectBias().apply(problem, plan, stats)
     assert set(after.biases) == {QUERY, KEY, FC1}
+    fitting, _ = split_samples(stats.rows["h"])
+    params = plan.params("h"), plan.params(f"{FC1}.weight")
+    assert params[0] is not None
+    assert params[1] is not None
+    weight = problem.weight(FC1)
+    error = expected_error(fitting, weight, (fake_quantize(fitting, params[0]), fake_quantize(weight, params[1])))
+    assert np.array_equal(after.biases[FC1], problem.bias(FC1) - error)  # held-out samples only judge
     assert outcome.before is not None
     assert outcome.after is not None
     assert outcome.after > outcome.before

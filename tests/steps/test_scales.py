@@ -124,11 +124,12 @@ def test_ranking_is_for_the_scores_and_pearson_for_the_rest(problem: Problem, pl
     order = [0, 1, 2, 2, 3, 4, 5, 4]
     queries = (rng.standard_normal((6, 2, 10, 4)) * np.exp(2 * rng.standard_normal((6, 2, 10, 1))))[order]
     keys = (rng.standard_normal((6, 2, 4, 10)) * np.exp(2 * rng.standard_normal((6, 2, 1, 10))))[order]
+    bounds = {"q": (queries.min(), queries.max()), "k": (keys.min(), keys.max())}
     stats = replace(
         stats,
-        ranges={**stats.ranges, "q": (queries.min(), queries.max()), "k": (keys.min(), keys.max())},
-        lefts={**stats.lefts, "q": queries.astype(np.float32)},
-        rights={**stats.rights, "k": keys.astype(np.float32)},
+        ranges={**stats.ranges, **bounds, "p": bounds["q"], "v": bounds["k"]},
+        lefts=dict.fromkeys("qp", queries.astype(np.float32)),
+        rights=dict.fromkeys("kv", keys.astype(np.float32)),
     )
     plan = planned(problem, stats)
     after, _ = searching("ranking").apply(problem, plan, stats)

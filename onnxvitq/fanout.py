@@ -1,0 +1,27 @@
+"""The one seam through which work fans out: independent layers, on joblib, so that a cluster can take it by configuration.
+
+Each task runs its BLAS on one thread. Several threads inside a small product gain little, and wait for each other when the
+machine has other work (measured on two busy cores: 12 s against 0.7 s for the bundled model's search). It also makes the
+result independent of the number of cores.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def fan_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
+    """``[function(item) for item in items]``, in that order; ``workers`` at a time, 0 takes one a core."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        return list(Parallel(n_jobs=workers or _cores(), prefer="threads")(delayed(function)(item) for item in items))
+
+
+def _cores() -> int:
+    """Cores this process may use; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
