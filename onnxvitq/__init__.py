@@ -18,7 +18,7 @@ _HOMES = {
     "inspect": "onnxvitq.pipeline",
     "quantize": "onnxvitq.pipeline",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above is the list
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

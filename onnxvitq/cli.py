@@ -1,15 +1,19 @@
 """The command line: parse, build the configuration, call the pipeline, print. No logic lives here.
 
 Exit codes: 0 written and sound; 2 wrong use or bad input, one line on standard error; 3 written, but an audit that
-``--strict`` asked for failed; 130 interrupted, nothing written.
+``--strict`` asked for failed; 130 interrupted, what was not complete is not written.
 """
 
 import argparse
+import io
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -32,6 +36,7 @@ from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
 LISTED = 5  # unreadable images that are named
+GRACE = 2.0  # seconds after an interrupt in which another one does not disturb the clearing up
 
 # Spellings that users of other tools type by habit.
 CALIBRATION = ("--calib", "--calibration-data-path")
@@ -49,17 +54,19 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
     command: Callable[[Sequence[str]], int] = _quantize
     if arguments and arguments[0] in COMMANDS:
         command = COMMANDS[arguments.pop(0)]
     try:
-        return command(arguments)
+        with _interruptible():
+            return command(arguments)
     except OnnxVitqError as error:
         sys.stderr.write(f"onnxvitq: error: {error}\n")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write("onnxvitq: interrupted, nothing was written\n")
+        sys.stderr.write("onnxvitq: interrupted\n")
         return EXIT_INTERRUPTED
 
 
@@ -71,9 +78,38 @@ def _dashed(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does; a signal that is ignored, as in a background job, stays so."""
+    last = -GRACE
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal last
+        if time.monotonic() - last > GRACE:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    caught = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _console() -> Console:
+    """Standard output; node names and paths are printed as they are."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose cells are folded where the terminal is narrow, never cut."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 # ------------------------------------------------------------------------------------------------------------ quantize
@@ -81,50 +117,73 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _quantize(arguments: Sequence[str]) -> int:
     args = _quantize_parser().parse_args(arguments)
-    model = args.input or args.model
-    if model is None:
-        raise ConfigError(
-            "onnxvitq", "expected a model", "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx"
-        )
+    model = _one_model(args)
     if args.calib is None:
         raise ConfigError("--calib", "expected calibration data: a folder of images, an .npz or an .npy file")
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     config = _config(args)
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
-    from onnxvitq import pipeline
-    from onnxvitq.evaluation.report import summary, to_json
-    from onnxvitq.graph.io import atomic_file, refuse_output
+    _refuse_clashes(args, output)
+    from onnxvitq import pipeline  # loads onnxruntime; --help and wrong options need not wait for it
+    from onnxvitq.evaluation.report import to_json
+    from onnxvitq.graph.io import refuse_output
 
-    if args.report is not None:
-        refuse_output(args.report, model)
-        if args.report.resolve() == output.resolve():
-            raise ConfigError("--report", "the report and the model would be the same file")
-    if args.save_config_file is not None:
-        refuse_output(args.save_config_file, model)
+    for path in (args.report, args.save_config_file):
+        if path is not None:
+            refuse_output(path, model)
     with _progress(hidden=args.quiet or args.json) as progress:
         result = pipeline.quantize(model, args.calib, output, config, preprocess=_preprocess(args), progress=progress)
     report = result.report
-    if args.report is not None:
-        with atomic_file(args.report) as temporary:
-            temporary.write_text(to_json(report), encoding="utf-8")
-    if args.save_config_file is not None:
-        with atomic_file(args.save_config_file) as temporary:
-            temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    _warn_skipped(report["calibration"]["skipped"])
-    if args.json:
-        sys.stdout.write(to_json(report))
-    elif not args.quiet:
-        console = Console()
-        calibration = report["calibration"]
-        if calibration["preprocessing"] is not None:
-            console.print(
-                f"preprocessing: {calibration['described']} ({calibration['preprocessing_from']})", highlight=False
-            )
-        console.print(summary(report))
+    _write(args.report, to_json(report))
+    _write(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
+    _print_report(report, as_json=args.json, quiet=args.quiet)
     if args.strict and not report["audit_passed"]:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
         return EXIT_BELOW_QUALITY
     return 0
+
+
+def _one_model(args: argparse.Namespace) -> Path:
+    given = [path for path in (args.model, args.input) if path is not None]
+    if len(given) != 1:
+        usage = "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx"
+        raise ConfigError("onnxvitq", f"expected one model, got {' and '.join(map(str, given)) or 'none'}", usage)
+    return Path(given[0])
+
+
+def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
+    """No file is written over another one of the same command (the model is looked after by the pipeline)."""
+    read = {"--calib": args.calib, "--preprocessor-config": args.preprocessor_config, "--config": args.config}
+    written = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
+    taken = {os.path.realpath(path): option for option, path in read.items() if path is not None}
+    for option, path in written.items():
+        if path is None:
+            continue
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option and (other, option) != ("--config", "--save-config-file"):
+            raise ConfigError(option, f"expected a file of its own, got {path}, which {other} names too")
+
+
+def _write(path: Path | None, text: str) -> None:
+    from onnxvitq.graph.io import atomic_file
+
+    if path is not None:
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _print_report(report: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from onnxvitq.evaluation.report import summary, to_json
+
+    calibration = report["calibration"]
+    _warn_skipped(calibration["skipped"])
+    if as_json:
+        sys.stdout.write(to_json(report))
+    elif not quiet:
+        if calibration["preprocessing"] is not None:
+            origin = calibration["preprocessing_from"]
+            _console().print(f"preprocessing: {calibration['described']} ({origin})", soft_wrap=True)
+        _console().print(summary(report))
 
 
 def _quantize_parser() -> argparse.ArgumentParser:
@@ -169,7 +228,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel"
     )
     _add_output(results)
-    results.add_argument("--quiet", action="store_true", help="print errors only")
+    results.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     results.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
     return parser
 
@@ -188,12 +247,13 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preprocessor-config", type=Path, help="Hugging Face preprocessor_config.json or timm config.json"
     )
-    group.add_argument("--mean", nargs="+", type=float, help="one value, or one a channel")
-    group.add_argument("--std", nargs="+", type=float)
-    group.add_argument("--resize", nargs="+", type=int, help="shortest side, or height and width")
-    group.add_argument("--crop", nargs="+", type=int, help="side, or height and width, of the centre crop")
+    # Their values go as text to the parser that reads them in files, too.
+    group.add_argument("--mean", nargs="+", help="one value, or one a channel")
+    group.add_argument("--std", nargs="+", help="the same")
+    group.add_argument("--resize", nargs="+", help="shortest side, or height and width (also 224x224)")
+    group.add_argument("--crop", nargs="+", help="side, or height and width, of the centre crop")
     group.add_argument("--interpolation", help="nearest, bilinear, bicubic or lanczos")
-    group.add_argument("--scale", type=float, help="multiplies the 0..255 values (default 1/255)")
+    group.add_argument("--scale", help="multiplies the 0..255 values (default 1/255)")
     group.add_argument("--color", help="L or RGB")
 
 
@@ -212,21 +272,24 @@ def _add_output(group: "argparse._ActionsContainer") -> None:
 
 
 class _progress:  # noqa: N801 - used as a function
-    """A progress bar with the time left on standard error, as a callback (stage, done, total)."""
+    """A progress bar with the time left on standard error, as a callback (stage, done, total).
+
+    It appears with the first stage, and only in a terminal: a log keeps the lines that say something.
+    """
 
     def __init__(self, *, hidden: bool) -> None:
-        columns = (
+        text, count, spent, left = (
             TextColumn("{task.description}"),
-            BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True)
+        console = Console(stderr=True)
+        disable = hidden or not console.is_terminal
+        self._bar = Progress(text, BarColumn(), count, spent, left, console=console, disable=disable, transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "_progress":
-        self._bar.start()
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -234,6 +297,7 @@ class _progress:  # noqa: N801 - used as a function
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if stage not in self._tasks:
+            self._bar.start()
             self._tasks[stage] = self._bar.add_task(stage, total=total)
         self._bar.update(self._tasks[stage], completed=done, total=total)
 
@@ -263,26 +327,25 @@ def _inspect(arguments: Sequence[str]) -> int:
     if args.json:
         sys.stdout.write(json.dumps(described, indent=2) + "\n")
         return 0
-    console = Console()
+    console = _console()
     console.print(
-        f"{args.model}: {described['blocks']} blocks, {described['attention']} attentions, {described['linears']['found']} linears, "
-        f"{described['patch_embedding']['found']} patch embeddings, {described['norms']} norms, {len(described['unmatched'])} unmatched",
-        highlight=False,
+        f"{args.model}: {described['blocks']} blocks, {described['attention']} attentions, "
+        f"{described['linears']['found']} linears, {described['patch_embedding']['found']} patch embeddings, "
+        f"{described['norms']} norms, {len(described['unmatched'])} unmatched",
+        soft_wrap=True,
     )
-    attentions = Table(
-        "block", "attention", "heads", "keys", "head width", "MLPs", title="Attention", title_justify="left"
-    )
+    attentions = _table("Attention", "block", "attention", "heads", "keys", "head width", "MLPs")
     for block, found in zip(blockmap.blocks, blockmap.attentions, strict=True):
         mlps = ", ".join(f"{mlp.activation}" for mlp in block.mlps)
         attentions.add_row(
             str(block.index), found.name, *(str(size or "?") for size in (found.heads, found.tokens, found.width)), mlps
         )
-    linears = Table("role", "linear", "inputs", "outputs", title="Linear layers", title_justify="left")
+    linears = _table("Linear layers", "role", "linear", "inputs", "outputs")
     for linear in blockmap.linears:
         linears.add_row(linear.role, linear.name, str(linear.in_features), str(linear.out_features))
     console.print(attentions, linears)
     if blockmap.unmatched:
-        unmatched = Table("operator", "node", "why it stays float", title="Unmatched", title_justify="left")
+        unmatched = _table("Unmatched", "operator", "node", "why it stays float")
         for entry in blockmap.unmatched:
             unmatched.add_row(entry.op, entry.name, entry.reason)
         console.print(unmatched)
@@ -301,7 +364,7 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch (default: dynamic)")
     parser.add_argument("--opset", type=int)
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_integer(0, 2**32 - 1), default=0)
     _add_output(parser)
     args = parser.parse_args(arguments)
     from onnxvitq.export.exporter import ExportOptions
@@ -333,25 +396,26 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="onnxvitq evaluate", description="Top-1, agreement and SQNR on labelled data.", allow_abbrev=False
     )
-    parser.add_argument("models", nargs=2, type=Path, metavar=("FLOAT", "INT8"))
+    parser.add_argument("float", type=Path, help="float ONNX model, the reference")
+    parser.add_argument("int8", type=Path, help="quantized ONNX model")
     parser.add_argument("--data", type=Path, required=True, help="a folder a class, or .npz with x and y")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--batch-size", type=_integer(1), default=32)
+    parser.add_argument("--threads", type=_integer(0, 1024), default=0)
     _add_preprocessing(parser)
     _add_output(parser)
     args = parser.parse_args(arguments)
     from onnxvitq.pipeline import evaluate_models
 
-    _require_positive("--batch-size", args.batch_size)
-    result = evaluate_models(
-        tuple(args.models), args.data, _preprocess(args), batch=args.batch_size, threads=args.threads
-    )
+    models, options = (args.float, args.int8), _preprocess(args)
+    result, skipped = evaluate_models(models, args.data, options, batch=args.batch_size, threads=args.threads)
+    _warn_skipped(skipped)
     if args.json:
-        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
+        sys.stdout.write(json.dumps({**asdict(result), "skipped": skipped}, indent=2) + "\n")
     else:
         sys.stdout.write(
-            f"{result.samples} samples: top-1 {result.top1_reference:.2f} % float, {result.top1_quantized:.2f} % quantized; "
-            f"agreement {100 * result.agreement:.2f} %; SQNR {result.sqnr_db:.2f} dB\n"
+            f"{result.samples} samples: top-1 {result.top1_reference:.2f} % float, "
+            f"{result.top1_quantized:.2f} % quantized; agreement {100 * result.agreement:.2f} %; "
+            f"SQNR {result.sqnr_db:.2f} dB\n"
         )
     return 0
 
@@ -361,16 +425,14 @@ def _bench(arguments: Sequence[str]) -> int:
         prog="onnxvitq bench", description="Interleaved latency; the first model is the reference.", allow_abbrev=False
     )
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=1, help="where the batch is dynamic")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=_integer(0, 1024), default=1)
+    parser.add_argument("--runs", type=_integer(1), default=15)
+    parser.add_argument("--batch-size", type=_integer(1), default=1, help="where the batch is dynamic")
+    parser.add_argument("--seed", type=_integer(0, 2**32 - 1), default=0)
     _add_output(parser)
     args = parser.parse_args(arguments)
     from onnxvitq.pipeline import bench_models
 
-    _require_positive("--runs", args.runs)
-    _require_positive("--batch-size", args.batch_size)
     timings = bench_models(args.models, batch=args.batch_size, threads=args.threads, runs=args.runs, seed=args.seed)
     if args.json:
         rows = {
@@ -381,24 +443,28 @@ def _bench(arguments: Sequence[str]) -> int:
         }
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
-    table = Table(
-        "model",
-        "load ms",
-        "median ms",
-        "quartiles ms",
-        "times the first",
-        title=f"{args.threads} thread(s), {args.runs} runs",
-    )
+    title = f"{args.threads} thread(s), {args.runs} runs"
+    table = _table(title, "model", "load ms", "median ms", "quartiles ms", "times the first")
     for timing in timings:
         spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
         table.add_row(timing.model, f"{timing.load_ms:.0f}", f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")
-    Console().print(table)
+    _console().print(table)
     return 0
 
 
-def _require_positive(option: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(option, f"expected at least 1, got {value}")
+def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """An option's type: a whole number within bounds."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {value}")
+        return value
+
+    return parse
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

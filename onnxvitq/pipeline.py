@@ -21,8 +21,8 @@ import numpy as np
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.config import QuantConfig
-from onnxvitq.data.config_files import find_config_file
 from onnxvitq.data.arrays import static_batch
+from onnxvitq.data.config_files import find_config_file
 from onnxvitq.data.images import SUFFIXES
 from onnxvitq.data.labelled import Labelled, open_labelled
 from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
@@ -196,9 +196,10 @@ def _measure(
     """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
         observed = Path(folder) / "observed.onnx"
-        proto = to_proto(with_outputs(loaded.graph, [request.tensor for request in requests]), {})
-        try:
-            save_for_session(proto, observed)
+        try:  # the message is not kept: it would hold every weight once more
+            save_for_session(
+                to_proto(with_outputs(loaded.graph, [request.tensor for request in requests]), {}), observed
+            )
         except OSError as error:
             problem = f"temporary files cannot be written: {error.strerror}"
             raise OutputError(folder, problem, "set TMPDIR to a folder with room") from error
@@ -252,7 +253,7 @@ def _gives_the_same_again(data: object) -> bool:
 
 
 class _Replay:
-    """Feeds of a source, again and again; the first ``kept`` of one that may not give the same ``again`` (else None)."""
+    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``."""
 
     def __init__(self, source: Source, *, again: bool) -> None:
         self.kept = None if again else KEPT_FEEDS
@@ -366,8 +367,8 @@ def evaluate_models(
 ) -> tuple[Evaluation, list[dict[str, str]]]:
     """Top-1 and agreement of (float, quantized) on labelled data, and the files that were skipped.
 
-    The preprocessing that the quantized model carries is used, unless the options say otherwise; a file beside the float
-    model is asked only where the models say nothing.
+    The preprocessing that the quantized model carries is used, unless the options say otherwise; a file beside the
+    float model is asked only where the models say nothing.
     """
     reference, described = describe_inputs(models[0]), describe_inputs(models[1])
     metadata = {**reference[1], **described[1]}

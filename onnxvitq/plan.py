@@ -1,4 +1,4 @@
-"""What will be written, as data: a decision for every site, new biases for the linears. Frozen, saved as one .npz, replayable."""
+"""What will be written, as data: a decision for every site, new biases for linears. Frozen, replayable, saved as .npz."""
 
 import io
 import json

@@ -4,15 +4,19 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from PIL import Image
+
+from onnxvitq.pipeline import Result, quantize
 
 Exporter = Callable[[str, bool], onnx.ModelProto]
 
 
 @pytest.fixture(scope="session")
 def export_vit(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
-    """``export_vit(exporter, dynamic_batch)``: two blocks, width 32, two heads, 17 tokens; static means a batch of 1."""
+    """``export_vit(exporter, dynamic_batch)``: two blocks of width 32, two heads, 17 tokens; static is a batch of 1."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -66,3 +70,29 @@ def export_vit(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
         return run_exporter(exporter, request, Path(scratch), "the tests' ViT")
 
     return export
+
+
+@pytest.fixture(scope="session")
+def vit_file(export_vit: Exporter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Vision Transformer as a file, dynamic batch; nobody writes to it or beside it."""
+    path = tmp_path_factory.mktemp("vit") / "vit.onnx"
+    onnx.save(export_vit("torchscript", True), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 16 colour images, 20 x 24 pixels: a gradient and noise, each of its own brightness."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        ramp = np.linspace(0, 12 * index, 24)[None, :, None]
+        pixels = np.clip(rng.normal(60 + ramp, 30, (20, 24, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantized(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The small Vision Transformer quantized with the images, with default settings; nobody writes to its file."""
+    return quantize(vit_file, images, tmp_path_factory.mktemp("quantized") / "vit_int8.onnx")

@@ -36,7 +36,8 @@ def model_of(text: str, *, opset: int = 17, weights: Mapping[str, np.ndarray] | 
         values = given.pop(value.name, None)
         if values is None:
             shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
-            values = rng.normal(size=shape).astype(np.float32)
+            fan_in = shape[0] if len(shape) == 2 else 1  # a product keeps the scale of its input
+            values = (rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, value.name))
     assert not given, f"no such weight: {given.keys()}"
     for node in proto.graph.node:
@@ -76,9 +77,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], level: str = "d
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails is judged by its exception
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, dict(feeds))
 
 

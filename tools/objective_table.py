@@ -63,7 +63,15 @@ def export(model: FashionViT, path: Path) -> None:
     """By torch's exporter, dynamic batch."""
     batch = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
-        model, example_inputs(), path, dynamo=True, dynamic_shapes=batch, input_names=["input"], output_names=["logits"], external_data=False, verbose=False
+        model,
+        example_inputs(),
+        path,
+        dynamo=True,
+        dynamic_shapes=batch,
+        input_names=["input"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
     )
 
 
@@ -95,19 +103,36 @@ def main() -> None:
                 for bias in ("no-bias-correction", "bias-correction"):
                     output = folder / "int8.onnx"
                     settings = ["--preprocessor-config", BUNDLED / "preprocessor_config.json"]
-                    onnxvitq(path, "--calib", BUNDLED / "calib", "-o", output, "--objective", objective, f"--{bias}", *settings)
-                    rows.append((title, objective, bias == "bias-correction", onnxvitq("evaluate", path, output, "--data", images, *settings)))
-    count = int(rows[0][3]["samples"])
+                    onnxvitq(
+                        path,
+                        "--calib",
+                        BUNDLED / "calib",
+                        "-o",
+                        output,
+                        "--objective",
+                        objective,
+                        f"--{bias}",
+                        *settings,
+                    )
+                    rows.append(
+                        (
+                            title,
+                            objective,
+                            bias == "bias-correction",
+                            onnxvitq("evaluate", path, output, "--data", images, *settings),
+                        )
+                    )
+    count, kind = int(rows[0][3]["samples"]), "validation" if args.validation else "test"
     lines = [
-        f"{count} {'validation' if args.validation else 'test'} images, 64 calibration images, W8A8, onnxruntime's optimised int8 kernels",
+        f"{count} {kind} images, 64 calibration images, W8A8, onnxruntime's int8 kernels",
         "",
         "| model | objective | bias correction | SQNR dB | agreement % | top-1 % | float top-1 % |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {title} | {objective} | {'yes' if bias else 'no'} | {r['sqnr_db']:.2f} | {100 * r['agreement']:.2f} | {r['top1_quantized']:.2f} | {r['top1_reference']:.2f} |"
-        for title, objective, bias, r in rows
-    ]
+    for title, objective, bias, r in rows:
+        accuracy = f"{r['top1_quantized']:.2f} | {r['top1_reference']:.2f}"
+        figures = f"{r['sqnr_db']:.2f} | {100 * r['agreement']:.2f} | {accuracy}"
+        lines.append(f"| {title} | {objective} | {'yes' if bias else 'no'} | {figures} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if args.write:

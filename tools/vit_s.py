@@ -72,18 +72,20 @@ def main() -> None:
     bench = json.loads(onnxvitq("bench", *timed, "--runs", args.runs, "--threads", args.threads, "--json"))["models"]
     env = rows[0][2]["environment"]
     lines = [
-        f"onnxruntime {env['onnxruntime']}, {env['processor']}, {args.threads} thread(s), batch 1, median of {args.runs} interleaved runs",
+        f"onnxruntime {env['onnxruntime']}, {env['processor']}, {args.threads} thread(s), batch 1, "
+        f"median of {args.runs} interleaved runs",
         "",
-        "| exporter | batch | linears on integer kernels | attention products | size MB | of float | float ms | int8 ms | times float |",
+        "| exporter | batch | integer linears | integer products | size MB | of float | float ms | int8 ms | times float |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for index, (exporter, batch, report) in enumerate(rows):
         reference, quantized = bench[2 * index]["median_ms"], bench[2 * index + 1]["median_ms"]
-        size, linears, products = report["size_mb"], report["linears"], report["attention_products"]
+        linears, products, size = report["linears"], report["attention_products"], report["size_mb"]["quantized"]
+        share = 100 * size / report["size_mb"]["float"]
         lines.append(
             f"| {exporter} | {batch} | {linears['integer_kernels']} of {linears['found']} "
-            f"| {products['integer_kernels']} of {products['found']} | {size['quantized']:.2f} "
-            f"| {100 * size['quantized'] / size['float']:.1f} % | {reference:.1f} | {quantized:.1f} | {reference / quantized:.2f} |"
+            f"| {products['integer_kernels']} of {products['found']} | {size:.2f} "
+            f"| {share:.1f} % | {reference:.1f} | {quantized:.1f} | {reference / quantized:.2f} |"
         )
     text = "\n".join(lines) + "\n"
     print(text)

@@ -97,7 +97,9 @@ def train(
             optimiser.step()
             total += loss.item()
         score, seconds = accuracy(model, *validation), time.perf_counter() - began
-        print(f"epoch {epoch + 1}: loss {total / len(batches):.4f}, validation {score:.2f} %, {seconds:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {total / len(batches):.4f}, validation {score:.2f} %, {seconds:.0f} s", flush=True
+        )
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
         torch.save(state, checkpoint)
 

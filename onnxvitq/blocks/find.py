@@ -1,13 +1,14 @@
 """Find linears, attentions, MLPs and norms in a canonical graph, and account for every node that multiplies."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
 from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, LAYOUT, LINEAR, NORM, PATCHES
 from onnxvitq.errors import NoBlocksFoundError
-from onnxvitq.graph.pattern import Match, Miss, Through, Var, match, producer
+from onnxvitq.graph.pattern import Match, Miss, match, producer
 
 ACCOUNTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Softmax", "Attention"})
 NEAREST = 3  # misses that an error about an unrecognised graph lists
@@ -27,18 +28,27 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
     attentions, misses = _attentions(graph)
     if not attentions:
         nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
-        listing = "; ".join(f"{name}: {miss.reason}" for name, miss in nearest) or "it has no Softmax and no product of activations"
-        raise NoBlocksFoundError(where, f"no attention block found; nearest: {listing}", "is it a Vision Transformer, unfused?")
+        listing = (
+            "; ".join(f"{name}: {miss.reason}" for name, miss in nearest)
+            or "it has no Softmax and no product of activations"
+        )
+        raise NoBlocksFoundError(
+            where, f"no attention block found; nearest: {listing}", "is it a Vision Transformer, unfused?"
+        )
     attentions = [_with_linears(graph, attention, linears) for attention in attentions]
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     mlps = _mlps(graph, linears, [order[attention.context_node] for attention in attentions], order)
     roles = _roles(attentions, mlps, linears, order)
-    found = tuple(_with_role(linear, roles[linear.name]) for linear in linears.values())
+    found = tuple(replace(linear, role=roles[linear.name]) for linear in linears.values())
     blocks = tuple(
         Block(index=index, attention=attention.name, mlps=tuple(mlp for mlp in mlps if mlp.block == index))
         for index, attention in enumerate(attentions)
     )
-    matched = {name for attention in attentions for name in (attention.scores_node, attention.softmax_node, attention.context_node)}
+    matched = {
+        name
+        for attention in attentions
+        for name in (attention.scores_node, attention.softmax_node, attention.context_node)
+    }
     unmatched = tuple(_unmatched(graph, matched | set(linears), dict(misses)))
     return BlockMap(
         blocks=blocks, attentions=tuple(attentions), linears=found, norms=tuple(_norms(graph)), unmatched=unmatched
@@ -51,25 +61,31 @@ def _linears(graph: gs.Graph) -> Iterator[Linear]:
             continue
         if isinstance(node.inputs[0], gs.Constant):
             continue
-        end = node.outputs[0]
-        reader = end.outputs[0] if len(end.outputs) == 1 and not any(end is out for out in graph.outputs) else None
-        found = match(LINEAR, reader.outputs[0]) if reader is not None and reader.op == "Add" else match(LINEAR, end)
         in_features, out_features = node.inputs[1].shape
-        biased = isinstance(found, Match) and found.tags["linear_form"] == "bias" and found.nodes["product"] is node
-        if biased and not _is_row(found.tensors["bias"], out_features):
-            biased = False
+        biased = _biased(graph, node)
         yield Linear(
             name=node.name,
             role="",
             kind="patch_embedding" if _reads_patches(graph, node.inputs[0]) else "linear",
             input=node.inputs[0].name,
             weight=node.inputs[1].name,
-            bias=found.tensors["bias"].name if biased else "",
-            bias_node=found.nodes["bias_node"].name if biased else "",
-            output=found.nodes["bias_node"].outputs[0].name if biased else end.name,
+            bias=biased.tensors["bias"].name if biased else "",
+            bias_node=biased.nodes["bias_node"].name if biased else "",
+            output=(biased.nodes["bias_node"] if biased else node).outputs[0].name,
             in_features=int(in_features),
             out_features=int(out_features),
         )
+
+
+def _biased(graph: gs.Graph, node: gs.Node) -> Match | None:
+    """The product together with the bias that alone reads it, if there is one."""
+    end = node.outputs[0]
+    if len(end.outputs) != 1 or any(end is output for output in graph.outputs):
+        return None
+    found = match(LINEAR, end.outputs[0].outputs[0])
+    if not isinstance(found, Match) or found.tags["linear_form"] != "bias" or found.nodes["product"] is not node:
+        return None
+    return found if _is_row(found.tensors["bias"], node.inputs[1].shape[1]) else None
 
 
 def _is_row(bias: gs.Tensor, out_features: int) -> bool:
@@ -90,6 +106,7 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
     """Attentions in the order of the graph, and the misses of every product or softmax that is in none."""
     found: list[Attention] = []
     misses: list[tuple[str, Miss]] = []
+    taken: set[str] = set()
     for node in graph.nodes:
         if node.op != "MatMul" or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
             continue
@@ -98,9 +115,11 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
             misses.append((node.name, result))
         elif not _over_keys(result.nodes["softmax"]):
             misses.append((node.name, Miss("the Softmax is not over the last axis", 3)))
+        elif taken & {result.nodes["scores"].name, result.nodes["softmax"].name}:
+            misses.append((node.name, Miss("its scores or its Softmax belong to another attention", 3)))
         else:
             found.append(_attention(result, node, len(found)))
-    taken = {attention.scores_node for attention in found}
+            taken |= {found[-1].scores_node, found[-1].softmax_node}
     return found, [(name, miss) for name, miss in misses if name not in taken]
 
 
@@ -139,12 +158,15 @@ def _with_linears(graph: gs.Graph, attention: Attention, linears: Mapping[str, L
     """Fill in which linear layers make q, k and v, and which one reads the result."""
     tensors = graph.tensors()
     by_output = {linear.output: linear.name for linear in linears.values()}
-    sources = {
-        f"{part}_linear": _linear_behind(tensors[getattr(attention, part)], by_output) for part in ("query", "key", "value")
-    }
     context = next(node for node in graph.nodes if node.name == attention.context_node).outputs[0]
     proj = next((linear.name for linear in linears.values() if _comes_from(tensors[linear.input], context)), "")
-    return _replace(attention, **sources, proj_linear=proj)
+    return replace(
+        attention,
+        query_linear=_linear_behind(tensors[attention.query], by_output),
+        key_linear=_linear_behind(tensors[attention.key], by_output),
+        value_linear=_linear_behind(tensors[attention.value], by_output),
+        proj_linear=proj,
+    )
 
 
 def _linear_behind(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
@@ -157,17 +179,12 @@ def _linear_behind(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
 
 
 def _comes_from(tensor: gs.Tensor, source: gs.Tensor) -> bool:
-    found = match(Through(LAYOUT, Var("end"), name="run"), tensor)
-    node = producer(tensor)
-    while tensor is not source and isinstance(found, Match) and node is not None and node.op in LAYOUT:
-        tensor = node.inputs[0]
+    while tensor is not source:
         node = producer(tensor)
-    return tensor is source
-
-
-def _replace(attention: Attention, **changes: str) -> Attention:
-    fields = {name: getattr(attention, name) for name in Attention.__dataclass_fields__}
-    return Attention(**{**fields, **changes})
+        if node is None or node.op not in LAYOUT:
+            return False
+        tensor = node.inputs[0]
+    return True
 
 
 def _mlps(
@@ -179,7 +196,9 @@ def _mlps(
     mlps: list[Mlp] = []
     for linear in linears.values():
         found = match(ACTIVATION, tensors[linear.input])
-        first = by_output.get(found.tensors["x"].name) if isinstance(found, Match) else None
+        if not isinstance(found, Match):
+            continue
+        first = by_output.get(found.tensors["x"].name)
         if first is None:
             continue
         before = sum(position < order[linear.name] for position in contexts)
@@ -207,11 +226,6 @@ def _roles(
             after = order[linear.name] > last
             roles[linear.name] = "patch_embed" if linear.kind == "patch_embedding" else "head" if after else "linear"
     return roles
-
-
-def _with_role(linear: Linear, role: str) -> Linear:
-    fields = {name: getattr(linear, name) for name in Linear.__dataclass_fields__}
-    return Linear(**{**fields, "role": role})
 
 
 def _norms(graph: gs.Graph) -> Iterator[Norm]:

@@ -14,12 +14,12 @@ AFTER_SOFTMAX = LAYOUT | {"Where", "Dropout", "Mul"}
 
 
 def add(left: Pattern, right: Pattern) -> Op:
-    """left + right, in either order."""
+    """Left + right, in either order."""
     return Op("Add", (left, right))
 
 
 def mul(left: Pattern, right: Pattern) -> Op:
-    """left * right, in either order."""
+    """Left * right, in either order."""
     return Op("Mul", (left, right))
 
 

@@ -6,6 +6,7 @@ numbered in its docstring; the code cites them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx.reference
@@ -22,7 +23,9 @@ Pass = Callable[[gs.Graph], int]
 
 MAX_ROUNDS = 8  # shapes that one pass makes known let another go on; real graphs need two or three rounds
 FOLD_LIMIT = 2**24  # elements; a folded Expand must not blow the file up
-NEVER_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+NEVER_FOLDED = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 MOVES = LAYOUT_OPS | {"Expand", "Gather", "Slice", "Identity", "Cast"}  # the first input's elements, nothing new
 KEEPS_FINITE = MOVES | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Concat"}  # of finite inputs, short of overflow
@@ -90,6 +93,7 @@ def fold_constants(graph: gs.Graph) -> int:
     1. Every input is a constant, the node has no sub-graph, and it is not random.
     2. The result is at most ``FOLD_LIMIT`` elements.
     3. Integer arithmetic on shapes: all elements are numbers, none only a name (``symbolic.ShapeValues``).
+    4. onnx's reference implementation has the operator, and its results are tensors. Others are left to the runtime.
     """
     edit, shapes, count = Editor(graph), ShapeValues(), 0
     for node in list(graph.nodes):
@@ -130,8 +134,13 @@ def _evaluate(node: gs.Node) -> list[np.ndarray] | None:
         shape = node.outputs[0].shape
         if not is_static(shape) or int(np.prod(shape)) > FOLD_LIMIT:
             return None  # rule 2
-    evaluator = onnx.reference.ReferenceEvaluator(OnnxExporter.export_node(node))
-    return list(evaluator.run(None, {tensor.name: tensor.values for tensor in present}))
+    try:
+        with np.errstate(all="ignore"):  # an infinity or a NaN is the constant's own business
+            evaluator = onnx.reference.ReferenceEvaluator(OnnxExporter.export_node(node))
+            values = list(evaluator.run(None, {tensor.name: tensor.values for tensor in present}))
+    except RuntimeError:
+        return None  # rule 4
+    return values if all(isinstance(value, (np.ndarray, np.generic)) for value in values) else None
 
 
 def static_reshapes(graph: gs.Graph) -> int:
@@ -187,7 +196,9 @@ def _is_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
 
 
 def _unchanged_source(node: gs.Node) -> gs.Tensor | None:  # noqa: PLR0911 - one return a rule reads best
-    first = node.inputs[0] if node.inputs else None
+    if not node.inputs:
+        return None
+    first = node.inputs[0]
     if node.op == "Identity":
         return first  # rule 1
     if node.op == "Dropout":
@@ -303,7 +314,9 @@ def gemm_to_matmul(graph: gs.Graph) -> int:
         if alpha != 1:
             weight = weight * alpha
         output = node.outputs[0]
-        product = edit.node("MatMul", f"{node.name}_matmul", [node.inputs[0], edit.constant(f"{node.name}_weight", weight)])
+        product = edit.node(
+            "MatMul", f"{node.name}_matmul", [node.inputs[0], edit.constant(f"{node.name}_weight", weight)]
+        )
         product.shape = output.shape
         node.outputs.clear()
         if bias is not None:
@@ -334,7 +347,9 @@ def patch_convolution(graph: gs.Graph) -> int:
         if node.op != "Conv" or not _is_patchify(node):
             continue
         flat = only_reader(node.outputs[0], graph)
-        last = only_reader(flat.outputs[0], graph) if flat is not None and flat.op in {"Reshape", "Flatten"} else None
+        if flat is None or flat.op not in {"Reshape", "Flatten"}:
+            continue  # rule 2
+        last = only_reader(flat.outputs[0], graph)
         if last is None or last.op != "Transpose" or list(last.attrs.get("perm", ())) != [0, 2, 1]:
             continue  # rule 2
         image, weight = node.inputs[0], np.asarray(node.inputs[1].values)
@@ -364,7 +379,12 @@ def patch_convolution(graph: gs.Graph) -> int:
 
 def _is_patchify(node: gs.Node) -> bool:
     weight, image = node.inputs[1], node.inputs[0]
-    if not isinstance(weight, gs.Constant) or len(weight.shape) != 4 or image.shape is None or not is_static(image.shape[1:]):
+    if (
+        not isinstance(weight, gs.Constant)
+        or len(weight.shape) != 4
+        or image.shape is None
+        or not is_static(image.shape[1:])
+    ):
         return False
     if any(not isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):
         return False
@@ -400,18 +420,26 @@ def split_packed_linears(graph: gs.Graph) -> int:
 
 
 _Linear = tuple[gs.Tensor, np.ndarray, np.ndarray | None, gs.Tensor]  # x, W (I, O), b (O,), output
-_Part = tuple[np.ndarray, list[int] | None, list[int] | None, gs.Tensor]  # columns, reshape, permutation, replaced tensor
+_Part = tuple[
+    np.ndarray, list[int] | None, list[int] | None, gs.Tensor
+]  # columns, reshape, permutation, replaced tensor
 
 
 def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
     """MatMul with a constant (I, O) weight, together with the constant bias that follows it."""
-    if node.op != "MatMul" or not node.outputs or not isinstance(node.inputs[1], gs.Constant) or len(node.inputs[1].shape) != 2:
+    if (
+        node.op != "MatMul"
+        or not node.outputs
+        or not isinstance(node.inputs[1], gs.Constant)
+        or len(node.inputs[1].shape) != 2
+    ):
         return None
     weight, output = np.asarray(node.inputs[1].values), node.outputs[0]
     reader = only_reader(output, graph)
-    bias = constant_input(reader) if reader is not None and reader.op == "Add" else None
-    if bias is not None and bias[1].shape and bias[1].values.size == weight.shape[1] == bias[1].shape[-1]:
-        return node.inputs[0], weight, bias[1].values.reshape(-1), reader.outputs[0]
+    if reader is not None and reader.op == "Add":
+        bias = constant_input(reader)
+        if bias is not None and bias[1].shape and bias[1].values.size == weight.shape[1] == bias[1].shape[-1]:
+            return node.inputs[0], weight, bias[1].values.reshape(-1), reader.outputs[0]
     return node.inputs[0], weight, None, output
 
 
@@ -494,15 +522,15 @@ def _ranges(node: gs.Node, tensor: gs.Tensor) -> list[tuple[int, int, int, gs.Te
     rank = len(tensor.shape)
     if node.op == "Split":
         axis = node.attrs.get("axis", 0) % rank
-        widths = [part.shape[axis] if part.shape else None for part in node.outputs]
+        widths: list[Any] = [part.shape[axis] if part.shape else None for part in node.outputs]
         if not is_static(widths):
             return []
         stops = np.cumsum(widths).tolist()
         return [(axis, stop - width, stop, part) for width, stop, part in zip(widths, stops, node.outputs, strict=True)]
     if node.op != "Slice":
         return []
-    fields = [integers(tensor) for tensor in node.inputs[1:]]
-    if len(fields) < 3 or any(field is None or len(field) != 1 for field in fields) or (len(fields) > 3 and fields[3] != [1]):
+    fields = [integers(field) or [] for field in node.inputs[1:]]
+    if len(fields) < 3 or any(len(field) != 1 for field in fields) or fields[3:] not in ([], [[1]]):
         return []
     (start,), (stop,), (axis,) = fields[0], fields[1], fields[2]
     size = tensor.shape[axis % rank]
@@ -681,7 +709,7 @@ def merge_reshapes(graph: gs.Graph) -> int:
 
 
 def fold_scalar_scales(graph: gs.Graph) -> int:
-    """c * layout(x W + b) -> layout(x (c W) + c b), and c * (Q K) -> (c Q) K: the attention scale moves into a projection.
+    """C * layout(x W + b) -> layout(x (c W) + c b), and c * (Q K) -> (c Q) K: the attention scale moves into a projection.
 
     1. c is a scalar constant; Div by c counts as Mul by 1 / c.
     2. Everything between is read once: layout operators, the bias, one product of two activations.
@@ -694,7 +722,11 @@ def fold_scalar_scales(graph: gs.Graph) -> int:
         if found is None or found[1].values.size != 1 or (node.op == "Div" and found[0] == 0):
             continue  # rule 1
         factor, source = float(found[1].values.reshape(())), node.inputs[1 - found[0]]
-        if len(found[1].shape) > len(source.shape or ()) or not np.isfinite(factor) or (node.op == "Div" and factor == 0):
+        if (
+            len(found[1].shape) > len(source.shape or ())
+            or not np.isfinite(factor)
+            or (node.op == "Div" and factor == 0)
+        ):
             continue
         scale = factor if node.op == "Mul" else 1 / factor
         target = _scalable(source, graph, products=1)

@@ -15,7 +15,7 @@ class Editor:
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
-        self._taken = {tensor for tensor in graph.tensors()} | {node.name for node in graph.nodes}
+        self._taken = set(graph.tensors()) | {node.name for node in graph.nodes}
 
     def unique(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ``wanted_2``...: a name no tensor or node has."""
@@ -30,7 +30,9 @@ class Editor:
         """A new constant."""
         return gs.Constant(self.unique(name), np.asarray(values))
 
-    def node(self, op: str, name: str, inputs: Sequence[gs.Tensor], dtype: Any = np.float32, **attrs: Any) -> gs.Variable:
+    def node(
+        self, op: str, name: str, inputs: Sequence[gs.Tensor], dtype: Any = np.float32, **attrs: Any
+    ) -> gs.Variable:
         """A new node with one output; the output is returned, of the node's name."""
         name = self.unique(name)
         output = gs.Variable(name, dtype=dtype)

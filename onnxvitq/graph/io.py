@@ -29,10 +29,17 @@ OLDEST_OPSET = 11
 PER_AXIS_OPSET = 13  # the first whose DequantizeLinear takes one scale per channel
 PROTOBUF_LIMIT = 1900 * 2**20  # bytes; a message cannot pass 2 GiB, and some room is needed for the graph itself
 QUANTIZED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearMatMul",
+        "QLinearConv",
+    }
 )
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-NUMPY_NAMES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.INT64: "int64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,7 +96,9 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int]:
     except DecodeError as error:
         raise InvalidGraphError(where, "not an ONNX model, or truncated", "is the download complete?") from error
     except (OSError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise InvalidGraphError(where, f"cannot be read: {first_line(error)}", "external data must lie beside the model") from error
+        raise InvalidGraphError(
+            where, f"cannot be read: {first_line(error)}", "external data must lie beside the model"
+        ) from error
     if not proto.graph.node:
         raise InvalidGraphError(where, "not an ONNX model: it holds no nodes")
     return proto, size
@@ -118,7 +127,9 @@ def _refuse_opset(path: Path, proto: onnx.ModelProto) -> None:
     opset, newest = _opset(proto), onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedOpsetError(
-            str(path), f"expected opset {OLDEST_OPSET} to {newest}, got {opset}", "export it again with opset_version=17"
+            str(path),
+            f"expected opset {OLDEST_OPSET} to {newest}, got {opset}",
+            "export it again with opset_version=17",
         )
 
 
@@ -161,7 +172,9 @@ def _convert(path: Path, proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(proto, opset)
     except RuntimeError as error:
         raise UnsupportedOpsetError(
-            str(path), f"opset {_opset(proto)} cannot be raised to {opset}: {first_line(error)}", "export it with opset_version=17"
+            str(path),
+            f"opset {_opset(proto)} cannot be raised to {opset}: {first_line(error)}",
+            "export it with opset_version=17",
         ) from error
 
 
@@ -200,7 +213,7 @@ def _input_spec(path: Path, value: onnx.ValueInfoProto) -> InputSpec:
         raise UnsupportedModelError(str(path), f"input {value.name!r} is not a tensor", "expected images or arrays")
     if tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         raise UnsupportedModelError(str(path), f"input {value.name!r} is half precision", "export the model in float32")
-    dtype = NUMPY_NAMES.get(tensor.elem_type) or np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
     shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
     return InputSpec(name=value.name, dtype=dtype, shape=shape)
 
@@ -210,7 +223,9 @@ def to_graph(proto: onnx.ModelProto) -> gs.Graph:
     graph = gs.import_onnx(proto)
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant):
-            tensor.values = np.asarray(tensor.values)
+            tensor.values = np.array(tensor.values)  # a copy: a view would keep the message alive,
+    # and so would the list of opsets, which graphsurgeon takes as it is.
+    graph.import_domains = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in proto.opset_import]
     _name_nodes(graph)
     graph.toposort()
     infer_shapes(graph)
@@ -346,12 +361,15 @@ def save_model(proto: onnx.ModelProto, path: Path) -> int:
         OutputError: the model passes the 2 GB limit of protobuf.
     """
     if proto.ByteSize() >= PROTOBUF_LIMIT:
-        raise OutputError(str(path), f"the quantized model has {proto.ByteSize() / 1e9:.1f} GB, a protobuf file holds at most 2")
+        raise OutputError(
+            str(path), f"the quantized model has {proto.ByteSize() / 1e9:.1f} GB, a protobuf file holds at most 2"
+        )
     onnx.save(proto, path, format="protobuf")  # whatever the file is called
     return path.stat().st_size
 
 
 def save_for_session(proto: onnx.ModelProto, path: Path) -> None:
     """Write a model for onnxruntime to open once, weights in a file beside it: it maps that file, so they are in memory once
-    less, and models over 2 GB work. ``proto`` loses its weights."""
+    less, and models over 2 GB work. ``proto`` loses its weights.
+    """
     onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

@@ -150,7 +150,9 @@ def _match_const(pattern: Const, tensor: gs.Tensor, so_far: Match, deepest: _Dee
         deepest.note(f"{tensor.name}: expected a constant, got a computed tensor", depth)
         return
     if pattern.rank is not None and len(tensor.shape) != pattern.rank:
-        deepest.note(f"{tensor.name}: expected a constant of rank {pattern.rank}, got shape {list(tensor.shape)}", depth)
+        deepest.note(
+            f"{tensor.name}: expected a constant of rank {pattern.rank}, got shape {list(tensor.shape)}", depth
+        )
         return
     if pattern.value is not None and not _is_scalar(tensor, pattern.value):
         deepest.note(f"{tensor.name}: expected the constant {pattern.value:.5g}", depth)
@@ -197,7 +199,9 @@ def _match_inputs(
         yield from _match_inputs(patterns[1:], tensors[1:], found, deepest, depth)
 
 
-def _match_through(pattern: Through, tensor: gs.Tensor, so_far: Match, deepest: _Deepest, depth: int) -> Iterator[Match]:
+def _match_through(
+    pattern: Through, tensor: gs.Tensor, so_far: Match, deepest: _Deepest, depth: int
+) -> Iterator[Match]:
     for run, end in _runs(pattern.kinds, tensor, ()):
         bound = so_far
         if pattern.name:

@@ -4,6 +4,7 @@ onnx's own data propagation stops at Where, Equal and at a -1 inside a computed 
 operators that appear in shape arithmetic and answers None for anything else.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 Values = np.ndarray[Any, np.dtype[np.object_]]  # of int, or str for a size that has only a name
-Evaluator = Callable[[gs.Node, list[Values | None]], Values | None]
+Evaluator = Callable[[gs.Node, list[Values]], Values | None]
 
 
 class ShapeValues:
@@ -27,17 +28,26 @@ class ShapeValues:
                 return None
             return np.asarray(tensor.values).astype(object)
         if tensor.name not in self._known:
-            self._known[tensor.name] = None  # a cycle cannot occur in a valid graph; this ends the search in a broken one
+            # A cycle cannot occur in a valid graph; this ends the search in a broken one.
+            self._known[tensor.name] = None
             self._known[tensor.name] = self._computed(tensor)
         return self._known[tensor.name]
 
     def _computed(self, tensor: gs.Tensor) -> Values | None:
         node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op not in EVALUATORS:
+        if node is None:
             return None
         if node.op == "Shape":
             return _shape(node)
-        return EVALUATORS[node.op](node, [self.of(source) if source.name else None for source in node.inputs])
+        if node.op not in EVALUATORS:
+            return None
+        inputs = [value for value in map(self.of, node.inputs) if value is not None]
+        return EVALUATORS[node.op](node, inputs) if len(inputs) == len(node.inputs) else None
+
+
+def _numbers(values: Values) -> bool:
+    """Whether every element is a number, none only a name."""
+    return all(isinstance(value, int) for value in values.reshape(-1))
 
 
 def _shape(node: gs.Node) -> Values | None:
@@ -48,53 +58,46 @@ def _shape(node: gs.Node) -> Values | None:
     return None if any(size is None for size in asked) else np.array(asked, object)
 
 
-def _gather(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _gather(node: gs.Node, inputs: list[Values]) -> Values | None:
     data, index = inputs
-    if data is None or index is None or data.ndim != 1 or not _numbers(index) or node.attrs.get("axis", 0) not in (0, -1):
+    if data.ndim != 1 or not _numbers(index) or node.attrs.get("axis", 0) not in (0, -1):
         return None
-    return np.asarray(data[index.astype(int)], object)
+    return np.array(data[index.astype(int)], object)
 
 
-def _numbers(values: Values) -> bool:
-    return all(isinstance(value, int) for value in values.reshape(-1))
-
-
-def _slice(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _slice(node: gs.Node, inputs: list[Values]) -> Values | None:
     del node
-    if any(value is None for value in inputs) or inputs[0].ndim != 1 or not all(map(_numbers, inputs[1:])):
+    if inputs[0].ndim != 1 or not all(map(_numbers, inputs[1:])):
         return None
     bounds = [int(value.reshape(-1)[0]) for value in inputs[1:]]
     step = bounds[3] if len(bounds) > 3 else 1
     return inputs[0][slice(bounds[0], bounds[1] if abs(bounds[1]) < 2**31 else None, step)]
 
 
-def _concat(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _concat(node: gs.Node, inputs: list[Values]) -> Values | None:
     del node
-    if any(value is None or value.ndim != 1 for value in inputs):
-        return None
-    return np.concatenate(inputs)
+    return np.concatenate(inputs) if all(value.ndim == 1 for value in inputs) else None
 
 
-def _reshaped(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _reshaped(node: gs.Node, inputs: list[Values]) -> Values | None:
     """Unsqueeze, Squeeze, Reshape and Cast of a scalar or a vector: the same values, scalar or vector as the rank says."""
     value, rank = inputs[0], node.outputs[0].shape
-    if value is None or rank is None or len(rank) > 1:
+    if rank is None or len(rank) > 1:
         return value if node.op == "Cast" else None
     return value.reshape(()) if len(rank) == 0 and value.size == 1 else value.reshape(-1)
 
 
-def _where(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _where(node: gs.Node, inputs: list[Values]) -> Values | None:
     del node
-    if any(value is None for value in inputs) or any(not isinstance(flag, bool) for flag in inputs[0].reshape(-1)):
+    condition, left, right = np.broadcast_arrays(*inputs)
+    if not all(isinstance(flag, bool) for flag in condition.reshape(-1)):
         return None
-    return np.asarray(np.where(inputs[0].astype(bool), inputs[1], inputs[2]), object)
+    return np.where(condition.astype(bool), left, right)
 
 
-def _equal(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _equal(node: gs.Node, inputs: list[Values]) -> Values | None:
     """A named size is a size, so it differs from any negative number; whether it equals a positive one is unknown."""
     del node
-    if any(value is None for value in inputs):
-        return None
     left, right = np.broadcast_arrays(*inputs)
     flags = [_same(a, b) for a, b in zip(left.reshape(-1), right.reshape(-1), strict=True)]
     return np.array(flags, object).reshape(left.shape)
@@ -107,14 +110,12 @@ def _same(a: int | str, b: int | str) -> bool | None:
     return False if isinstance(number, int) and number < 0 else None
 
 
-def _arithmetic(node: gs.Node, inputs: list[Values | None]) -> Values | None:
-    if any(value is None or not _numbers(value) for value in inputs):
-        return None
+def _arithmetic(node: gs.Node, inputs: list[Values]) -> Values | None:
     a, b = inputs
-    if not np.issubdtype(node.outputs[0].dtype, np.integer) or (node.op == "Div" and (b == 0).any()):
+    integers = np.issubdtype(node.outputs[0].dtype, np.integer) and _numbers(a) and _numbers(b)
+    if not integers or (node.op == "Div" and 0 in b):
         return None
-    result = {"Add": lambda: a + b, "Sub": lambda: a - b, "Mul": lambda: a * b, "Div": lambda: _divided(a, b)}[node.op]()
-    return np.asarray(result, object)
+    return np.asarray(ARITHMETIC[node.op](a, b), object)
 
 
 def _divided(a: Values, b: Values) -> Values:
@@ -123,15 +124,20 @@ def _divided(a: Values, b: Values) -> Values:
     return np.where((a < 0) == (b < 0), quotient, -quotient)
 
 
-def _filled(node: gs.Node, inputs: list[Values | None]) -> Values | None:
+def _filled(node: gs.Node, inputs: list[Values]) -> Values | None:
     fill = node.attrs.get("value")
-    if inputs[0] is None or not _numbers(inputs[0]) or fill is None or not np.issubdtype(fill.dtype, np.integer):
+    if not _numbers(inputs[0]) or fill is None or not np.issubdtype(fill.dtype, np.integer):
         return None
     return np.full([int(size) for size in inputs[0]], int(fill.values.reshape(-1)[0]), object)
 
 
+ARITHMETIC: dict[str, Callable[[Values, Values], Values]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": _divided,
+}
 EVALUATORS: dict[str, Evaluator] = {
-    "Shape": lambda node, _: _shape(node),
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
@@ -141,10 +147,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "Cast": _reshaped,
     "Where": _where,
     "Equal": _equal,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
+    **dict.fromkeys(ARITHMETIC, _arithmetic),
     "ConstantOfShape": _filled,
 }
 
@@ -179,24 +182,34 @@ def unify_names(graph: gs.Graph) -> None:
 
 def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
     """What the size at ``position`` of a node's output really is; None when that cannot be told."""
-    source = node.inputs[0].shape if node.inputs else None
     if node.op == "Reshape":
-        target = values.of(node.inputs[1])
-        unknown = [size for size in source or () if isinstance(size, str)]
-        if target is None or len(unknown) != 1 or target.size <= position:
-            return None
-        known = [size for size in target.reshape(-1) if isinstance(size, int) and size != -1]
-        others = [size for size in source if isinstance(size, int)]
-        same = len(others) == len(source) - 1 and np.prod(others) == np.prod(known)
-        return unknown[0] if target[position] == -1 and len(known) == target.size - 1 and 0 not in known and same else None
+        return _kept_name(node, position, values)
     if node.op == "Expand":
-        target, rank = values.of(node.inputs[1]), len(node.outputs[0].shape)
-        if target is None or target.size != rank or source is None:
-            return None
-        behind = [1] * (rank - len(source)) + list(source)  # what is expanded, with the rank of the result
-        return target[position] if behind[position] == 1 else None
-    if node.op not in BROADCAST_OPS:
+        return _expanded_name(node, position, values)
+    return _shared_name(node, position) if node.op in BROADCAST_OPS else None
+
+
+def _kept_name(node: gs.Node, position: int, values: ShapeValues) -> str | None:
+    source, target = node.inputs[0].shape, values.of(node.inputs[1])
+    if source is None or target is None or target.size <= position or target[position] != -1:
         return None
+    unknown = [size for size in source if isinstance(size, str)]
+    known = [size for size in target.reshape(-1) if isinstance(size, int) and size != -1]
+    others = [size for size in source if isinstance(size, int)]
+    if len(unknown) != 1 or len(others) != len(source) - 1 or len(known) != target.size - 1 or 0 in known:
+        return None
+    return unknown[0] if np.prod(others) == np.prod(known) else None
+
+
+def _expanded_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
+    source, target, rank = node.inputs[0].shape, values.of(node.inputs[1]), len(node.outputs[0].shape)
+    if source is None or target is None or target.size != rank:
+        return None
+    behind = [1] * (rank - len(source)) + list(source)  # what is expanded, with the rank of the result
+    return target[position] if behind[position] == 1 else None
+
+
+def _shared_name(node: gs.Node, position: int) -> str | int | None:
     from_end = len(node.outputs[0].shape) - position
     if node.op == "MatMul" and from_end <= 2:
         return None

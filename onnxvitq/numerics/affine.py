@@ -84,4 +84,6 @@ def raise_for_bias(params: QParams, bias: FloatArray, input_scale: float) -> QPa
     range is left for the sum of products.
     """
     needed = np.abs(bias).astype(np.float64) / (input_scale * 2**30)
-    return QParams(spec=params.spec, scale=np.maximum(params.scale, needed.astype(np.float32)), zero_point=params.zero_point)
+    return QParams(
+        spec=params.spec, scale=np.maximum(params.scale, needed.astype(np.float32)), zero_point=params.zero_point
+    )

@@ -18,7 +18,8 @@ OFFSETS = 8  # pairs looked at for each key
 
 def _dots(a: FloatArray, b: FloatArray) -> FloatArray:
     """Inner product of each sample, (S, n) and (S, n) -> (S,): BLAS in float32, whose relative error (1e-6) is far below
-    the differences between candidates."""
+    the differences between candidates.
+    """
     return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]
 
 

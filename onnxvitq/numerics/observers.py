@@ -55,7 +55,8 @@ class Rows:
 
     def update(self, values: FloatArray, sample: int) -> bool:
         """Take in one sample's tensor (.., C): its leading axes are rows. The positions drawn depend on the seed, the
-        sample's number and the number of rows only, so tensors with equally many rows are sampled alike."""
+        sample's number and the number of rows only, so tensors with equally many rows are sampled alike.
+        """
         rows = values.reshape(-1, values.shape[-1])
         rng = np.random.default_rng([self._seed, sample, rows.shape[0]])
         drawn = rows[rng.permutation(rows.shape[0])[: self._share]]

@@ -96,7 +96,7 @@ class _Writer:
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
 
     def linear(self, linear: Linear) -> None:
-        """x W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
+        """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
         x = self.tensors[linear.input]
         input_params, weight_params = self.plan.params(linear.input), self.plan.params(linear.weight)
         assert input_params is not None  # planned_linear said so
@@ -140,7 +140,9 @@ class _Writer:
         """(.., I) -> (N, I)."""
         if x.shape is not None and len(x.shape) == 2:
             return x
-        shape = self._once(("rows", width), lambda: self.edit.constant(f"rows_of_{width}", np.array([-1, width], np.int64)))
+        shape = self._once(
+            ("rows", width), lambda: self.edit.constant(f"rows_of_{width}", np.array([-1, width], np.int64))
+        )
         return self._once(("flat", x.name), lambda: self.edit.node("Reshape", f"{x.name}_rows", [x, shape]))
 
     def _back(self, x: gs.Tensor, width: int) -> gs.Tensor:
@@ -154,7 +156,9 @@ class _Writer:
         return self._once(("shape", x.name, width), lambda: self._computed_shape(x, width))
 
     def _computed_shape(self, x: gs.Tensor, width: int) -> gs.Tensor:
-        bounds = [self.edit.constant(f"{x.name}_{name}", np.array([value])) for name, value in (("from", 0), ("to", -1))]
+        bounds = [
+            self.edit.constant(f"{x.name}_{name}", np.array([value])) for name, value in (("from", 0), ("to", -1))
+        ]
         shape = self.edit.node("Shape", f"{x.name}_shape", [x], dtype=np.int64)
         lead = self.edit.node("Slice", f"{x.name}_lead", [shape, *bounds], dtype=np.int64)
         tail = self.edit.constant(f"{x.name}_{width}", np.array([width]))
@@ -196,7 +200,9 @@ class _Writer:
         return self.edit.node("DequantizeLinear", f"{linear.name}_bias_dequantize", inputs, axis=0)
 
     def _zeros(self, dtype: "np.dtype[np.generic]", size: int) -> gs.Tensor:
-        return self._once(("zeros", dtype, size), lambda: self.edit.constant(f"zeros_{dtype}_{size}", np.zeros(size, dtype)))
+        return self._once(
+            ("zeros", dtype, size), lambda: self.edit.constant(f"zeros_{dtype}_{size}", np.zeros(size, dtype))
+        )
 
 
 def integer_name(linear: str) -> str:

@@ -80,7 +80,9 @@ class Session:
         try:
             return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
         except Exception as error:  # as above
-            raise InvalidGraphError("onnxruntime", f"the model does not run on this input: {_first_line(error)}") from error
+            raise InvalidGraphError(
+                "onnxruntime", f"the model does not run on this input: {_first_line(error)}"
+            ) from error
 
 
 def _first_line(error: BaseException) -> str:

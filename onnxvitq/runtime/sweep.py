@@ -30,6 +30,7 @@ def sweep(
         feeds: one dictionary a sample; consumed once, one held at a time.
         requests: what to measure.
         seed: of the sampling of rows; the same rows are drawn from every tensor with as many rows.
+        threads: of onnxruntime; 0 takes one a core.
         progress: called with the number of samples done.
 
     Returns:
@@ -46,15 +47,18 @@ def sweep(
         values = dict(zip(wanted, session.run(feed, wanted), strict=True))
         for request, observer in observers.items():
             if not observer.update(values[request.tensor], count):
-                raise CalibrationError(request.tensor, f"NaN or infinity in the float model, at calibration sample {count}")
+                raise CalibrationError(
+                    request.tensor, f"NaN or infinity in the float model, at calibration sample {count}"
+                )
         count += 1
         if progress is not None:
             progress(count)
     if count == 0:
         raise CalibrationError("calibration data", "no samples")
     results: dict[str, dict[str, Any]] = {kind: {} for kind in _OBSERVERS}
-    for request, observer in observers.items():
-        results[request.kind][request.tensor] = observer.result()
+    for request in list(observers):
+        # An observer gives up its parts as its result is put together, or everything would be in memory twice.
+        results[request.kind][request.tensor] = observers.pop(request).result()
     return Stats(
         count=count,
         ranges=results["range"],

@@ -1,4 +1,4 @@
-"""Bias correction (Paper A, eqs. 14 to 16): the expected output error of each channel is taken off the bias. Free at run time."""
+"""Bias correction (Paper A, eqs. 14 to 16): each channel's expected output error is taken off its bias, free at run time."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,6 @@
 """Which tensors are quantized, and in what format. Softmax, norms, activations functions and residual adds stay float:
-there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5)."""
+there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5).
+"""
 
 import difflib
 import fnmatch
@@ -42,7 +43,9 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
     }
     kept_float = {**excluded}
     if config.attention == "float":
-        kept_float.update({node: "attention kept float" for a in blockmap.attentions for node in (a.scores_node, a.context_node)})
+        kept_float.update(
+            {node: "attention kept float" for a in blockmap.attentions for node in (a.scores_node, a.context_node)}
+        )
     return QuantPlan(decisions=decisions, kept_float=kept_float)
 
 
@@ -71,12 +74,16 @@ def _excluded(blockmap: BlockMap, patterns: Sequence[str]) -> dict[str, str]:
     names = dict(_names(blockmap))
     excluded: dict[str, str] = {}
     for pattern in patterns:
-        hits = {node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)}
+        hits = {
+            node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)
+        }
         if not hits:
             known = sorted({alias for aliases in names.values() for alias in aliases})
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
             raise ConfigError(
-                "--nodes-to-exclude", f"{pattern!r} matches no linear or attention product", f"did you mean {' or '.join(near)}?" if near else ""
+                "--nodes-to-exclude",
+                f"{pattern!r} matches no linear or attention product",
+                f"did you mean {' or '.join(near)}?" if near else "",
             )
         excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
     return excluded

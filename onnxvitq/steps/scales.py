@@ -56,7 +56,9 @@ class SearchScales:
         ]
         fitted = {tensor: params for one in judged for tensor, params in one.params.items()}
         kept = sum(one.kept for one in judged)
-        return plan.with_params(fitted), outcome(self.name, [one.before for one in judged], [one.after for one in judged], kept)
+        return plan.with_params(fitted), outcome(
+            self.name, [one.before for one in judged], [one.after for one in judged], kept
+        )
 
     def _linears(
         self, problem: Problem, plan: QuantPlan, stats: Stats, group: tuple[str, list[str]], objective: Objective
@@ -66,7 +68,9 @@ class SearchScales:
         weight = np.concatenate(weights, axis=1)  # (I, sum of O)
         fitting, held = split_samples(stats.rows[tensor])
         first = plan.decisions[problem.blockmap.linear(names[0]).weight]
-        fit = fit_linear(fitting, weight, (plan.decisions[tensor].spec, first.spec), stats.ranges[tensor], objective, self.search)
+        fit = fit_linear(
+            fitting, weight, (plan.decisions[tensor].spec, first.spec), stats.ranges[tensor], objective, self.search
+        )
         start = _joined([plan.decisions[problem.blockmap.linear(name).weight].params for name in names])
         old = (plan.decisions[tensor].params, start)
         judged = _judge(held, weight, old, fit, objective)
@@ -75,13 +79,18 @@ class SearchScales:
         params = {tensor: fit.left}
         stops = np.cumsum([0, *(w.shape[1] for w in weights)])
         for name, begin, end in zip(names, stops[:-1], stops[1:], strict=True):
-            part = QParams(spec=fit.right.spec, scale=fit.right.scale[begin:end], zero_point=fit.right.zero_point[begin:end])
+            part = QParams(
+                spec=fit.right.spec, scale=fit.right.scale[begin:end], zero_point=fit.right.zero_point[begin:end]
+            )
             params[problem.blockmap.linear(name).weight] = part
         return _Judged(before=judged.before, after=judged.after, kept=True, params=params)
 
     def _product(self, plan: QuantPlan, stats: Stats, pair: tuple[str, str], objective: Objective) -> "_Judged":
         left, right = pair
-        (fit_left, held_left), (fit_right, held_right) = split_samples(stats.lefts[left]), split_samples(stats.rights[right])
+        (fit_left, held_left), (fit_right, held_right) = (
+            split_samples(stats.lefts[left]),
+            split_samples(stats.rights[right]),
+        )
         bounds = (stats.ranges[left], stats.ranges[right])
         fit = fit_product(fit_left, fit_right, plan.decisions[left].spec, bounds, objective, self.search)
         old = (plan.decisions[left].params, plan.decisions[right].params)
@@ -127,7 +136,11 @@ def _joined(params: "list[QParams | None]") -> QParams:
 
 
 def _judge(
-    left: FloatArray, right: FloatArray, old: "tuple[QParams | None, QParams | None]", fit: ProductFit, objective: Objective
+    left: FloatArray,
+    right: FloatArray,
+    old: "tuple[QParams | None, QParams | None]",
+    fit: ProductFit,
+    objective: Objective,
 ) -> _Judged:
     """Compare old and fitted parameters on held-out samples."""
     assert old[0] is not None  # the min-max step ran before

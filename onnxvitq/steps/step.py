@@ -32,7 +32,10 @@ class StepOutcome:
 class Step(Protocol):
     """One stage of the fit. Never touches a graph."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the report."""
+        ...
 
     def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
         """The statistics this step reads."""

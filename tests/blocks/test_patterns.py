@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import onnx
 import pytest
-from textgraph import digest, graph_of
+from textgraph import digest, graph_of, proto_of
 
 from onnxvitq.blocks import patterns
 from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, LINEAR, NORM, PATCHES
@@ -45,76 +46,85 @@ ACTIVATIONS = (
         "gelu_op",
         "y = Gelu(x)",
         ("Gelu", "Elu", "y: expected Gelu, got Elu"),
-        ("Gelu(x)", "Gelu(one)", "one: expected a computed tensor, got a constant"),
+        ("Gelu", "Softplus", "y: expected Gelu, got Softplus"),
         opset=20,
     ),
     activation(
         {"activation": "gelu_half_last", "pre_scale": "div"},
         f"{ERF_DIV} a = Mul(x, s) y = Mul(a, half)",
-        ("Erf", "Tanh", ""),
-        ("Div(x, root)", "Div(x, other)", ""),
-        ("Mul(a, half)", "Mul(a, other)", ""),
-        ("Add(e, one)", "Add(e, half)", ""),
-        ("Mul(x, s)", "Mul(z, s)", ""),
+        ("Erf", "Tanh", "d: expected Mul, got Div"),
+        ("Div(x, root)", "Div(x, other)", "other: expected the constant 1.4142"),
+        ("Mul(a, half)", "Mul(a, other)", "d: expected Mul, got Div"),
+        ("Add(e, one)", "Add(e, half)", "d: expected Mul, got Div"),
+        ("Mul(x, s)", "Mul(z, s)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
     ),
     activation(
         {"activation": "gelu_half_last", "pre_scale": "mul"},
         f"{ERF_MUL} a = Mul(s, x) y = Mul(half, a)",
-        ("Mul(rsqrt, x)", "Mul(root, x)", ""),
-        ("Mul(rsqrt, x)", "Mul(rsqrt, z)", ""),
+        ("Mul(rsqrt, x)", "Mul(root, x)", "root: expected a computed tensor, got a constant"),
+        ("Mul(rsqrt, x)", "Mul(rsqrt, z)", "rsqrt: expected a computed tensor, got a constant"),
     ),
     activation(
         {"activation": "gelu_half_first", "pre_scale": "mul"},
         f"{ERF_MUL} a = Mul(x, half) y = Mul(a, s)",
-        ("Mul(x, half)", "Mul(x, one)", ""),
-        ("Erf", "Sin", ""),
+        ("Mul(x, half)", "Mul(x, one)", "one: expected Add, got a constant"),
+        ("Erf", "Sin", "half: expected Add, got a constant"),
     ),
     activation(
         {"activation": "gelu_half_inside", "pre_scale": "div"},
         f"{ERF_DIV} a = Mul(s, half) y = Mul(x, a)",
-        ("Mul(s, half)", "Mul(s, other)", ""),
-        ("y = Mul(x, a)", "y = Mul(z, a)", ""),
+        ("Mul(s, half)", "Mul(s, other)", "d: expected Mul, got Div"),
+        ("y = Mul(x, a)", "y = Mul(z, a)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
     ),
     activation(
         {"activation": "gelu_tanh_half_last", "cubic": "cubic_pow"},
         f"{TANH} a = Mul(x, s) y = Mul(a, half)",
-        ("Pow(x, three)", "Pow(x, one)", ""),
-        ("Mul(p, c)", "Mul(p, other)", ""),
-        ("Mul(i, rp)", "Mul(i, one)", ""),
+        ("Pow(x, three)", "Pow(x, one)", "one: expected the constant 3"),
+        ("Mul(p, c)", "Mul(p, other)", "other: expected the constant 0.044715"),
+        ("Mul(i, rp)", "Mul(i, one)", "c: expected Pow, got a constant"),
     ),
     activation(
         {"activation": "gelu_tanh_half_first", "cubic": "cubic_mul"},
         f"{TANH_MUL} a = Mul(x, half) y = Mul(a, s)",
-        ("Mul(x2, x)", "Mul(x2, z)", ""),
-        ("Tanh", "Sigmoid", ""),
+        ("Mul(x2, x)", "Mul(x2, z)", "z: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("Tanh", "Sigmoid", "half: expected Add, got a constant"),
     ),
     activation(
         "quick_gelu",
         "m = Mul(x, slope) s = Sigmoid(m) y = Mul(x, s)",
-        ("Mul(x, slope)", "Mul(x, one)", ""),
-        ("Sigmoid", "Tanh", ""),
+        ("Mul(x, slope)", "Mul(x, one)", "one: expected the constant 1.702"),
+        ("Sigmoid", "Tanh", "x: expected Mul, got a graph input"),
     ),
     activation(
         "silu",
         "s = Sigmoid(x) y = Mul(s, x)",
-        ("Sigmoid(x)", "Sigmoid(z)", ""),
-        ("Mul(s, x)", "Add(s, x)", ""),
+        ("Sigmoid(x)", "Sigmoid(z)", "z: expected Mul, got a graph input"),
+        ("Mul(s, x)", "Add(s, x)", "y: expected Gelu, got Add"),
     ),
-    activation("relu", "y = Relu(x)", ("Relu", "LeakyRelu", ""), ("Relu(x)", "Relu(one)", "")),
-    activation("hard_swish", "y = HardSwish(x)", ("HardSwish", "HardSigmoid", ""), ("(x)", "(one)", "")),
+    activation(
+        "relu",
+        "y = Relu(x)",
+        ("Relu", "LeakyRelu", "y: expected Gelu, got LeakyRelu"),
+        ("Relu(x)", "Max(x, one)", "y: expected Gelu, got Max"),
+    ),
+    activation(
+        "hard_swish",
+        "y = HardSwish(x)",
+        ("HardSwish", "HardSigmoid", "y: expected Gelu, got HardSigmoid"),
+        ("HardSwish", "Softsign", "y: expected Gelu, got Softsign"),
+    ),
 )
 
 LINEARS = (
     Form(
         LINEAR,
         {"linear_form": "bias"},
-        "(float[N,4] x, float[4,6] Z, float[6] z) => (float[A,B] y) <float[4,6] W, float[6] b, float[2,4,6] U>"
+        "(float[N,4] x, float[4,6] Z, float[6] z) => (float[A,B] y) <float[4,6] W, float[6] b>"
         "{ p = MatMul(x, W) y = Add(p, b) }",
         (
-            ("Add(p, b)", "Add(p, z)", ""),
-            ("MatMul(x, W)", "MatMul(x, Z)", ""),
-            ("MatMul(x, W)", "MatMul(x, U)", ""),
-            ("Add(p, b)", "Sub(p, b)", ""),
+            ("Add(p, b)", "Add(p, z)", "z: expected a constant, got a computed tensor"),
+            ("MatMul(x, W)", "MatMul(x, Z)", "Z: expected a constant, got a computed tensor"),
+            ("Add(p, b)", "Sub(p, b)", "y: expected Add, got Sub"),
         ),
         nodes={"product": "p", "bias_node": "y"},
     ),
@@ -122,7 +132,10 @@ LINEARS = (
         LINEAR,
         {"linear_form": "plain"},
         "(float[N,4] x) => (float[A,B] y) <float[4,4] W, float[4,4] U> { y = MatMul(x, W) }",
-        (("MatMul(x, W)", "MatMul(W, x)", ""), ("MatMul(x, W)", "MatMul(U, W)", "")),
+        (
+            ("MatMul(x, W)", "MatMul(W, x)", "W: expected a computed tensor, got a constant"),
+            ("MatMul(x, W)", "MatMul(U, W)", "U: expected a computed tensor, got a constant"),
+        ),
         nodes={"product": "y"},
     ),
 )
@@ -138,51 +151,57 @@ NORMS = (
         NORM,
         {"form": "op"},
         "(float[N,4] x, float[4] z) => (float[A,B] y) <float[4] g, float[4] b> { y = LayerNormalization(x, g, b) }",
-        (("(x, g, b)", "(x, z, b)", ""), ("(x, g, b)", "(g, g, b)", "")),
+        (
+            ("(x, g, b)", "(x, z, b)", "z: expected a constant, got a computed tensor"),
+            ("LayerNormalization(x, g, b)", "Add(x, g)", "x: expected Mul, got a graph input"),
+        ),
     ),
     Form(
         NORM,
         {"form": "decomposed", "square": "pow"},
         DECOMPOSED,
         (
-            ("Sub(x, m)", "Add(x, m)", ""),
-            ("float two = {2}", "float two = {3}", ""),
-            ("Div(d, s)", "Div(x, s)", ""),
-            ("Sub(x, m)", "Sub(z, m)", ""),
-            ("e = Add(v, eps)", "e = Abs(v)", ""),
-            ("y = Add(w, b)", "y = Add(w, z)", ""),
+            ("Sub(x, m)", "Add(x, m)", "d: expected Sub, got Add"),
+            ("float two = {2}", "float two = {3}", "two: expected the constant 2"),
+            ("Div(d, s)", "Div(x, s)", "x: expected Sub, got a graph input"),
+            ("Sub(x, m)", "Sub(z, m)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
+            ("e = Add(v, eps)", "e = Abs(v)", "e: expected Add, got Abs"),
+            ("y = Add(w, b)", "y = Add(w, z)", "q: expected Mul, got Pow"),
         ),
     ),
     Form(
         NORM,
         {"form": "decomposed", "square": "mul"},
         DECOMPOSED.replace("Pow(d, two)", "Mul(d, d)"),
-        (("Mul(d, d)", "Mul(d, x)", ""), ("Sqrt(e)", "Exp(e)", "")),
+        (
+            ("Mul(d, d)", "Mul(d, x)", "x: expected Sub, got a graph input"),
+            ("Sqrt(e)", "Exp(e)", "s: expected Sqrt, got Exp"),
+        ),
     ),
 )
 
 SELF = "(float[N,2,5,4] q, float[N,2,4,5] k, float[N,2,5,4] v, float[5,5] bias) => (float[A,B,C,D] y)"
-GIVEN = "<float[5,5] mask, float c = {0.5}, float[2,4,5] K, float[2,5,4] V, bool[5,5] seen>"
+GIVEN = "<float[5,5] mask, float c = {0.5}, int64[1] i = {1}, float[2,4,5] K, float[2,5,4] V, bool[5] seen = {1, 1, 0, 1, 1}>"
 ATTENTIONS = (
     Form(
         ATTENTION,
         {"order": "probs_first"},
         f"{SELF} {GIVEN} {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}",
         (
-            ("Softmax", "Sigmoid", ""),
-            ("MatMul(q, k)", "MatMul(q, K)", ""),
-            ("MatMul(q, k)", "MatMul(V, k)", ""),
-            ("MatMul(p, v)", "MatMul(p, V)", ""),
-            ("s = MatMul(q, k)", "s = Add(bias, mask)", ""),
-            ("p = Softmax<axis = -1>(s)", "r = Relu(s) p = Softmax<axis = -1>(r)", ""),
-            ("y = MatMul(p, v)", "t = Tanh(p) y = MatMul(t, v)", ""),
+            ("Softmax<axis = -1>", "Sigmoid", "p: expected Softmax, got Sigmoid"),
+            ("MatMul(q, k)", "MatMul(q, K)", "K: expected a computed tensor, got a constant"),
+            ("MatMul(q, k)", "MatMul(V, k)", "V: expected a computed tensor, got a constant"),
+            ("MatMul(p, v)", "MatMul(p, V)", "V: expected a computed tensor, got a constant"),
+            ("s = MatMul(q, k)", "s = Add(bias, mask)", "bias: expected MatMul, got a graph input"),
+            ("p = Softmax<axis = -1>(s)", "r = Relu(s) p = Softmax<axis = -1>(r)", "r: expected MatMul, got Relu"),
+            ("y = MatMul(p, v)", "t = Tanh(p) y = MatMul(t, v)", "t: expected Softmax, got Tanh"),
         ),
         nodes={"scores": "s", "softmax": "p", "context": "y"},
     ),
 )
 
 
-def between(label: str, before: str = "", after: str = "") -> Form:
+def between(label: str, before: str = "", after: str = "", got: str = "p: expected Softmax, got Sigmoid") -> Form:
     """An attention with something between its product, its Softmax and its second product."""
     form = ATTENTIONS[0]
     text = form.text
@@ -190,7 +209,8 @@ def between(label: str, before: str = "", after: str = "") -> Form:
         text = text.replace("Softmax<axis = -1>(s)", "Softmax<axis = -1>(t)").replace("p = S", f"{before} p = S")
     if after:
         text = text.replace("MatMul(p, v)", "MatMul(r, v)").replace("y = M", f"{after} y = M")
-    misses = (("Softmax", "HardSigmoid", ""), ("MatMul(q, k)", "MatMul(q, K)", ""))
+    constant = "K: expected a computed tensor, got a constant"
+    misses = (("Softmax<axis = -1>", "Sigmoid", got), ("MatMul(q, k)", "MatMul(q, K)", constant))
     return Form(ATTENTION, form.tags, text, misses, nodes=form.nodes, label=label)
 
 
@@ -198,8 +218,12 @@ ORDERS = (
     Form(
         ATTENTION,
         {"order": "value_first"},
-        f"{SELF} {GIVEN} {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) t = Transpose<perm = [0, 1, 3, 2]>(v) y = MatMul(t, p) }}",
-        (("Softmax", "Sigmoid", ""), ("MatMul(t, p)", "MatMul(K, p)", "")),
+        f"{SELF} {GIVEN} {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) t = Transpose<perm = [0, 1, 3, 2]>(v)"
+        " y = MatMul(t, p) }",
+        (
+            ("Softmax<axis = -1>", "Sigmoid", "v: expected Softmax, got a graph input"),
+            ("MatMul(t, p)", "MatMul(K, p)", "K: expected Softmax, got a constant"),
+        ),
         nodes={"scores": "s", "softmax": "p", "context": "y"},
     ),
     between("a mask", "t = Add(s, mask)"),
@@ -212,7 +236,7 @@ ORDERS = (
     between("limits", "t = Clip(s, c)"),
     between("windows", "u = Unsqueeze(s, i) a = Add(u, mask) t = Squeeze(a, i)"),
     between("dropout", after="r = Dropout(p)"),
-    between("a guard", after="i = IsNaN(p) r = Where(i, c, p)"),
+    between("a guard", after="h = IsNaN(p) r = Where(h, c, p)", got="h: expected Softmax, got IsNaN"),
     between("a factor", after="r = Mul(p, c)"),
     between("layout", after="o = Transpose<perm = [0, 1, 3, 2]>(p) r = Transpose<perm = [0, 1, 3, 2]>(o)"),
     between("casts", "h = Cast<to = 11>(s) t = Cast<to = 1>(h)", "f = Cast<to = 11>(p) r = Cast<to = 1>(f)"),
@@ -224,8 +248,65 @@ PATCH = (
         {},
         "(float[N,3,4,4] x) => (float[A,B,C] y) <int64[6] g = {-1, 3, 2, 2, 2, 2}, int64[3] s = {-1, 4, 12}>"
         "{ a = Reshape(x, g) t = Transpose<perm = [0, 2, 4, 1, 3, 5]>(a) y = Reshape(t, s) }",
-        (("Transpose<perm = [0, 2, 4, 1, 3, 5]>", "Relu", ""), ("a = Reshape(x, g)", "a = Abs(x)", "")),
+        (
+            ("Transpose<perm = [0, 2, 4, 1, 3, 5]>", "Relu", "t: expected Transpose, got Relu"),
+            ("y = Reshape(t, s)", "y = Squeeze(t)", "y: expected Reshape, got Squeeze"),
+        ),
         nodes={"turn": "t"},
     ),
 )
 FORMS = (*ACTIVATIONS, *LINEARS, *NORMS, *ATTENTIONS, *ORDERS, *PATCH)
+NEAR_MISSES = [(form, old, new, reason) for form in FORMS for old, new, reason in form.near_misses]
+
+
+def name_of(form: Form) -> str:
+    return " ".join((*form.tags.values(), form.label)).strip() or "patches"
+
+
+def labels_in(pattern: Pattern) -> Iterator[tuple[str, str]]:
+    """Every (tag, label) of the alternatives in a pattern."""
+    match pattern:
+        case OneOf():
+            for label, option in pattern.options:
+                yield pattern.tag, label
+                yield from labels_in(option)
+        case Op():
+            for part in pattern.inputs:
+                yield from labels_in(part)
+        case Through():
+            yield from labels_in(pattern.then)
+
+
+def test_every_alternative_of_every_pattern_has_a_form() -> None:
+    searched = [value for value in vars(patterns).values() if isinstance(value, OneOf | Op | Through)]
+    assert searched
+    wanted = {label for pattern in searched for label in labels_in(pattern)}
+    assert wanted == {label for form in FORMS for label in form.tags.items()}
+
+
+def test_every_form_has_two_near_misses() -> None:
+    assert not [name_of(form) for form in FORMS if len(form.near_misses) < 2]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_a_form_fits(form: Form) -> None:
+    graph = graph_of(form.text, opset=form.opset)
+    onnx.checker.check_model(proto_of(graph), full_check=True)
+    before = digest(graph)
+    found = match(form.pattern, graph.tensors()["y"])
+    assert isinstance(found, Match), found
+    assert found.tags == form.tags
+    assert {name: found.nodes[name].name for name in form.nodes} == form.nodes
+    assert digest(graph) == before
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new", "reason"), NEAR_MISSES, ids=[f"{name_of(form)}: {new}" for form, _, new, _ in NEAR_MISSES]
+)
+def test_a_near_miss_says_why(form: Form, old: str, new: str, reason: str) -> None:
+    assert form.text.count(old) == 1
+    graph = graph_of(form.text.replace(old, new), opset=form.opset)
+    onnx.checker.check_model(proto_of(graph), full_check=True)
+    missed = match(form.pattern, graph.tensors()["y"])
+    assert isinstance(missed, Miss)
+    assert missed.reason == reason

@@ -52,6 +52,18 @@ FOLDS = (
     ),
     Form(
         canonical.fold_constants,
+        "an operator on one constant",
+        "(float[N,4] x) => (float[A,B] y) <float[4] a> { c = Tanh(a) y = Add(x, c) }",
+        "Add",
+        (
+            NearMiss("no reference implementation", {"Tanh": "Gelu"}),
+            NearMiss("a sequence", {"c = Tanh(a)": "s = SplitToSequence(a) c = ConcatFromSequence<axis = 0>(s)"}),
+        ),
+        exact=False,  # another library's tanh
+        opset=20,
+    ),
+    Form(
+        canonical.fold_constants,
         "shape arithmetic with known sizes",
         "(float[N,4,6] x, float[N,24] z) => (float[A,B,C] y) <int64[1] m = {-1}>"
         "{ s = Shape<start = 1>(x) t = Concat<axis = 0>(m, s) y = Reshape(z, t) }",
@@ -122,7 +134,9 @@ SHAPES = (
     ),
 )
 
-PLAIN_ATTENTION = "(float[N,2,T,8] q, float[N,2,6,8] k, float[N,2,6,12] v) => (float[A,B,C,D] y) { y = Attention(q, k, v) }"
+PLAIN_ATTENTION = (
+    "(float[N,2,T,8] q, float[N,2,6,8] k, float[N,2,6,12] v) => (float[A,B,C,D] y) { y = Attention(q, k, v) }"
+)
 FLAT_ATTENTION = (
     "(float[N,T,16] q, float[N,6,16] k, float[N,6,24] v) => (float[A,B,C] y)"
     "{ y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }"
@@ -130,7 +144,8 @@ FLAT_ATTENTION = (
 VISIBLE = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 1]], np.bool_)
 ROW_HIDDEN = np.array([[1], [1], [0], [1]], np.bool_)
 MASKED_ATTENTION = (
-    "(float[N,2,4,8] q, float[N,2,6,8] k, float[N,2,6,12] v) => (float[A,B,C,D] y) <bool[4,6] m> { y = Attention(q, k, v, m) }"
+    "(float[N,2,4,8] q, float[N,2,6,8] k, float[N,2,6,12] v) => (float[A,B,C,D] y) <bool[4,6] m>"
+    "{ y = Attention(q, k, v, m) }"
 )
 ATTENTIONS = (
     Form(
@@ -221,7 +236,9 @@ ATTENTIONS = (
     Form(
         canonical.open_attention,
         "three dimensions, a scale and a mask from outside",
-        FLAT_ATTENTION.replace("24] v", "24] v, float[N,2,T,6] m").replace("v) }", "v, m) }").replace("<q", "<scale = 0.2, q"),
+        FLAT_ATTENTION.replace("24] v", "24] v, float[N,2,T,6] m")
+        .replace("v) }", "v, m) }")
+        .replace("<q", "<scale = 0.2, q"),
         "Reshape Reshape Reshape Transpose Transpose Transpose Transpose MatMul Mul Add Softmax IsNaN Where MatMul"
         " Transpose Reshape",
         exact=False,

@@ -99,7 +99,10 @@ SPLITS = (
         PACKED,
         THREE,
         (
-            NearMiss("a reader of all three", {" q = Gather(t, zero)": " q = ReduceSum<keepdims = 0>(t, i)", "<f": "<int64[1] i = {0}, f"}),
+            NearMiss(
+                "a reader of all three",
+                {" q = Gather(t, zero)": " q = ReduceSum<keepdims = 0>(t, i)", "<f": "<int64[1] i = {0}, f"},
+            ),
             NearMiss("two at once", {"int64 zero = {0}": "int64[2] zero = {0, 1}", "[A,B,C,D] q": "[A,B,C,D,Z] q"}),
             NearMiss("a token is picked", {"[2, 0, 3, 1, 4]": "[1, 0, 3, 2, 4]"}),
             NearMiss("two unknown sizes", {"[N,5,8]": "[N,T,8]"}),
@@ -132,16 +135,24 @@ SPLITS = (
         PACKED.replace(PICKS, SLICES).replace("float[8,24] W", BOUNDS),
         THREE,
         (
-            NearMiss("a slice of two", {"Slice(t, i0, i1, i0)": "Slice(t, i0, i2, i0)", "q = Squeeze(c0, i0)": "q = ReduceSum<keepdims = 0>(c0, i0)"}),
-            NearMiss("squeezed elsewhere", {"q = Squeeze(c0, i0)": "q = ReduceSum<keepdims = 0>(c0, i1)", "D] q": "D] q"}),
+            NearMiss(
+                "a slice of two",
+                {
+                    "Slice(t, i0, i1, i0)": "Slice(t, i0, i2, i0)",
+                    "q = Squeeze(c0, i0)": "q = ReduceSum<keepdims = 0>(c0, i0)",
+                },
+            ),
+            NearMiss(
+                "squeezed elsewhere", {"q = Squeeze(c0, i0)": "q = ReduceSum<keepdims = 0>(c0, i1)", "D] q": "D] q"}
+            ),
         ),
     ),
     Form(
         canonical.split_packed_linears,
         "Split and Squeeze",
-        PACKED.replace(PICKS, "c0, c1, c2 = Split(t, w) q = Squeeze(c0, i) k = Squeeze(c1, i) v = Squeeze(c2, i) }").replace(
-            "float[8,24] W", "int64[3] w = {1, 1, 1}, int64[1] i = {0}, float[8,24] W"
-        ),
+        PACKED.replace(
+            PICKS, "c0, c1, c2 = Split(t, w) q = Squeeze(c0, i) k = Squeeze(c1, i) v = Squeeze(c2, i) }"
+        ).replace("float[8,24] W", "int64[3] w = {1, 1, 1}, int64[1] i = {0}, float[8,24] W"),
         THREE,
         (
             NearMiss(
@@ -176,7 +187,10 @@ SPLITS = (
         "{ p = MatMul(x, W) q = Slice(p, i0, i8, axis) k = Slice(p, i8, end, axis) }",
         "MatMul MatMul",
         (
-            NearMiss("in steps", {"int64[1] axis = {2}": "int64[1] axis = {2}, int64[1] step = {2}", "end, axis)": "end, axis, step)"}),
+            NearMiss(
+                "in steps",
+                {"int64[1] axis = {2}": "int64[1] axis = {2}, int64[1] step = {2}", "end, axis)": "end, axis, step)"},
+            ),
             NearMiss("no axis", {"(p, i0, i8, axis)": "(p, i0, i8)"}),
         ),
     ),
@@ -207,7 +221,10 @@ MERGES = (
         "{ a = Transpose<perm = [0, 2, 1, 3]>(x) y = Transpose<perm = [3, 1, 0, 2]>(a) }",
         "Transpose",
         (
-            NearMiss("something between", {"y = Transpose<perm = [3, 1, 0, 2]>(a)": "r = Relu(a) y = Transpose<perm = [3, 1, 0, 2]>(r)"}),
+            NearMiss(
+                "something between",
+                {"y = Transpose<perm = [3, 1, 0, 2]>(a)": "r = Relu(a) y = Transpose<perm = [3, 1, 0, 2]>(r)"},
+            ),
             NearMiss("an order by default", {"Transpose<perm = [0, 2, 1, 3]>": "Transpose"}),
         ),
     ),
@@ -241,7 +258,9 @@ SCALES = (
         "MatMul Add Reshape Transpose",
         (
             NearMiss("one factor a column", {"float c = {0.3}": "float[4] c = {1, 2, 3, 4}"}),
-            NearMiss("a factor that adds a dimension", {"float c = {0.3}": "float[1,1,1,1,1] c = {0.3}", "C,D]": "C,D,E]"}),
+            NearMiss(
+                "a factor that adds a dimension", {"float c = {0.3}": "float[1,1,1,1,1] c = {0.3}", "C,D]": "C,D,E]"}
+            ),
             NearMiss("an activation between", {"y = Mul(t": "u = Relu(t) y = Mul(u"}),
             NearMiss("another reader", {"(float[A,B,C,D] y)": "(float[A,B,C,D] y, float[E,F,G,H] t)"}),
             NearMiss("a computed factor", {"8] x": "8] x, float c", "float c = {0.3}, ": ""}),
@@ -263,7 +282,10 @@ SCALES = (
     Form(
         canonical.fold_scalar_scales,
         "no bias, the factor in a vector and on the left",
-        SCALED.replace(" a = Add(p, b)", "").replace("(a, s)", "(p, s)").replace("float c", "float[1] c").replace("(t, c)", "(c, t)"),
+        SCALED.replace(" a = Add(p, b)", "")
+        .replace("(a, s)", "(p, s)")
+        .replace("float c", "float[1] c")
+        .replace("(t, c)", "(c, t)"),
         "MatMul Reshape Transpose",
         exact=False,
     ),
@@ -274,7 +296,10 @@ SCALES = (
         "MatMul Transpose Add MatMul",
         (
             NearMiss("neither operand is projected", {"MatMul(a, k)": "MatMul(e, k)", " a = Add(p, b)": " e = Exp(p)"}),
-            NearMiss("behind a bias that is computed", {"6,4] z": "6,4] z, float[6] e", "y = Mul(s": "f = Add(s, e) y = Mul(f"}),
+            NearMiss(
+                "behind a bias that is computed",
+                {"6,4] z": "6,4] z, float[6] e", "y = Mul(s": "f = Add(s, e) y = Mul(f"},
+            ),
         ),
         exact=False,
     ),

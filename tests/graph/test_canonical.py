@@ -58,7 +58,9 @@ def test_a_form_is_rewritten(form: Form) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "near"), NEAR_MISSES, ids=[f"{form.one.__name__}: {form.label}: {near.label}" for form, near in NEAR_MISSES]
+    ("form", "near"),
+    NEAR_MISSES,
+    ids=[f"{form.one.__name__}: {form.label}: {near.label}" for form, near in NEAR_MISSES],
 )
 def test_a_near_miss_is_left_alone(form: Form, near: NearMiss) -> None:
     graph = graph_of(changed(form.text, near), opset=form.opset, weights={**form.weights, **near.weights})

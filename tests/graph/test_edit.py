@@ -55,7 +55,9 @@ def test_a_graph_output_keeps_its_name_place_and_type() -> None:
     assert graph.outputs[0].shape == old.shape
     assert old.name == "y_replaced"
     feeds = feeds_of(proto_of(graph))
-    assert difference(run(proto_of(graph), feeds), [np.sin(feeds["x"]), np.exp(feeds["x"])]) <= 1e-6  # another library's sine
+    assert (
+        difference(run(proto_of(graph), feeds), [np.sin(feeds["x"]), np.exp(feeds["x"])]) <= 1e-6
+    )  # another library's sine
 
 
 @pytest.mark.parametrize("new", ["input", "constant", "output"])

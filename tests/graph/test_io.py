@@ -115,7 +115,9 @@ def test_an_operator_set_too_old_or_too_new(saved: Callable[[onnx.ModelProto], P
     refused(saved(model_of(LINEAR, opset=opset)), UnsupportedOpsetError, f"expected opset 11 to {newest}, got {opset}")
 
 
-def test_an_operator_set_that_cannot_be_raised(saved: Callable[[onnx.ModelProto], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_set_that_cannot_be_raised(
+    saved: Callable[[onnx.ModelProto], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise RuntimeError("\n  no adapter for Upsample\nand a second line")
 
@@ -183,7 +185,9 @@ def test_weights_of_another_type(saved: Callable[[onnx.ModelProto], Path], dtype
 
 
 def test_a_half_precision_input(saved: Callable[[onnx.ModelProto], Path]) -> None:
-    text = LINEAR.replace("float[N,4] x", "float16[N,4] x").replace("{ y = MatMul(x", "{ c = Cast<to = 1>(x) y = MatMul(c")
+    text = LINEAR.replace("float[N,4] x", "float16[N,4] x").replace(
+        "{ y = MatMul(x", "{ c = Cast<to = 1>(x) y = MatMul(c"
+    )
     refused(saved(model_of(text)), UnsupportedModelError, "input 'x' is half precision")
 
 
@@ -251,7 +255,9 @@ def test_what_is_known_of_a_loaded_model(saved: Callable[[onnx.ModelProto], Path
         "(float[N,3,8,?] image, uint8[2] raw, int64[0] odd, float[4,4] W) => (float[A,B] y, float[P,Q,R,S] z)"
         "{ y = Relu(W) z = Relu(image) }"
     )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "W"))  # as old exporters did
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "W")
+    )  # as old exporters did
     onnx.helper.set_model_props(model, {"author": "someone", "preprocessing": "{}"})
     path = saved(model)
     loaded = load_model(path)
@@ -327,7 +333,9 @@ def test_nodes_are_sorted() -> None:
 
 
 def test_constants_by_name() -> None:
-    graph = graph_of("(float[N,4] x) => (float[A,B] y) <float[4] b = {1, 2, 3, 4}, float[4] c> { p = Add(x, b) y = Add(p, c) }")
+    graph = graph_of(
+        "(float[N,4] x) => (float[A,B] y) <float[4] b = {1, 2, 3, 4}, float[4] c> { p = Add(x, b) y = Add(p, c) }"
+    )
     values = constants(graph, {"b"})
     assert list(values) == ["b"]
     assert np.array_equal(values["b"], np.array([1, 2, 3, 4], np.float32))
@@ -351,7 +359,9 @@ def test_an_input_can_be_observed() -> None:
     assert np.array_equal(run(proto, feeds)[0], feeds["x"])
 
 
-def test_a_round_trip_keeps_outputs_metadata_and_interface(tmp_path: Path, saved: Callable[[onnx.ModelProto], Path]) -> None:
+def test_a_round_trip_keeps_outputs_metadata_and_interface(
+    tmp_path: Path, saved: Callable[[onnx.ModelProto], Path]
+) -> None:
     model = model_of(LINEAR.replace("{ y = MatMul(x, W) }", "{ p = MatMul(x, W) y = Relu(p) }"))
     onnx.helper.set_model_props(model, {"key": "value"})
     loaded = load_model(saved(model))
@@ -383,7 +393,9 @@ def test_a_model_is_written_as_protobuf_whatever_the_file_is_called(tmp_path: Pa
 
 def test_a_model_past_the_limit_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io, "PROTOBUF_LIMIT", 100)
-    with pytest.raises(OutputError, match=r"large\.onnx: the quantized model has 0\.0 GB, a protobuf file holds at most 2"):
+    with pytest.raises(
+        OutputError, match=r"large\.onnx: the quantized model has 0\.0 GB, a protobuf file holds at most 2"
+    ):
         save_model(model_of(LINEAR), tmp_path / "large.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -402,7 +414,9 @@ def test_the_written_graph_is_checked() -> None:
     good = model_of(LINEAR)
     check_written(good, "out.onnx")
     good.graph.node[0].op_type = "Nothing"
-    with pytest.raises(RewriteError, match=r"^out\.onnx: the ONNX checker refuses the written graph: No Op registered") as caught:
+    with pytest.raises(
+        RewriteError, match=r"^out\.onnx: the ONNX checker refuses the written graph: No Op registered"
+    ) as caught:
         check_written(good, "out.onnx")
     assert "\n" not in str(caught.value)
 
@@ -458,8 +472,12 @@ def test_an_output_in_no_folder_is_refused(tmp_path: Path) -> None:
         refuse_output(tmp_path / "file" / "out.onnx", tmp_path / "model.onnx")
 
 
-def test_an_output_in_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", cannot_write)  # permissions do not bind the user that runs tests as root
+def test_an_output_in_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", cannot_write
+    )  # permissions do not bind the user that runs tests as root
     with pytest.raises(OutputError, match="the folder cannot be written to: Permission denied"):
         refuse_output(tmp_path / "out.onnx", tmp_path / "model.onnx")
 
@@ -488,9 +506,14 @@ def test_what_goes_wrong_inside_leaves_what_was_there(tmp_path: Path, error: Bas
     path = tmp_path / "out.onnx"
     if existing:
         path.write_bytes(b"old")
-    with pytest.raises(type(error)) as caught, atomic_file(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def write_half() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        write_half()
     assert caught.value is error
     assert [file.name for file in tmp_path.iterdir()] == (["out.onnx"] if existing else [])
     if existing:
@@ -508,7 +531,10 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
 
 
 def test_an_atomic_file_needs_a_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="cannot be written: No such file or directory"), atomic_file(tmp_path / "absent" / "out"):
+    with (
+        pytest.raises(OutputError, match="cannot be written: No such file or directory"),
+        atomic_file(tmp_path / "absent" / "out"),
+    ):
         pytest.fail("there is nothing to write to")
     monkeypatch.setattr(tempfile, "mkstemp", cannot_write)
     with pytest.raises(OutputError, match="cannot be written: Permission denied"), atomic_file(tmp_path / "out"):

@@ -55,14 +55,18 @@ def test_a_scalar_is_equal_within_one_part_in_ten_thousand(value: float) -> None
     assert isinstance(found(Const("root", 2**0.5), text, "c"), Match)
 
 
-@pytest.mark.parametrize("constant", ["float c = {1.4145}", "float c = {1.4140}", "float c = {0}", "float[2] c = {1.4142, 1.4142}"])
+@pytest.mark.parametrize(
+    "constant", ["float c = {1.4145}", "float c = {1.4140}", "float c = {0}", "float[2] c = {1.4142, 1.4142}"]
+)
 def test_a_scalar_is_not_another_value_or_a_vector(constant: str) -> None:
     text = f"(float[2] x) => (float[A] y) <{constant}> {{ y = Mul(x, c) }}"
     assert missed(Const("root", 2**0.5), text, "c") == Miss("c: expected the constant 1.4142", 0)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "got"), [("x", "a graph input"), ("b", "a constant"), ("p", "MatMul")], ids=["input", "constant", "other"]
+    ("tensor", "got"),
+    [("x", "a graph input"), ("b", "a constant"), ("p", "MatMul")],
+    ids=["input", "constant", "other"],
 )
 def test_an_operator_that_is_not_there_is_named_with_what_is(tensor: str, got: str) -> None:
     assert missed(Op("Softmax"), BIASED, tensor) == Miss(f"{tensor}: expected Softmax, got {got}", 0)
@@ -207,7 +211,7 @@ def test_matching_never_changes_the_graph() -> None:
 
 
 def test_patterns_are_values() -> None:
-    assert LINEAR == Op("Add", (Op("MatMul", (Var("x"), Const("W", rank=2)), name="product"), Const("b")), name="sum")
+    assert Op("Add", (Op("MatMul", (Var("x"), Const("W", rank=2)), name="product"), Const("b")), name="sum") == LINEAR
     assert len({LINEAR, Var("x"), Var("x"), Const("c", 1.0)}) == 3
 
 

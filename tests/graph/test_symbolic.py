@@ -11,7 +11,9 @@ Size = int | str | None
 
 def value_of(nodes: str, weights: str = "", inputs: str = "float[N,4,6] x") -> list[object] | object:
     """The known elements of ``v``, or None."""
-    constants = "int64 zero = {0}, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}" + (f", {weights}" if weights else "")
+    constants = "int64 zero = {0}, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}" + (
+        f", {weights}" if weights else ""
+    )
     graph = graph_of(f"({inputs}) => (int64 w) <{constants}> {{ {nodes} w = Size(v) }}")
     value = ShapeValues().of(graph.tensors()["v"])
     return None if value is None else value.tolist()
@@ -80,7 +82,10 @@ def test_two_names_may_be_equal() -> None:
 
 def test_where_follows_what_expand_to_minus_one_means() -> None:
     # torch writes expand(-1, 4): where the target is -1 take the size of the input
-    nodes = "s = Shape(x) t = Concat<axis = 0>(n, r) o = ConstantOfShape<value = int64[1] {1}>(l) q = Equal(t, m) v = Where(q, o, t)"
+    nodes = (
+        "s = Shape(x) t = Concat<axis = 0>(n, r) o = ConstantOfShape<value = int64[1] {1}>(l) q = Equal(t, m)"
+        " v = Where(q, o, t)"
+    )
     weights = "int64[1] m = {-1}, int64[2] r = {-1, 6}, int64[1] l = {3}"
     assert value_of(f"n = Shape<start = 0, end = 1>(x) {nodes}", weights) == ["N", 1, 6]
 
@@ -108,21 +113,22 @@ def test_what_stays_unknown(nodes: str) -> None:
 
 def test_division_of_floats_is_left_alone() -> None:
     graph = graph_of(
-        "(float[7,4] x) => (int64[2] v) <float[1] two = {2}> { s = Shape(x) f = Cast<to = 1>(s) h = Div(f, two) v = Cast<to = 7>(h) }"
+        "(float[7,4] x) => (int64[2] v) <float[1] two = {2}>"
+        "{ s = Shape(x) f = Cast<to = 1>(s) h = Div(f, two) v = Cast<to = 7>(h) }"
     )
     assert ShapeValues().of(graph.tensors()["h"]) is None
     assert ShapeValues().of(graph.tensors()["v"]) is None
 
 
 def test_values_of_a_float_fill_are_left_alone() -> None:
-    graph = graph_of("(float[2,3] x) => (float[2,3] v) { s = Shape(x) v = ConstantOfShape<value = float[1] {-inf}>(s) }")
+    graph = graph_of(
+        "(float[2,3] x) => (float[2,3] v) { s = Shape(x) v = ConstantOfShape<value = float[1] {-inf}>(s) }"
+    )
     assert ShapeValues().of(graph.tensors()["v"]) is None
 
 
 def test_two_dimensional_constants_are_not_joined_along_the_wrong_axis() -> None:
-    graph = graph_of(
-        "(float[N] x) => (int64[2,4] v) <int64[2,2] t = {1, 2, 3, 4}> { v = Concat<axis = 1>(t, t) }"
-    )
+    graph = graph_of("(float[N] x) => (int64[2,4] v) <int64[2,2] t = {1, 2, 3, 4}> { v = Concat<axis = 1>(t, t) }")
     assert ShapeValues().of(graph.tensors()["v"]) is None
 
 

@@ -1,0 +1,91 @@
+"""Timings from a clock that the test turns: order of the runs, medians, quartiles, ratios."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxvitq.evaluation import bench as benching
+from onnxvitq.evaluation.bench import WARM_UP, bench, random_feed
+from onnxvitq.spec import InputSpec
+
+
+class Clock:
+    """Time that passes only when a fake session says so, and the list of what ran."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ran: list[tuple[str, float]] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A model called "3" takes 3 s to load and 3 s a run, the slower the later: n s more in its n-th run."""
+    clock = Clock()
+
+    class FakeSession:
+        def __init__(self, path: Path, *, threads: int) -> None:
+            self.seconds, self.runs = float(path.name), 0
+            clock.now += self.seconds
+            assert threads == 2
+
+        def run(self, feed: dict[str, float]) -> None:
+            clock.ran.append((f"{self.seconds:g}", feed["x"]))
+            clock.now += self.seconds + self.runs
+            self.runs += 1
+
+    monkeypatch.setattr(benching, "Session", FakeSession)
+    monkeypatch.setattr(benching, "time", clock)
+    return clock
+
+
+def test_runs_are_interleaved_each_on_its_own_feed(clock: Clock) -> None:
+    bench([Path("1"), Path("4")], [{"x": "a"}, {"x": "b"}], threads=2, runs=3)
+    assert clock.ran == [("1", "a"), ("4", "b")] * (WARM_UP + 3)
+
+
+def test_figures_worked_by_hand(clock: Clock) -> None:
+    first, second = bench([Path("1"), Path("4")], [{"x": 0.0}] * 2, threads=2, runs=5)
+    assert WARM_UP == 2
+    # Runs take 1 + 2 .. 1 + 6 s after two of warm-up, and 4 + 2 .. 4 + 6.
+    assert (first.load_ms, first.lower_ms, first.median_ms, first.upper_ms) == (1000, 4000, 5000, 6000)
+    assert (second.load_ms, second.lower_ms, second.median_ms, second.upper_ms) == (4000, 7000, 8000, 9000)
+    assert (first.speedup, second.speedup) == (1.0, 0.625)
+    assert (first.model, second.model) == ("1", "4")
+
+
+def test_one_model_alone(clock: Clock) -> None:
+    (only,) = bench([Path("2")], [{"x": 0.0}], threads=2, runs=1)
+    assert only.speedup == 1.0
+    assert only.lower_ms == only.median_ms == only.upper_ms == 4000
+
+
+def test_a_real_model_takes_time(vit_file: Path) -> None:
+    feed = random_feed((InputSpec(name="image", dtype="float32", shape=(None, 3, 16, 16)),), 2, 0)
+    timings = bench([vit_file, vit_file], [feed, feed], threads=1, runs=3)
+    assert len(timings) == 2
+    assert all(0 < timing.lower_ms <= timing.median_ms <= timing.upper_ms for timing in timings)
+    assert all(timing.load_ms > 0 for timing in timings)
+
+
+def test_random_feed_fills_in_unknown_sizes() -> None:
+    specs = (
+        InputSpec(name="image", dtype="float32", shape=(None, None, None, 32)),
+        InputSpec(name="fixed", dtype="float64", shape=(1, 3, 16, 16)),
+        InputSpec(name="mask", dtype="int64", shape=(None, 7)),
+        InputSpec(name="flag", dtype="bool", shape=()),
+    )
+    feed = random_feed(specs, 5, 0)
+    shapes = {name: values.shape for name, values in feed.items()}
+    assert shapes == {"image": (5, 3, 224, 32), "fixed": (1, 3, 16, 16), "mask": (5, 7), "flag": ()}
+    assert [values.dtype for values in feed.values()] == [np.float32, np.float64, np.int64, np.bool_]
+    assert set(np.unique(feed["mask"])) <= {0, 1}
+
+
+def test_random_feed_depends_on_the_seed_alone() -> None:
+    spec = (InputSpec(name="x", dtype="float32", shape=(2, 3)),)
+    assert np.array_equal(random_feed(spec, 1, 7)["x"], random_feed(spec, 9, 7)["x"])
+    assert not np.array_equal(random_feed(spec, 1, 7)["x"], random_feed(spec, 1, 8)["x"])

@@ -1,0 +1,120 @@
+"""The report's keys, its JSON, and its table."""
+
+import copy
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from onnxvitq.evaluation import report as reports
+from onnxvitq.evaluation.audit import Audit, Count
+from onnxvitq.evaluation.compare import Comparison
+from onnxvitq.pipeline import Result
+
+
+def text_of(report: dict[str, Any], width: int = 200) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, markup=False, emoji=False, highlight=False).print(reports.summary(report))
+    return file.getvalue()
+
+
+@pytest.fixture
+def report(quantized: Result) -> dict[str, Any]:
+    return copy.deepcopy(dict(quantized.report))
+
+
+def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
+    assert (report["blocks"], report["attention"]) == (2, 2)
+    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
+    assert report["unmatched"] == []
+    assert set(report["compare"]) == {"samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
+    assert set(report["size_mb"]) == {"float", "quantized"}
+    assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
+    assert [step["name"] for step in report["steps"]] == ["minmax", "scales", "bias"]
+    assert all({"name", "accepted", "before", "after"} <= set(step) for step in report["steps"])
+    assert {"onnxvitq", "onnx", "onnxruntime", "numpy", "python", "processor", "threads"} <= set(report["environment"])
+
+
+def test_values_are_of_their_units(report: dict[str, Any]) -> None:
+    assert 0 <= report["compare"]["top1_agreement"] <= 1
+    assert 0.99 < report["compare"]["cosine"] <= 1
+    assert 0 < report["size_mb"]["quantized"] < report["size_mb"]["float"] < 1  # megabytes
+    stages = [value for name, value in report["seconds"].items() if name != "total"]
+    assert sum(stages) <= report["seconds"]["total"] + 0.001 * len(stages)  # each rounded to a millisecond
+
+
+def test_json_round_trips(report: dict[str, Any]) -> None:
+    text = reports.to_json(report)
+    assert text.endswith("}\n")
+    assert json.loads(text) == report
+    assert list(json.loads(text)) == list(report)
+
+
+def test_json_refuses_what_json_does_not_have(report: dict[str, Any]) -> None:
+    report["compare"]["sqnr_db"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        reports.to_json(report)
+
+
+def test_the_audit_is_described_with_its_reasons() -> None:
+    counts = [Count(found=3, quantized=2, integer_kernels=kernels, float=(("fc", "why"),)) for kernels in (1, 2, 2)]
+    audit = Audit(linears=counts[0], patch_embeddings=counts[1], attention_products=counts[2])
+    described = reports.describe_audit(audit)
+    expected = {"found": 3, "quantized": 2, "integer_kernels": 1, "float": [{"name": "fc", "reason": "why"}]}
+    assert described["linears"] == expected
+    assert described["attention_products"]["integer_kernels"] == 2
+    assert described["audit_passed"] is False
+
+
+def test_the_comparison_is_described_by_its_figures() -> None:
+    comparison = Comparison(samples=4, sqnr_db=30.0, cosine=0.5, top1_agreement=None, optimised_vs_plain=0.25)
+    assert reports.describe_comparison(comparison) == {
+        "samples": 4,
+        "sqnr_db": 30.0,
+        "cosine": 0.5,
+        "top1_agreement": None,
+        "optimised_vs_plain": 0.25,
+    }
+
+
+def test_threads_of_the_environment() -> None:
+    assert reports.environment(0)["threads"] == "all"
+    assert reports.environment(3)["threads"] == 3
+
+
+def test_the_table_says_what_matters(report: dict[str, Any]) -> None:
+    text = text_of(report)
+    for part in ("13 found, 13 quantized, 13 on integer kernels", "4 found", "top-1 agreement", "MB ->", "step scales"):
+        assert part in text
+    assert f"SQNR {report['compare']['sqnr_db']} dB" in text
+    assert report["output"] in text
+
+
+def test_the_table_names_layers_in_float(report: dict[str, Any]) -> None:
+    report["linears"]["float"] = [{"name": f"fc{i}", "reason": "excluded by '[a-z]*'"} for i in range(12)]
+    report["unmatched"] = [{"name": "conv", "op": "Conv", "reason": "a convolution"}]
+    text = text_of(report)
+    assert "fc0: excluded by '[a-z]*'" in text
+    assert "fc7" in text
+    assert "fc8" not in text
+    assert "and 5 more, named in the JSON report" in text
+
+
+def test_the_table_names_unmatched_nodes(report: dict[str, Any]) -> None:
+    report["unmatched"] = [{"name": "conv", "op": "Conv", "reason": "a convolution"}]
+    assert "conv (Conv): a convolution" in text_of(report)
+    assert "more, named" not in text_of(report)
+
+
+def test_the_table_without_classes(report: dict[str, Any]) -> None:
+    report["compare"]["top1_agreement"] = None
+    assert "agreement" not in text_of(report)
+
+
+def test_a_narrow_terminal_cuts_nothing(report: dict[str, Any]) -> None:
+    report["linears"]["float"] = [{"name": "/a/very/long/name/" * 4 + "MatMul", "reason": "why"}]
+    text = text_of(report, width=60)
+    assert "…" not in text
+    assert "MatMul" in "".join(line.split("│")[-2].strip() for line in text.splitlines() if "│" in line)

@@ -1,0 +1,119 @@
+"""Interrupts the command line at chosen moments, in a process of its own; prints what was left behind, as JSON.
+
+    python interrupt_driver.py FOLDER     # FOLDER holds model.onnx and images/; TMPDIR is FOLDER/scratch
+
+Each moment is a call of a function: the signal is sent there, to this very process, so nothing depends on timing.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onnxvitq import cli, pipeline
+from onnxvitq.data import source
+from onnxvitq.evaluation import audit
+from onnxvitq.graph import io as graph_io
+from onnxvitq.runtime import sweep
+from onnxvitq.steps.scales import SearchScales
+
+OLD = b"what an earlier run wrote"
+# (what happens there, where the function is looked up, its name, on which call, before or after it)
+MOMENTS: list[tuple[str, Any, str, int, str]] = [
+    ("the model is read", pipeline, "load_model", 1, "before"),
+    ("the first image is read", source.ImageReader, "read", 1, "before"),
+    ("the observed model is half written", pipeline, "save_for_session", 1, "half"),
+    ("the observed model is written", pipeline, "save_for_session", 1, "after"),
+    ("the observed model is loaded", sweep, "Session", 1, "before"),
+    ("the third image is calibrated", source.ImageReader, "read", 4, "after"),
+    ("scales are fitted", SearchScales, "apply", 1, "before"),
+    ("biases are next", SearchScales, "apply", 1, "after"),
+    ("the graph is checked", pipeline, "check_written", 1, "after"),
+    ("the output is begun", pipeline, "save_model", 1, "before"),
+    ("the output is half written", pipeline, "save_model", 1, "half"),
+    ("the output is written", pipeline, "save_model", 1, "after"),
+    ("the audit has its optimised model", audit, "Session", 1, "after"),
+    ("the comparison begins", pipeline, "compare", 1, "before"),
+    ("the comparison is under way", source.ImageReader, "read", 9, "after"),
+    ("the comparison is done", pipeline, "compare", 1, "after"),
+    ("the output is about to be put in place", graph_io, "_umask", 1, "after"),
+]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def interrupting(original: Callable[..., Any], number: int, call: int, when: str) -> Callable[..., Any]:
+    """The function, but that this process gets a signal at one of its calls."""
+    calls = 0
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and when == "half":
+            args[1].write_bytes(b"half a model")
+        if calls == call and when != "after":
+            os.kill(os.getpid(), number)
+        result = original(*args, **options)
+        if calls == call and when == "after":
+            os.kill(os.getpid(), number)
+        return result
+
+    return wrapped
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """One command; its exit code, what it printed, and what is on the disk."""
+    output = folder / "out"
+    output.mkdir(exist_ok=True)
+    (output / "model_int8.onnx").write_bytes(OLD)
+    command = [str(folder / "model.onnx"), "--calib", str(folder / "images"), "--quiet", "--threads", "1"]
+    command += ["-o", str(output / "model_int8.onnx"), "--report", str(output / "report.json"), "--candidates", "3"]
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        code = cli.main(command)
+    return {
+        "code": code,
+        "error": error.getvalue(),
+        "files": sorted(path.name for path in output.iterdir()),
+        "old": (output / "model_int8.onnx").read_bytes() == OLD,
+        "scratch": sorted(path.name for path in (folder / "scratch").iterdir()),
+        "model": (folder / "model.onnx").stat().st_size,
+    }
+
+
+def main() -> None:
+    """Every moment with both signals, a second signal while the first one's mess is cleared, and no signal at all."""
+    folder = Path(sys.argv[1])
+    # A background job of a shell without job control is started with SIGINT ignored, and the command respects that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    results = {}
+    for index, (name, owner, attribute, call, when) in enumerate(MOMENTS):
+        number = (signal.SIGINT, signal.SIGTERM)[index % 2]
+        with replaced(owner, attribute, interrupting(getattr(owner, attribute), number, call, when)):
+            results[name] = run(folder)
+    unlink = interrupting(Path.unlink, signal.SIGTERM, 1, "before")
+    save = interrupting(pipeline.save_model, signal.SIGINT, 1, "half")
+    with replaced(pipeline, "save_model", save), replaced(Path, "unlink", unlink):
+        results["twice"] = run(folder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with replaced(pipeline, "compare", interrupting(pipeline.compare, signal.SIGINT, 1, "before")):
+        results["ignored"] = run(folder)
+    results["handlers"] = [signal.getsignal(number) in (signal.SIG_IGN, signal.SIG_DFL) for number in (2, 15)]
+    sys.stdout.write(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Ctrl-C and SIGTERM at any moment: exit 130, the old output untouched, no temporary file anywhere."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from interrupt_driver import MOMENTS, OLD
+
+import onnxvitq
+
+ROOT = str(Path(onnxvitq.__file__).parent.parent)
+NAMES = [moment[0] for moment in MOMENTS]
+LEFT = {
+    "code": 130,
+    "error": "onnxvitq: interrupted\n",
+    "files": ["model_int8.onnx"],
+    "old": True,
+    "scratch": [],
+}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    # onnxruntime's telemetry would put a file of its own into TMPDIR as soon as it is imported.
+    return {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(folder / "scratch"), "ORT_DISABLE_TELEMETRY": "1"}
+
+
+@pytest.fixture(scope="module")
+def left(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each interrupted command left, by its moment; one process runs them all."""
+    folder = tmp_path_factory.mktemp("interrupt")
+    shutil.copy(vit_file, folder / "model.onnx")
+    (folder / "images").mkdir()
+    (folder / "scratch").mkdir()
+    for image in sorted(images.iterdir())[:6]:
+        shutil.copy(image, folder / "images")
+    command = [sys.executable, str(Path(__file__).with_name("interrupt_driver.py")), str(folder)]
+    ran = subprocess.run(command, capture_output=True, env=environment(folder), timeout=300, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    results = json.loads(ran.stdout)
+    assert isinstance(results, dict)
+    sizes = {result.pop("model") for result in results.values() if isinstance(result, dict)}
+    assert sizes == {vit_file.stat().st_size}
+    return results
+
+
+@pytest.mark.parametrize("moment", NAMES)
+def test_a_signal_leaves_the_disk_as_it_was(left: dict[str, Any], moment: str) -> None:
+    assert left[moment] == LEFT
+
+
+def test_a_second_signal_does_not_disturb_the_clearing_up(left: dict[str, Any]) -> None:
+    assert left["twice"] == LEFT
+
+
+def test_a_background_job_that_ignores_ctrl_c_goes_on(left: dict[str, Any]) -> None:
+    expected = {"code": 0, "error": "", "files": ["model_int8.onnx", "report.json"], "old": False, "scratch": []}
+    assert left["ignored"] == expected
+
+
+def test_signal_handlers_are_given_back(left: dict[str, Any]) -> None:
+    assert left["handlers"] == [True, True]
+
+
+# SIGINT as a terminal's process has it, whatever the tests were started by.
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from onnxvitq.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def started(vit_file: Path, tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+    """Starts a quantization that takes a while; the process is ended with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(samples: int) -> "subprocess.Popen[bytes]":
+        for name in ("scratch", "out"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "out/model_int8.onnx").write_bytes(OLD)
+        np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).normal(size=(samples, 3, 16, 16)).astype("f4"))
+        command = [sys.executable, "-c", START, str(vit_file), "--calib", str(tmp_path / "data.npz")]
+        command += ["-o", str(tmp_path / "out/model_int8.onnx"), "--threads", "1", "--candidates", "2"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=tmp_path
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> None:
+    """Until a file appears, which must happen while the process runs."""
+    until = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("number", "samples", "pattern"),
+    [
+        (signal.SIGINT, 20000, "scratch/onnxvitq_*/observed.onnx.data"),  # calibrating
+        (signal.SIGTERM, 1500, "out/.model_int8.onnx.*"),  # writing, auditing, comparing
+    ],
+    ids=["calibrating", "comparing"],
+)
+def test_a_signal_from_outside(
+    tmp_path: Path,
+    started: Callable[[int], "subprocess.Popen[bytes]"],
+    number: signal.Signals,
+    samples: int,
+    pattern: str,
+) -> None:
+    process = started(samples)
+    wait_for(tmp_path, pattern, process)
+    time.sleep(0.05)  # into the middle of it
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"onnxvitq: interrupted\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model_int8.onnx"]
+    assert (tmp_path / "out/model_int8.onnx").read_bytes() == OLD
+    assert list((tmp_path / "scratch").iterdir()) == []
