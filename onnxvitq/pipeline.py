@@ -32,6 +32,7 @@ from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
 from onnxvitq.evaluation.bench import Timing, bench, random_feed
 from onnxvitq.evaluation.compare import compare
+from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
 from onnxvitq.graph.canonical import canonicalise
@@ -53,13 +54,15 @@ from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import InputSpec, StatRequest, Stats
+from onnxvitq.steps.accept import accept_parts
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.scales import SearchScales
-from onnxvitq.steps.step import Step, StepOutcome
+from onnxvitq.steps.step import Step, is_held_out
 
 RECIPE_KEY = "onnxvitq.recipe"
+HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
 KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again, for the comparison
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -122,12 +125,8 @@ def quantize(
     with watch("calibrate"):
         count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
         stats = _measure(loaded, feeds, requests, config, _stage(progress, "calibrate", count))
-    outcomes: list[StepOutcome] = []
     with watch("fit"):
-        for number, step in enumerate(steps):
-            plan, outcome = step.apply(problem, plan, stats)
-            outcomes.append(outcome)
-            progress("fit", number + 1, len(steps))
+        plan, outcomes = _fit(loaded, problem, (plan, steps, stats), feeds, config, progress)
     reference = stats.wholes[loaded.outputs[0]][: feeds.kept]
     del stats
     with watch("write"):
@@ -159,7 +158,7 @@ def quantize(
         "compare": reports.describe_comparison(compared),
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
-        "steps": [asdict(outcome) for outcome in outcomes],
+        "steps": outcomes,
         "calibration": _describe_data(source, preprocessing, origin),
         "config": config.to_dict(),
         "environment": reports.environment(config.threads),
@@ -175,6 +174,42 @@ def _steps(config: QuantConfig) -> list[Step]:
     if config.bias_correction:
         steps.append(CorrectBias(workers=config.threads))
     return steps
+
+
+def _fit(
+    loaded: LoadedModel,
+    problem: Problem,
+    work: tuple[QuantPlan, Sequence[Step], Stats],
+    feeds: "_Replay",
+    config: QuantConfig,
+    progress: Progress,
+) -> tuple[QuantPlan, list[dict[str, Any]]]:
+    """Run the steps in order; of each after the first, keep what the model's output gains from on held-out samples."""
+    plan, steps, stats = work
+    wholes = stats.wholes[loaded.outputs[0]]
+    held = [(feed, wholes[index]) for index, feed in feeds.held_out() if index < len(wholes)]
+    judge = OutputJudge(
+        graph=loaded.graph,
+        problem=problem,
+        feeds=[feed for feed, _ in held],
+        references=[reference for _, reference in held],
+        threads=config.threads,
+    )
+    outcomes: list[dict[str, Any]] = []
+    score: float | None = None
+    for number, step in enumerate(steps):
+        proposed, outcome = step.apply(problem, plan, stats)
+        if number == 0 or config.acceptance == "always":
+            plan, entry = proposed, {**asdict(outcome), "parts": []}
+        else:
+            before = judge(plan) if score is None else score
+            plan, score, parts = accept_parts(plan, proposed, problem, judge, before)
+            kept = any(part.accepted for part in parts)
+            entry = {**asdict(outcome), "accepted": kept, "before": round(before, 3), "after": round(score, 3)}
+            entry["parts"] = [asdict(part) for part in parts]
+        outcomes.append(entry)
+        progress("fit", number + 1, len(steps))
+    return plan, outcomes
 
 
 def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
@@ -259,19 +294,31 @@ class _Replay:
         self.kept = None if again else KEPT_FEEDS
         self._source = source
         self._first: list[Mapping[str, np.ndarray]] = []
+        self._held: list[tuple[int, Mapping[str, np.ndarray]]] = []
+        self._room = HELD_OUT_BYTES
         self._read = False
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        if self.kept is None:
-            yield from self._source
-        elif self._read:
-            yield from self._first
-        else:
-            self._read = True
-            for feed in self._source:
-                if len(self._first) < self.kept:
-                    self._first.append(feed)
-                yield feed
+        if self._read:
+            yield from self._source if self.kept is None else self._first
+            return
+        self._read = True
+        for index, feed in enumerate(self._source):
+            if self.kept is not None and len(self._first) < self.kept:
+                self._first.append(feed)
+            self._hold(index, feed)
+            yield feed
+
+    def _hold(self, index: int, feed: Mapping[str, np.ndarray]) -> None:
+        if index and not is_held_out(index):
+            return
+        self._room -= sum(value.nbytes for value in feed.values())
+        if len(self._held) < 2 or self._room >= 0:
+            self._held.append((index, feed))
+
+    def held_out(self) -> list[tuple[int, Mapping[str, np.ndarray]]]:
+        """(number, feed) of held-out samples seen in the first pass; of the first sample when there was no other."""
+        return self._held[1:] or self._held
 
 
 class _Stopwatch:

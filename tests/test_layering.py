@@ -43,8 +43,11 @@ HOMES: dict[str, frozenset[str]] = {
     "threadpoolctl": frozenset({"fanout"}),
 }
 
+# A file that names a library's type and does nothing with it but hand it on.
+TYPE_ONLY = {("evaluation/judge.py", "onnx_graphsurgeon")}
+
 # What may be taken from a unit by one that must not depend on the rest of it.
-NAMES_ONLY = {("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name"}}
+NAMES_ONLY = {("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"}}
 
 
 def sources() -> list[Path]:
@@ -97,9 +100,9 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=where)
 def test_libraries_stay_at_home(path: Path) -> None:
-    unit = unit_of(path)
-    libraries = {module.split(".")[0] for module, _ in imports(path)}
-    assert not {library for library in libraries & HOMES.keys() if unit not in HOMES[library]}
+    unit, file = unit_of(path), path.relative_to(PACKAGE).as_posix()
+    libraries = {module.split(".")[0] for module, _ in imports(path)} & HOMES.keys()
+    assert not {name for name in libraries if unit not in HOMES[name] and (file, name) not in TYPE_ONLY}
 
 
 def test_only_the_agreed_names_cross_where_a_dependency_is_narrow() -> None:

@@ -16,9 +16,10 @@ HELD_OUT_EVERY = 4  # of the calibration samples, one in four judges what the ot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What a step did: mean output SQNR in dB over the layers it looked at, on held-out samples, before and after.
+    """What a step proposes: mean output SQNR in dB of the *layers* it looked at, on held-out samples, before and after.
 
-    ``accepted``: at least one layer kept the step's result. ``kept`` of ``layers`` did.
+    ``accepted``: at least one layer kept the step's result. ``kept`` of ``layers`` did. Whether the model's output gains is
+    judged afterwards (``steps.accept``).
     """
 
     name: str
@@ -46,9 +47,14 @@ class Step(Protocol):
         ...
 
 
+def is_held_out(sample: int) -> bool:
+    """Whether the calibration sample of that number judges instead of being fitted to."""
+    return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
 def split_samples(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(fitted on, held out) of (S, ..): every fourth sample is held out; all samples serve as both when there are fewer."""
-    held = np.arange(len(samples)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held = np.array([is_held_out(index) for index in range(len(samples))], bool)
     return (samples[~held], samples[held]) if held.any() else (samples, samples)
 
 

@@ -1,0 +1,42 @@
+"""Output error of a plan: the model is written, loaded and run on a few held-out samples, as a user would run it."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.graph.io import save_model, to_proto
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.runtime.session import Session
+from onnxvitq.spec import FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OutputJudge:
+    """Called with a plan, gives the SQNR in dB of the model's first output.
+
+    graph, problem: the canonical float graph and what was found in it; never changed.
+    feeds, references: held-out samples and the float model's output for each.
+    """
+
+    graph: gs.Graph
+    problem: Problem
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    references: Sequence[FloatArray]
+    threads: int
+
+    def __call__(self, plan: QuantPlan) -> float:
+        """Write, load and run; -120 to 120 dB."""
+        difference = OutputDifference()
+        with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
+            path = Path(folder) / "candidate.onnx"
+            save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
+            session = Session(path, threads=self.threads, lean=True)
+        for feed, reference in zip(self.feeds, self.references, strict=True):
+            difference.update(reference, session.run(feed)[0])
+        return difference.sqnr_db

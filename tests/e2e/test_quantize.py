@@ -1,0 +1,456 @@
+"""From a float model and images to an integer model, whole: kernels, accuracy, every kind of data, the same bytes again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from commandline import save_attention
+from PIL import Image
+from textgraph import model_of, run
+
+import onnxvitq
+from onnxvitq.config import QuantConfig
+from onnxvitq.data.preprocess import PREPROCESSING_KEY
+from onnxvitq.errors import DataError, OnnxVitqError
+from onnxvitq.pipeline import KEPT_FEEDS, RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+
+FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
+NAMES = ["dynamo-dynamic", "dynamo-static", "torchscript-dynamic", "torchscript-static"]
+QUICK = QuantConfig(objective="minmax", bias_correction=False)
+ROOT = str(Path(onnxvitq.__file__).parent.parent)
+ExportVit = Callable[[str, bool], onnx.ModelProto]
+
+
+def batch_of(count: int, seed: int = 1) -> np.ndarray:
+    """Model-ready images."""
+    return np.random.default_rng(seed).normal(0, 1.5, (count, 3, 16, 16)).astype(np.float32)
+
+
+def sqnr(reference: np.ndarray, output: np.ndarray) -> float:
+    error = float(((reference.astype(np.float64) - output) ** 2).sum())
+    return float(10 * np.log10((reference.astype(np.float64) ** 2).sum() / error)) if error else float("inf")
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+# ------------------------------------------------------------------------------------------------- kernels and batches
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=NAMES)
+def form(
+    request: pytest.FixtureRequest, export_vit: ExportVit, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, onnx.ModelProto, bool]:
+    """One exporter's graph quantized: the result, the float model, whether its batch is dynamic."""
+    exporter, dynamic = request.param
+    folder = tmp_path_factory.mktemp("form")
+    proto = export_vit(exporter, dynamic)
+    onnx.save(proto, folder / "float.onnx")
+    return quantize(folder / "float.onnx", images, folder / "int8.onnx"), proto, dynamic
+
+
+def test_every_product_runs_on_an_integer_kernel(form: tuple[Result, onnx.ModelProto, bool]) -> None:
+    report = form[0].report
+    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
+    assert report["patch_embedding"] == {"found": 1, "quantized": 1, "integer_kernels": 1, "float": []}
+    assert report["attention_products"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "float": []}
+    assert report["unmatched"] == []
+    assert report["audit_passed"]
+
+
+def test_output_is_near_the_float_models(form: tuple[Result, onnx.ModelProto, bool]) -> None:
+    compare = form[0].report["compare"]
+    assert compare["samples"] == 16
+    # 8 bits give each layer some 42 dB here (the report's steps say so); a layer with a wrong scale is below 20.
+    assert compare["sqnr_db"] > 35
+    assert compare["cosine"] > 0.999
+    # The same codes, but for values that float rounding moves across a border: far less than the quantization error.
+    assert compare["optimised_vs_plain"] < 10 ** (-compare["sqnr_db"] / 20)
+
+
+def test_the_written_model_is_plain_onnx(form: tuple[Result, onnx.ModelProto, bool]) -> None:
+    result, proto, _ = form
+    written = onnx.load(result.output)
+    onnx.checker.check_model(written, full_check=True)
+    assert {node.domain for node in written.graph.node} <= {"", "ai.onnx"}
+    assert [entry.domain for entry in written.opset_import] == [""]
+    assert [value.name for value in written.graph.input] == [value.name for value in proto.graph.input]
+    assert [value.name for value in written.graph.output] == [value.name for value in proto.graph.output]
+    integers = {tensor.name for tensor in written.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    assert len([name for name in integers if name.endswith("_weight_codes")]) == 14
+
+
+def test_it_runs_at_the_float_models_batch_sizes(form: tuple[Result, onnx.ModelProto, bool]) -> None:
+    result, proto, dynamic = form
+    written = onnx.load(result.output)
+    for size in (1, 2, 5) if dynamic else (1,):
+        feed = {"image": batch_of(size, seed=size)}
+        (output,), (reference,) = run(written, feed, "all"), run(proto, feed)
+        assert output.shape == reference.shape == (size, 5)
+        assert sqnr(reference, output) > 25  # noise is not what it was calibrated for
+    if not dynamic:
+        with pytest.raises(Exception, match=r"[Ii]nvalid dimensions"):
+            run(written, {"image": batch_of(2)})
+
+
+def test_rows_of_a_batch_do_not_depend_on_each_other(form: tuple[Result, onnx.ModelProto, bool]) -> None:
+    result, _, dynamic = form
+    written = onnx.load(result.output)
+    if dynamic:
+        batch = batch_of(4)
+        (together,) = run(written, {"image": batch}, "all")
+        apart = np.concatenate([run(written, {"image": row[None]}, "all")[0] for row in batch])
+        # Products of another size may add float32 numbers in another order, and move a code by one.
+        assert sqnr(apart, together) > 45
+    else:
+        assert run(written, {"image": batch_of(1)}, "all")[0].shape == (1, 5)
+
+
+# ----------------------------------------------------------------------------------------------------- order of errors
+
+
+@pytest.fixture(scope="module")
+def sqnr_of(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[QuantConfig], float]:
+    """SQNR of the output in dB on fresh images (not the calibration's), by configuration."""
+    folder = tmp_path_factory.mktemp("orders")
+    rng = np.random.default_rng(5)
+    mean, std = (
+        np.array(values, np.float32)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    pixels = rng.normal(0.24 + np.linspace(0, 0.35, 48)[:, None, None, None], 0.12, (48, 3, 16, 16)).clip(0, 1)
+    feed = {"image": ((pixels - mean) / std).astype(np.float32)}
+    (reference,) = run(onnx.load(vit_file), feed)
+
+    def measure(config: QuantConfig) -> float:
+        result = quantize(vit_file, images, folder / "out.onnx", config)
+        return sqnr(reference, run(onnx.load(result.output), feed, "all")[0])
+
+    return measure
+
+
+def test_searched_scales_do_not_lose_to_min_max(sqnr_of: Callable[[QuantConfig], float]) -> None:
+    # The search lowers the error of each layer's own output, on its own rows, never that of the model's output: where
+    # both errors are as small as here, how layers' errors add up or cancel out is chance. Half a dB is what chance does.
+    for bias_correction in (False, True):
+        minmax = sqnr_of(QuantConfig(objective="minmax", bias_correction=bias_correction))
+        searched = sqnr_of(QuantConfig(objective="mse", bias_correction=bias_correction))
+        assert searched >= minmax - 0.5
+
+
+@pytest.mark.parametrize("objective", ["pearson", "ranking"])
+def test_every_objective_gives_a_working_model(sqnr_of: Callable[[QuantConfig], float], objective: str) -> None:
+    assert sqnr_of(QuantConfig(objective=objective)) > 30  # type: ignore[arg-type]
+
+
+def test_fewer_bits_are_worse(sqnr_of: Callable[[QuantConfig], float]) -> None:
+    assert sqnr_of(QuantConfig(weight_bits=8)) > sqnr_of(QuantConfig(weight_bits=7)) > 20
+
+
+def test_float_attention_is_no_worse(sqnr_of: Callable[[QuantConfig], float]) -> None:
+    # Half a dB for the same reason as above.
+    assert sqnr_of(QuantConfig(attention="float")) >= sqnr_of(QuantConfig()) - 0.5
+
+
+def test_an_empty_plan_gives_the_float_model(sqnr_of: Callable[[QuantConfig], float]) -> None:
+    # The canonical form adds up float32 products in another order: 2 ** -24 of rounding here and there, 140 dB or so.
+    assert sqnr_of(QuantConfig(attention="float", nodes_to_exclude=("*",))) > 110
+
+
+# ---------------------------------------------------------------------------------------------------- same bytes again
+
+TWICE = """
+import hashlib, json, sys
+from pathlib import Path
+from onnxvitq.config import QuantConfig
+from onnxvitq.pipeline import quantize
+folder, config = Path(sys.argv[1]), QuantConfig(seed=int(sys.argv[2]), candidates=5)
+digests = []
+for name in ("dynamo", "torchscript"):
+    result = quantize(folder / f"{name}.onnx", folder / "images", folder / f"{name}_int8.onnx", config)
+    digests.append(hashlib.sha256(result.output.read_bytes()).hexdigest())
+print(json.dumps(digests))
+"""
+
+
+def in_another_process(script: str, *arguments: object, hash_seed: str = "0") -> Any:
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    return json.loads(ran.stdout)
+
+
+def test_same_input_and_seed_give_the_same_bytes(export_vit: ExportVit, images: Path, tmp_path: Path) -> None:
+    digests = []
+    # Another process, another order of sets, another folder.
+    for name, hash_seed in (("one", "1"), ("another", "4242")):
+        folder = tmp_path / name
+        shutil.copytree(images, folder / "images")
+        for exporter in ("dynamo", "torchscript"):
+            onnx.save(export_vit(exporter, True), folder / f"{exporter}.onnx")
+        digests.append(in_another_process(TWICE, folder, 7, hash_seed=hash_seed))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[0][1]  # and it is not one file compared with itself
+
+
+def test_another_seed_gives_other_bytes(vit_file: Path, images: Path, tmp_path: Path) -> None:
+    seeds = [
+        quantize(vit_file, images, tmp_path / "out.onnx", QuantConfig(seed=seed)).output.read_bytes()
+        for seed in (0, 0, 1)
+    ]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_metadata_holds_the_recipe_and_no_path_and_no_time(
+    vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "with_metadata.onnx"
+    proto = onnx.load(vit_file)
+    onnx.helper.set_model_props(proto, {"author": "somebody"})
+    onnx.save(proto, path)
+    first = quantize(path, images, tmp_path / "a.onnx", QUICK)
+    metadata = metadata_of(first.output)
+    assert metadata["author"] == "somebody"
+    recipe = json.loads(metadata[RECIPE_KEY])
+    assert set(recipe) == {"onnxvitq", "config", "model_sha256", "data_sha256", "samples"}
+    assert recipe["config"] == QUICK.to_dict()
+    assert recipe["samples"] == 16
+    assert len(recipe["model_sha256"]) == len(recipe["data_sha256"]) == 64
+    for trace in (tmp_path, images, path.name, Path.cwd(), ROOT):
+        assert str(trace) not in "".join(metadata.values())
+    # The clock moves on and nothing else does.
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert quantize(path, images, tmp_path / "b.onnx", QUICK).output.read_bytes() == first.output.read_bytes()
+
+
+def test_recipe_tells_other_data_and_other_models_apart(vit_file: Path, images: Path, tmp_path: Path) -> None:
+    def recipe(data: object) -> dict[str, Any]:
+        written = quantize(vit_file, data, tmp_path / "out.onnx", QUICK).output  # type: ignore[arg-type]
+        return dict(json.loads(metadata_of(written)[RECIPE_KEY]))
+
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    assert recipe(fewer) == recipe(images)
+    (fewer / "00.png").unlink()
+    assert recipe(fewer)["data_sha256"] != recipe(images)["data_sha256"]
+    assert recipe(list(batch_of(3)[:, None]))["data_sha256"] == ""
+
+
+# ---------------------------------------------------------------------------------------------------- kinds of data
+
+
+def test_a_generator_is_read_once(vit_file: Path, tmp_path: Path) -> None:
+    feeds = batch_of(20)
+    read: list[int] = []
+
+    def generate() -> Iterator[dict[str, np.ndarray]]:
+        for index, image in enumerate(feeds):
+            read.append(index)
+            yield {"image": image[None]}
+
+    result = quantize(vit_file, generate(), tmp_path / "out.onnx")
+    assert read == list(range(20))
+    assert result.report["calibration"]["samples"] == 20
+    assert result.report["compare"]["samples"] == KEPT_FEEDS == 16  # what was kept of it
+    assert result.report["compare"]["sqnr_db"] > 25
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "list", "arrays", "dictionary", "tuple of batches"])
+def test_the_same_feeds_in_any_form_give_the_same_layers(vit_file: Path, tmp_path: Path, kind: str) -> None:
+    values = batch_of(6)
+    np.savez(tmp_path / "data.npz", image=values)
+    np.save(tmp_path / "data.npy", values)
+    data = {
+        "npz": tmp_path / "data.npz",
+        "npy": str(tmp_path / "data.npy"),
+        "list": [{"image": row[None], "label": np.zeros(1)} for row in values],
+        "arrays": values,
+        "dictionary": {"image": values},
+        "tuple of batches": (values[:4], values[4:]),
+    }[kind]
+    result = quantize(vit_file, data, tmp_path / "out.onnx")  # type: ignore[arg-type]
+    expected = quantize(vit_file, ({"image": row[None]} for row in values), tmp_path / "expected.onnx")
+    assert result.report["calibration"]["samples"] == 6
+    assert result.report["compare"] == expected.report["compare"]
+    written, reference = onnx.load(result.output), onnx.load(expected.output)
+    assert written.graph == reference.graph  # the metadata tells the data apart
+
+
+def test_a_loader_that_shuffles_is_compared_on_what_it_gave_first(vit_file: Path, tmp_path: Path) -> None:
+    class Shuffled:
+        """Like a training loader: another order in every pass."""
+
+        def __init__(self) -> None:
+            self.rng, self.passes = np.random.default_rng(0), 0
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            self.passes += 1
+            return (batch_of(10)[index][None] for index in self.rng.permutation(10))
+
+    loader = Shuffled()
+    result = quantize(vit_file, loader, tmp_path / "out.onnx")
+    assert loader.passes == 1
+    assert result.report["compare"]["samples"] == 10
+    assert result.report["compare"]["sqnr_db"] > 25
+
+
+def test_a_reader_of_onnxruntime(vit_file: Path, tmp_path: Path) -> None:
+    class Reader:
+        def __init__(self) -> None:
+            self.left = [{"image": row[None]} for row in batch_of(5)]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    result = quantize(vit_file, Reader(), tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
+    assert result.report["calibration"]["samples"] == result.report["compare"]["samples"] == 5
+
+
+@pytest.mark.parametrize("data", [[], iter(()), np.zeros((0, 3, 16, 16), np.float32), 7, None])
+def test_data_that_is_none(vit_file: Path, tmp_path: Path, data: Any) -> None:
+    with pytest.raises(OnnxVitqError):
+        quantize(vit_file, data, tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_users_generator_is_not_hidden(vit_file: Path, tmp_path: Path) -> None:
+    def generate() -> Iterator[np.ndarray]:
+        yield batch_of(1)
+        raise LookupError("the third image is lost")
+
+    with pytest.raises(LookupError, match="the third image is lost"):
+        quantize(vit_file, generate(), tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_static_batch_is_filled_up(tmp_path: Path) -> None:
+    model = save_attention(tmp_path / "two.onnx", text=STATIC)
+    values = np.random.default_rng(0).normal(size=(5, 5, 8)).astype(np.float32)
+    stages: list[tuple[str, int, int | None]] = []
+    result = quantize(model, values, tmp_path / "out.onnx", progress=lambda *stage: stages.append(stage))
+    assert result.report["calibration"]["samples"] == 5
+    assert result.report["compare"]["samples"] == 6
+    assert [stage for stage in stages if stage[0] == "calibrate"] == [("calibrate", n, 3) for n in (1, 2, 3)]
+    assert [stage for stage in stages if stage[0] == "compare"] == [("compare", n, 3) for n in (1, 2, 3)]
+
+
+STATIC = (
+    "(float[2,5,8] x) => (float[2,5,8] y) <float[8,8] Wq, float[8,8] Wk, float[8,8] Wv>"
+    "{ q = MatMul(x, Wq) k = MatMul(x, Wk) v = MatMul(x, Wv) kt = Transpose<perm = [0, 2, 1]>(k)"
+    " scores = MatMul(q, kt) probs = Softmax<axis = -1>(scores) y = MatMul(probs, v) }"
+)
+
+
+# ------------------------------------------------------------------------------------------------------- preprocessing
+
+OTHERS = PreprocessOptions(flags={"mean": [0.1, 0.2, 0.3], "std": [0.6, 0.5, 0.4], "interpolation": "nearest"})
+
+
+@pytest.fixture(scope="module")
+def labelled(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of eight images."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for index, image in enumerate(sorted(images.iterdir())):
+        (folder / str(index % 2)).mkdir(exist_ok=True)
+        shutil.copy(image, folder / str(index % 2))
+    return folder
+
+
+def test_preprocessing_is_stored_and_used_by_evaluate(
+    vit_file: Path, images: Path, labelled: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "vit.onnx"
+    shutil.copy(vit_file, model)
+    result = quantize(model, images, tmp_path / "out.onnx", QUICK, preprocess=OTHERS)
+    stored = json.loads(metadata_of(result.output)[PREPROCESSING_KEY])
+    assert (stored["mean"], stored["std"], stored["interpolation"]) == ([0.1, 0.2, 0.3], [0.6, 0.5, 0.4], "nearest")
+    assert stored == result.report["calibration"]["preprocessing"]
+    plain = PreprocessOptions()
+
+    def figures(options: PreprocessOptions, second: Path = result.output) -> object:
+        return evaluate_models((model, second), labelled, options, batch=4, threads=1)
+
+    assert figures(plain) == figures(OTHERS)
+    assert figures(plain) != figures(PreprocessOptions(flags={"mean": 0.9}))
+    # A file beside the float model is not what the quantized model was made with.
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"mean": [0.9, 0.9, 0.9], "mode": "RGB"}))
+    assert figures(plain) == figures(OTHERS)
+    # Models that say nothing get the file.
+    assert figures(plain, model) == figures(PreprocessOptions(flags={"mean": 0.9}), model)
+
+
+def test_a_quantized_models_preprocessing_is_what_it_was_calibrated_with(
+    vit_file: Path, images: Path, tmp_path: Path
+) -> None:
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(images.iterdir())])
+    results = [
+        quantize(vit_file, data, tmp_path / f"{index}.onnx", QUICK, preprocess=OTHERS)
+        for index, data in enumerate((images, pixels, {"image": pixels.transpose(0, 3, 1, 2)}))
+    ]
+    graphs = [onnx.load(result.output).graph for result in results]
+    assert graphs[0] == graphs[1] == graphs[2]
+    assert graphs[0] != onnx.load(quantize(vit_file, images, tmp_path / "out.onnx", QUICK).output).graph
+
+
+def test_a_model_without_a_size_says_what_is_missing(images: Path, tmp_path: Path) -> None:
+    text = (
+        "(float[N,1,H,W] x) => (float[N,1,H,H] y) { t = Transpose<perm = [0, 1, 3, 2]>(x)"
+        " scores = MatMul(x, t) probs = Softmax<axis = -1>(scores) h = MatMul(probs, x) y = MatMul(h, t) }"
+    )
+    model = tmp_path / "dynamic.onnx"
+    onnx.save(model_of(text), model)
+    with pytest.raises(DataError, match="no size given"):
+        quantize(model, images, tmp_path / "out.onnx")
+    result = quantize(model, images, tmp_path / "out.onnx", preprocess=PreprocessOptions(flags={"resize": "8x8"}))
+    assert result.report["calibration"]["preprocessing"]["resize"] == [8, 8]
+    values = np.random.default_rng(0).normal(size=(4, 1, 6, 6)).astype(np.float32)
+    arrays = quantize(model, values, tmp_path / "out.onnx")  # ready for the model: nothing is missing
+    assert arrays.report["calibration"]["preprocessing"] is None
+    assert PREPROCESSING_KEY not in metadata_of(arrays.output)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+# A patch embedding of 256 tokens and one attention over them, its class scores as output.
+WIDE = (
+    "(float[N,3,64,64] image) => (float[N,32] y)"
+    "<float[32,3,4,4] P, float[32,32] Wq, float[32,32] Wk, float[32,32] Wv, float[32,32] Wo>"
+    "{ patches = Conv<strides = [4, 4]>(image, P) shape = Constant<value = int64[3] {0, 32, 256}>()"
+    " flat = Reshape(patches, shape) x = Transpose<perm = [0, 2, 1]>(flat)"
+    " q = MatMul(x, Wq) k = MatMul(x, Wk) v = MatMul(x, Wv) kt = Transpose<perm = [0, 2, 1]>(k)"
+    " scores = MatMul(q, kt) probs = Softmax<axis = -1>(scores) context = MatMul(probs, v) o = MatMul(context, Wo)"
+    " y = ReduceMean<axes = [1], keepdims = 0>(o) }"
+)
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from onnxvitq.config import QuantConfig
+from onnxvitq.pipeline import quantize
+folder, samples = Path(sys.argv[1]), int(sys.argv[2])
+config = QuantConfig(num_samples=samples, threads=1)
+result = quantize(folder / "wide.onnx", folder / "images", folder / "out.onnx", config)
+assert result.report["calibration"]["samples"] == samples
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    onnx.save(model_of(WIDE), tmp_path / "wide.onnx")
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(64):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(tmp_path / f"images/{index:02}.png")
+    few, many = (in_another_process(PEAK, tmp_path, samples) / 1024 for samples in (8, 64))  # MiB
+    # Eight images fill every sample that is kept of a tensor, so 64 keep the same. One image's activations are 0.9 MB:
+    # keeping those of 56 more would add 50, keeping their scores alone (256 x 256) would add 14. What two equal runs
+    # differ by, pages of the allocator and of libraries, is 1 to 3.
+    assert many - few < 10
