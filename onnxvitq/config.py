@@ -27,7 +27,7 @@ class QuantConfig:
 
     version: int = CONFIG_VERSION
     objective: ObjectiveName = "mse"
-    candidates: int = 15
+    candidates: int = 20
     rounds: int = 2
     bias_correction: bool = True
     acceptance: Literal["held-out", "always"] = "held-out"

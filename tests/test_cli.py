@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from commandline import ATTENTION, contents, run_cli, save_attention
 from PIL import Image
 
 import onnxvitq
-from onnxvitq import cli
+from onnxvitq import cli, pipeline
 from onnxvitq.cli import main
+from onnxvitq.config import QuantConfig
+from onnxvitq.data.preprocess import resolve_preprocessing
 from onnxvitq.evaluation import audit as auditing
+from onnxvitq.pipeline import PreprocessOptions, Result
+from onnxvitq.spec import InputSpec
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ("--objective", "minmax", "--no-bias-correction")  # for tests that are not about the fit
@@ -170,6 +176,30 @@ def test_progress_is_shown_in_a_terminal_only(work: Path, capsys: Capture, monke
 # ------------------------------------------------------------------------------------------------------------- options
 
 
+@dataclass
+class Recorder:
+    """Stands in for pipeline.quantize: keeps what it was called with."""
+
+    report: Mapping[str, Any]
+    model: Path = Path()
+    data: Path = Path()
+    output: Path = Path()
+    config: QuantConfig = field(default_factory=QuantConfig)
+    preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
+
+    def __call__(self, model: Path, data: Path, output: Path, config: QuantConfig, **options: Any) -> "Recorder":
+        self.model, self.data, self.output, self.config = model, data, output, config
+        self.preprocess = options["preprocess"]
+        return self
+
+
+@pytest.fixture
+def recorder(quantized: Result, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(quantized.report)
+    monkeypatch.setattr(pipeline, "quantize", recorder)
+    return recorder
+
+
 @pytest.mark.parametrize(
     "spelling",
     [
@@ -180,9 +210,15 @@ def test_progress_is_shown_in_a_terminal_only(work: Path, capsys: Capture, monke
         ("model.onnx", "--calib=images", "-oout.onnx"),
     ],
 )
-def test_spellings_of_the_main_job(work: Path, capsys: Capture, spelling: tuple[str, ...]) -> None:
-    report = report_of(capsys, *spelling, *QUICK)
-    assert (report["model"], report["output"], report["calibration"]["samples"]) == ("model.onnx", "out.onnx", 6)
+def test_spellings_of_the_main_job(recorder: Recorder, capsys: Capture, spelling: tuple[str, ...]) -> None:
+    report_of(capsys, *spelling)
+    assert (recorder.model, recorder.data, recorder.output) == (Path("model.onnx"), Path("images"), Path("out.onnx"))
+
+
+def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
+    report = report_of(capsys, "-i", "model.onnx", "--calibration_data_path", "images", "-o", "out.onnx", *QUICK)
+    assert (report["model"], report["calibration"]["samples"]) == ("model.onnx", 6)
+    onnx.checker.check_model("out.onnx")
 
 
 @pytest.mark.parametrize(
@@ -192,19 +228,25 @@ def test_spellings_of_the_main_job(work: Path, capsys: Capture, spelling: tuple[
         (("--num_samples=3",), "num_samples", 3),
         (("--subset-size", "3"), "num_samples", 3),
         (("--samples", "3"), "num_samples", 3),
+        (("--objective", "pearson"), "objective", "pearson"),
         (("--calibration_method", "minmax"), "objective", "minmax"),
         (("--weight_bits", "7"), "weight_bits", 7),
         (("--reduce_range",), "weight_bits", 7),
+        (("--candidates", "9"), "candidates", 9),
+        (("--rounds", "1"), "rounds", 1),
+        (("--attention", "float"), "attention", "float"),
         (("--seed", "5"), "seed", 5),
         (("--threads=1",), "threads", 1),
         (("--no_bias_correction",), "bias_correction", False),
-        (("--nodes_to_exclude", "head", "--nodes-to-exclude", "block0*"), "nodes_to_exclude", ["head", "block0*"]),
+        (("--bias-correction",), "bias_correction", True),
+        (("--nodes_to_exclude", "head", "--nodes-to-exclude", "a", "b*"), "nodes_to_exclude", ("head", "a", "b*")),
     ],
 )
 def test_options_reach_the_configuration(
-    work: Path, capsys: Capture, options: tuple[str, ...], key: str, value: object
+    recorder: Recorder, capsys: Capture, options: tuple[str, ...], key: str, value: object
 ) -> None:
-    assert quick_report(capsys, *options)["config"][key] == value
+    report_of(capsys, "model.onnx", "--calib", "images", *options)
+    assert recorder.config == replace(QuantConfig(), **{key: value})
 
 
 def test_underscores_in_values_stay(work: Path, capsys: Capture) -> None:
@@ -283,21 +325,32 @@ def test_attention_float(work: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--mean", "0.1", "0.2", "0.3", "--std", "0.5"), {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}),
-        (("--mean=0.1,0.2,0.3",), {"mean": [0.1, 0.2, 0.3]}),
-        (("--resize", "16x16"), {"resize": [16, 16]}),
-        (("--resize", "20", "24", "--crop", "16", "16"), {"resize": [20, 24], "crop": [16, 16]}),
-        (("--resize", "18"), {"resize": 18, "crop": [16, 16]}),
+        (("--mean", "0.1", "0.2", "0.3", "--std", "0.5"), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}),
+        (("--mean=0.1,0.2,0.3",), {"mean": (0.1, 0.2, 0.3)}),
+        (("--resize", "16x16"), {"resize": (16, 16)}),
+        (("--resize", "20", "24", "--crop", "16", "16"), {"resize": (20, 24), "crop": (16, 16)}),
+        (("--resize", "18"), {"resize": 18, "crop": (16, 16)}),
         (("--scale", "1/128", "--interpolation", "nearest"), {"scale": 1 / 128, "interpolation": "nearest"}),
         (("--color", "rgb"), {"mode": "RGB"}),
     ],
 )
 def test_preprocessing_options(
-    work: Path, capsys: Capture, options: tuple[str, ...], expected: dict[str, object]
+    recorder: Recorder, capsys: Capture, options: tuple[str, ...], expected: dict[str, object]
 ) -> None:
-    calibration = quick_report(capsys, *options)["calibration"]
-    assert {name: calibration["preprocessing"][name] for name in expected} == expected
-    assert "from flags" in calibration["preprocessing_from"]
+    report_of(capsys, "model.onnx", "--calib", "images", *options)
+    spec = InputSpec(name="image", dtype="float32", shape=(None, 3, 16, 16))
+    found, origin = resolve_preprocessing(spec, flags=recorder.preprocess.flags, config_file=None, metadata={})
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert "from flags" in origin
+
+
+def test_preprocessing_options_change_what_is_calibrated(work: Path, capsys: Capture) -> None:
+    report = quick_report(capsys, "--mean", "0.1", "0.2", "0.3", "--resize", "16x16")
+    assert report["calibration"]["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert "resize, mean from flags" in report["calibration"]["preprocessing_from"]
+    other = Path("out.onnx").read_bytes()
+    quick_report(capsys)
+    assert Path("out.onnx").read_bytes() != other
 
 
 def test_preprocessing_of_a_file_beside_the_model(work: Path, capsys: Capture) -> None:
