@@ -36,6 +36,7 @@ from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
 LISTED = 5  # unreadable images that are named
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0  # seconds after an interrupt in which another one does not disturb the clearing up
 
 # Spellings that users of other tools type by habit.
@@ -59,15 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[Sequence[str]], int] = _quantize
     if arguments and arguments[0] in COMMANDS:
         command = COMMANDS[arguments.pop(0)]
-    try:
-        with _interruptible():
+    with _interruptible() as interrupts:
+        try:
             return command(arguments)
-    except OnnxVitqError as error:
-        sys.stderr.write(f"onnxvitq: error: {error}\n")
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("onnxvitq: interrupted\n")
-        return EXIT_INTERRUPTED
+        except OnnxVitqError as error:
+            sys.stderr.write(f"onnxvitq: error: {error}\n")
+            return EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            return _interrupted()
+        except ImportError:  # a library written in C makes one of an interrupt that falls into its import
+            if not interrupts:
+                raise
+            return _interrupted()
 
 
 def _dashed(argument: str) -> str:
@@ -79,24 +83,39 @@ def _dashed(argument: str) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does; a signal that is ignored, as in a background job, stays so."""
-    last = -GRACE
+def _interruptible() -> Iterator[list[float]]:
+    """SIGTERM ends a command as Ctrl-C does; a signal that is ignored, as in a background job, stays so.
+
+    Gives the times of the interrupts, by the monotonic clock.
+    """
+    interrupts: list[float] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del number, frame
-        nonlocal last
-        if time.monotonic() - last > GRACE:
-            last = time.monotonic()
+        if not interrupts or time.monotonic() - interrupts[-1] > GRACE:
+            interrupts.append(time.monotonic())
             raise KeyboardInterrupt
 
-    caught = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in caught}
+    before = {number: signal.getsignal(number) for number in CAUGHT}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupted() -> int:
+    sys.stderr.write("onnxvitq: interrupted\n")
+    return EXIT_INTERRUPTED
+
+
+def _ignore_interrupts() -> None:
+    """Until the command ends."""
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _console() -> Console:
@@ -299,6 +318,9 @@ class _progress:  # noqa: N801 - used as a function
         self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage == "finish":  # from here the command either has its whole effect or had none
+            _ignore_interrupts()
+            return
         if stage not in self._tasks:
             self._bar.start()
             self._tasks[stage] = self._bar.add_task(stage, total=total)

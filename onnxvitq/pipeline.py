@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from onnxvitq.data.images import SUFFIXES
 from onnxvitq.data.labelled import Labelled, open_labelled
 from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
 from onnxvitq.data.source import Source, open_source
-from onnxvitq.errors import DataError, InvalidGraphError, OutputError
+from onnxvitq.errors import DataError, InvalidGraphError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
 from onnxvitq.evaluation.bench import Timing, bench, random_feed
@@ -48,6 +47,7 @@ from onnxvitq.graph.io import (
     to_proto,
     with_outputs,
 )
+from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
@@ -103,7 +103,8 @@ def quantize(
         output: the file to write; replaced in one step at the very end, or not at all.
         config: options; the defaults when None.
         preprocess: how images become inputs; resolved from the model and its files where not said.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total); last, with ("finish", 1, 1), when only the output's place is left to
+            be taken.
 
     Raises:
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
@@ -149,6 +150,7 @@ def quantize(
                 threads=config.threads,
                 progress=_stage(progress, "compare", len(reference)),
             )
+        progress("finish", 1, 1)
     report = {
         "report_version": reports.REPORT_VERSION,
         "model": str(model),
@@ -229,15 +231,14 @@ def _measure(
     progress: Callable[[int], None],
 ) -> Stats:
     """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
-        observed = Path(folder) / "observed.onnx"
+    with scratch_folder() as folder:
+        observed = folder / "observed.onnx"
         try:  # the message is not kept: it would hold every weight once more
             save_for_session(
                 to_proto(with_outputs(loaded.graph, [request.tensor for request in requests]), {}), observed
             )
         except OSError as error:
-            problem = f"temporary files cannot be written: {error.strerror}"
-            raise OutputError(folder, problem, "set TMPDIR to a folder with room") from error
+            raise scratch_error(folder, error) from error
         try:
             return sweep(observed, feeds, requests, seed=config.seed, threads=config.threads, progress=progress)
         except InvalidGraphError as error:  # it names the temporary file

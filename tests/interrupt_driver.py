@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 
 from onnxvitq import cli, pipeline
 from onnxvitq.data import source
-from onnxvitq.evaluation import audit
+from onnxvitq.evaluation import audit, judge
 from onnxvitq.graph import io as graph_io
 from onnxvitq.runtime import sweep
 from onnxvitq.steps.scales import SearchScales
@@ -28,12 +29,15 @@ OLD = b"what an earlier run wrote"
 MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("the model is read", pipeline, "load_model", 1, "before"),
     ("the first image is read", source.ImageReader, "read", 1, "before"),
+    ("the folder for temporary files is made", Path, "mkdir", 1, "after"),
     ("the observed model is half written", pipeline, "save_for_session", 1, "half"),
     ("the observed model is written", pipeline, "save_for_session", 1, "after"),
     ("the observed model is loaded", sweep, "Session", 1, "before"),
     ("the third image is calibrated", source.ImageReader, "read", 4, "after"),
+    ("the folder for temporary files is removed", shutil, "rmtree", 1, "before"),
     ("scales are fitted", SearchScales, "apply", 1, "before"),
     ("biases are next", SearchScales, "apply", 1, "after"),
+    ("a candidate is judged", judge, "Session", 1, "after"),
     ("the graph is checked", pipeline, "check_written", 1, "after"),
     ("the output is begun", pipeline, "save_model", 1, "before"),
     ("the output is half written", pipeline, "save_model", 1, "half"),
@@ -42,7 +46,14 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("the comparison begins", pipeline, "compare", 1, "before"),
     ("the comparison is under way", source.ImageReader, "read", 9, "after"),
     ("the comparison is done", pipeline, "compare", 1, "after"),
-    ("the output is about to be put in place", graph_io, "_umask", 1, "after"),
+]
+# From the moment that the output's place is about to be taken, a signal changes nothing any more.
+LATE: list[tuple[str, Any, str, int, str]] = [
+    ("the output is put in place", graph_io, "_umask", 1, "before"),
+    ("the output is in place", Path, "replace", 1, "after"),
+    ("the report is written", cli, "_write", 1, "before"),
+    ("the report is half written", Path, "write_text", 1, "after"),
+    ("the command ends", cli, "_print_report", 1, "after"),
 ]
 
 
@@ -75,11 +86,16 @@ def interrupting(original: Callable[..., Any], number: int, call: int, when: str
     return wrapped
 
 
+def prepare(folder: Path) -> None:
+    """The output folder holds an older output and nothing else."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    (folder / "out").mkdir()
+    (folder / "out/model_int8.onnx").write_bytes(OLD)
+
+
 def run(folder: Path) -> dict[str, Any]:
     """One command; its exit code, what it printed, and what is on the disk."""
     output = folder / "out"
-    output.mkdir(exist_ok=True)
-    (output / "model_int8.onnx").write_bytes(OLD)
     command = [str(folder / "model.onnx"), "--calib", str(folder / "images"), "--quiet", "--threads", "1"]
     command += ["-o", str(output / "model_int8.onnx"), "--report", str(output / "report.json"), "--candidates", "3"]
     with contextlib.redirect_stderr(io.StringIO()) as error:
@@ -100,14 +116,18 @@ def main() -> None:
     # A background job of a shell without job control is started with SIGINT ignored, and the command respects that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     results = {}
-    for index, (name, owner, attribute, call, when) in enumerate(MOMENTS):
+    for index, (name, owner, attribute, call, when) in enumerate(MOMENTS + LATE):
         number = (signal.SIGINT, signal.SIGTERM)[index % 2]
+        prepare(folder)
         with replaced(owner, attribute, interrupting(getattr(owner, attribute), number, call, when)):
             results[name] = run(folder)
+    prepare(folder)
+    # A second signal while the mess of the first is cleared up.
     unlink = interrupting(Path.unlink, signal.SIGTERM, 1, "before")
     save = interrupting(pipeline.save_model, signal.SIGINT, 1, "half")
     with replaced(pipeline, "save_model", save), replaced(Path, "unlink", unlink):
         results["twice"] = run(folder)
+    prepare(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with replaced(pipeline, "compare", interrupting(pipeline.compare, signal.SIGINT, 1, "before")):
         results["ignored"] = run(folder)

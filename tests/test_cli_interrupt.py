@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupt_driver import MOMENTS, OLD
+from commandline import Ran, image_attention, run_cli, save_attention
+from interrupt_driver import LATE, MOMENTS, OLD
 
 import onnxvitq
+from onnxvitq import cli
 
 ROOT = str(Path(onnxvitq.__file__).parent.parent)
-NAMES = [moment[0] for moment in MOMENTS]
 LEFT = {
     "code": 130,
     "error": "onnxvitq: interrupted\n",
@@ -26,6 +27,7 @@ LEFT = {
     "old": True,
     "scratch": [],
 }
+WHOLE = {"code": 0, "error": "", "files": ["model_int8.onnx", "report.json"], "old": False, "scratch": []}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -34,10 +36,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def left(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def left(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each interrupted command left, by its moment; one process runs them all."""
     folder = tmp_path_factory.mktemp("interrupt")
-    shutil.copy(vit_file, folder / "model.onnx")
+    model = save_attention(folder / "model.onnx", image_attention(16))
+    size = model.stat().st_size
     (folder / "images").mkdir()
     (folder / "scratch").mkdir()
     for image in sorted(images.iterdir())[:6]:
@@ -48,13 +51,18 @@ def left(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory)
     results = json.loads(ran.stdout)
     assert isinstance(results, dict)
     sizes = {result.pop("model") for result in results.values() if isinstance(result, dict)}
-    assert sizes == {vit_file.stat().st_size}
+    assert sizes == {size}
     return results
 
 
-@pytest.mark.parametrize("moment", NAMES)
+@pytest.mark.parametrize("moment", [moment[0] for moment in MOMENTS])
 def test_a_signal_leaves_the_disk_as_it_was(left: dict[str, Any], moment: str) -> None:
     assert left[moment] == LEFT
+
+
+@pytest.mark.parametrize("moment", [moment[0] for moment in LATE])
+def test_a_signal_that_comes_too_late_changes_nothing(left: dict[str, Any], moment: str) -> None:
+    assert left[moment] == WHOLE
 
 
 def test_a_second_signal_does_not_disturb_the_clearing_up(left: dict[str, Any]) -> None:
@@ -62,12 +70,31 @@ def test_a_second_signal_does_not_disturb_the_clearing_up(left: dict[str, Any]) 
 
 
 def test_a_background_job_that_ignores_ctrl_c_goes_on(left: dict[str, Any]) -> None:
-    expected = {"code": 0, "error": "", "files": ["model_int8.onnx", "report.json"], "old": False, "scratch": []}
-    assert left["ignored"] == expected
+    assert left["ignored"] == WHOLE
 
 
 def test_signal_handlers_are_given_back(left: dict[str, Any]) -> None:
     assert left["handlers"] == [True, True]
+
+
+def test_an_interrupted_import_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(arguments: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+        raise AssertionError
+
+    def fail(arguments: object) -> int:
+        raise ImportError("no such module")
+
+    monkeypatch.setitem(cli.COMMANDS, "inspect", load)
+    assert run_cli(capsys, "inspect") == Ran(code=130, out="", err="onnxvitq: interrupted\n")
+    monkeypatch.setitem(cli.COMMANDS, "inspect", fail)
+    with pytest.raises(ImportError, match="no such module"):  # of an installation that is broken
+        run_cli(capsys, "inspect")
 
 
 # SIGINT as a terminal's process has it, whatever the tests were started by.
@@ -80,7 +107,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def started(vit_file: Path, tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+def started(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
     """Starts a quantization that takes a while; the process is ended with the test."""
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -88,8 +115,9 @@ def started(vit_file: Path, tmp_path: Path) -> Iterator[Callable[[int], "subproc
         for name in ("scratch", "out"):
             (tmp_path / name).mkdir()
         (tmp_path / "out/model_int8.onnx").write_bytes(OLD)
+        model = save_attention(tmp_path / "model.onnx", image_attention(16))
         np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).normal(size=(samples, 3, 16, 16)).astype("f4"))
-        command = [sys.executable, "-c", START, str(vit_file), "--calib", str(tmp_path / "data.npz")]
+        command = [sys.executable, "-c", START, str(model), "--calib", str(tmp_path / "data.npz")]
         command += ["-o", str(tmp_path / "out/model_int8.onnx"), "--threads", "1", "--candidates", "2"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=tmp_path

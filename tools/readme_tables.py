@@ -1,6 +1,6 @@
 """Put the tables of tools/results/ into the README, between the markers that name their files.
 
-    python tools/readme_tables.py
+python tools/readme_tables.py
 """
 
 import re

@@ -1,6 +1,5 @@
 """Which kernels really run: the optimised session against the plan. A layer planned and not there is named."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.plan import QuantPlan
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
@@ -64,8 +64,8 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
 
 def _kernels(model: Path, threads: int) -> dict[str, str]:
     """Node name -> operator of the optimised graph, without its weights."""
-    with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        optimized = folder / "optimized.onnx"
         Session(model, threads=threads, optimized=optimized)
         return {node.name: node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxvitq.errors import RewriteError
+from onnxvitq.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
@@ -49,6 +49,7 @@ def compare(
         progress: called with the number of samples done.
 
     Raises:
+        UnsupportedModelError: the float model gives another output each time.
         RewriteError: on the first feeds the canonical graph, which everything was fitted to, does not give what the
             user's model gives; or the quantized model gives a NaN or an infinity.
     """
@@ -68,6 +69,8 @@ def compare(
         samples += len(next(iter(feed.values())))
         if progress is not None:
             progress(count + 1)
+    if parity.relative > PARITY and _is_random(original, feeds):
+        raise UnsupportedModelError(str(models[0]), "the float model is random: two runs on one input differ")
     if parity.relative > PARITY:
         problem = f"its canonical form differs by {parity.relative:.1e} of the output's norm, allowed {PARITY:.0e}"
         raise RewriteError(str(models[0]), problem, "please report the model: a graph pass is wrong for it")
@@ -78,3 +81,8 @@ def compare(
         top1_agreement=difference.agreement,
         optimised_vs_plain=float(f"{drift.relative:.3g}"),
     )
+
+
+def _is_random(model: Session, feeds: Iterable[Mapping[str, np.ndarray]]) -> bool:
+    feed = next(iter(feeds))
+    return bool((model.run(feed)[0] != model.run(feed)[0]).any())

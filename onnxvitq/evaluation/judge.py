@@ -1,15 +1,14 @@
 """Output error of a plan: the model is written, loaded and run on a few held-out samples, as a user would run it."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import save_model, to_proto
+from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
@@ -33,9 +32,12 @@ class OutputJudge:
     def __call__(self, plan: QuantPlan) -> float:
         """Write, load and run; -120 to 120 dB."""
         difference = OutputDifference()
-        with tempfile.TemporaryDirectory(prefix="onnxvitq_") as folder:
-            path = Path(folder) / "candidate.onnx"
-            save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
+        with scratch_folder() as folder:
+            path = folder / "candidate.onnx"
+            try:
+                save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
+            except OSError as error:
+                raise scratch_error(folder, error) from error
             session = Session(path, threads=self.threads, lean=True)
         for feed, reference in zip(self.feeds, self.references, strict=True):
             difference.update(reference, session.run(feed)[0])

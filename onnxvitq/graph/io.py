@@ -316,6 +316,8 @@ def refuse_output(path: Path, model: Path) -> None:
         raise OutputError(where, "the output is the input", "name another file with -o")
     if path.is_dir():
         raise OutputError(where, "expected a file name, got a folder")
+    if path.exists() and not path.is_file():  # taking its place would do away with /dev/null itself
+        raise OutputError(where, "expected a file name, got a device or a pipe")
     if not path.parent.is_dir():
         raise OutputError(where, f"the folder {str(path.parent)!r} does not exist")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from commandline import save_attention
+from commandline import image_attention, save_attention
 from PIL import Image
 from textgraph import model_of, run
 
@@ -142,19 +142,17 @@ def sqnr_of(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFacto
 def test_searched_scales_do_not_lose_to_min_max(sqnr_of: Callable[[QuantConfig], float]) -> None:
     # The search lowers the error of each layer's own output, on its own rows, never that of the model's output: where
     # both errors are as small as here, how layers' errors add up or cancel out is chance. Half a dB is what chance does.
-    for bias_correction in (False, True):
-        minmax = sqnr_of(QuantConfig(objective="minmax", bias_correction=bias_correction))
-        searched = sqnr_of(QuantConfig(objective="mse", bias_correction=bias_correction))
-        assert searched >= minmax - 0.5
+    assert sqnr_of(QuantConfig()) >= sqnr_of(QuantConfig(objective="minmax")) - 0.5
+    assert sqnr_of(QuantConfig()) >= sqnr_of(QUICK) - 0.5
 
 
 @pytest.mark.parametrize("objective", ["pearson", "ranking"])
 def test_every_objective_gives_a_working_model(sqnr_of: Callable[[QuantConfig], float], objective: str) -> None:
-    assert sqnr_of(QuantConfig(objective=objective)) > 30  # type: ignore[arg-type]
+    assert sqnr_of(QuantConfig(objective=objective, candidates=5)) > 30  # type: ignore[arg-type]
 
 
 def test_fewer_bits_are_worse(sqnr_of: Callable[[QuantConfig], float]) -> None:
-    assert sqnr_of(QuantConfig(weight_bits=8)) > sqnr_of(QuantConfig(weight_bits=7)) > 20
+    assert sqnr_of(QuantConfig()) > sqnr_of(QuantConfig(weight_bits=7)) > 20
 
 
 def test_float_attention_is_no_worse(sqnr_of: Callable[[QuantConfig], float]) -> None:
@@ -169,17 +167,14 @@ def test_an_empty_plan_gives_the_float_model(sqnr_of: Callable[[QuantConfig], fl
 
 # ---------------------------------------------------------------------------------------------------- same bytes again
 
-TWICE = """
+AGAIN = """
 import hashlib, json, sys
 from pathlib import Path
 from onnxvitq.config import QuantConfig
 from onnxvitq.pipeline import quantize
-folder, config = Path(sys.argv[1]), QuantConfig(seed=int(sys.argv[2]), candidates=5)
-digests = []
-for name in ("dynamo", "torchscript"):
-    result = quantize(folder / f"{name}.onnx", folder / "images", folder / f"{name}_int8.onnx", config)
-    digests.append(hashlib.sha256(result.output.read_bytes()).hexdigest())
-print(json.dumps(digests))
+folder = Path(sys.argv[1])
+result = quantize(folder / "float.onnx", folder / "images", folder / "int8.onnx", QuantConfig(seed=7, candidates=5))
+print(json.dumps(hashlib.sha256(result.output.read_bytes()).hexdigest()))
 """
 
 
@@ -192,21 +187,20 @@ def in_another_process(script: str, *arguments: object, hash_seed: str = "0") ->
 
 
 def test_same_input_and_seed_give_the_same_bytes(export_vit: ExportVit, images: Path, tmp_path: Path) -> None:
-    digests = []
+    digests = set()
     # Another process, another order of sets, another folder.
     for name, hash_seed in (("one", "1"), ("another", "4242")):
         folder = tmp_path / name
         shutil.copytree(images, folder / "images")
-        for exporter in ("dynamo", "torchscript"):
-            onnx.save(export_vit(exporter, True), folder / f"{exporter}.onnx")
-        digests.append(in_another_process(TWICE, folder, 7, hash_seed=hash_seed))
-    assert digests[0] == digests[1]
-    assert digests[0][0] != digests[0][1]  # and it is not one file compared with itself
+        onnx.save(export_vit("dynamo", True), folder / "float.onnx")
+        digests.add(in_another_process(AGAIN, folder, hash_seed=hash_seed))
+    assert len(digests) == 1
 
 
-def test_another_seed_gives_other_bytes(vit_file: Path, images: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_bytes(small: Path, tmp_path: Path) -> None:
     def graph(seed: int) -> bytes:
-        written = quantize(vit_file, images, tmp_path / "out.onnx", QuantConfig(seed=seed, candidates=4)).output
+        # Operands of a few samples are kept: of 40, other seeds keep others.
+        written = quantize(small, tokens(40), tmp_path / "out.onnx", QuantConfig(seed=seed, acceptance="always")).output
         return onnx.load(written).graph.SerializeToString(deterministic=True)  # the recipe names the seed
 
     assert graph(0) != graph(1)
@@ -251,52 +245,65 @@ def test_recipe_tells_other_data_and_other_models_apart(vit_file: Path, images: 
 # ---------------------------------------------------------------------------------------------------- kinds of data
 
 
-def test_a_generator_is_read_once(vit_file: Path, tmp_path: Path) -> None:
-    feeds = batch_of(20)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One attention over 5 tokens of width 8: these tests are about its input ``x``."""
+    return save_attention(tmp_path_factory.mktemp("small") / "small.onnx")
+
+
+def tokens(count: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(count, 5, 8)).astype(np.float32)
+
+
+def test_a_generator_is_read_once(small: Path, tmp_path: Path) -> None:
+    feeds = tokens(20)
     read: list[int] = []
 
     def generate() -> Iterator[dict[str, np.ndarray]]:
-        for index, image in enumerate(feeds):
+        for index, row in enumerate(feeds):
             read.append(index)
-            yield {"image": image[None]}
+            yield {"x": row[None]}
 
-    result = quantize(vit_file, generate(), tmp_path / "out.onnx")
+    stages: list[tuple[str, int, int | None]] = []
+    result = quantize(small, generate(), tmp_path / "out.onnx", progress=lambda *stage: stages.append(stage))
     assert read == list(range(20))
     assert result.report["calibration"]["samples"] == 20
     assert result.report["compare"]["samples"] == KEPT_FEEDS == 16  # what was kept of it
+    assert ("calibrate", 20, None) in stages  # its length is not known beforehand
+    assert [stage for stage in stages if stage[0] == "compare"][-1] == ("compare", 16, 16)
     assert result.report["compare"]["sqnr_db"] > 25
 
 
 @pytest.fixture(scope="module")
-def one_by_one(vit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def one_by_one(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Quantized with six feeds from a generator."""
-    feeds = ({"image": row[None]} for row in batch_of(6))
-    return quantize(vit_file, feeds, tmp_path_factory.mktemp("feeds") / "out.onnx", QUICK)
+    feeds = ({"x": row[None]} for row in tokens(6))
+    return quantize(small, feeds, tmp_path_factory.mktemp("feeds") / "out.onnx", QUICK)
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy", "list", "arrays", "dictionary", "tuple of batches"])
 def test_the_same_feeds_in_any_form_give_the_same_layers(
-    vit_file: Path, one_by_one: Result, tmp_path: Path, kind: str
+    small: Path, one_by_one: Result, tmp_path: Path, kind: str
 ) -> None:
-    values = batch_of(6)
-    np.savez(tmp_path / "data.npz", image=values)
+    values = tokens(6)
+    np.savez(tmp_path / "data.npz", x=values)
     np.save(tmp_path / "data.npy", values)
     data = {
         "npz": tmp_path / "data.npz",
         "npy": str(tmp_path / "data.npy"),
-        "list": [{"image": row[None], "label": np.zeros(1)} for row in values],
+        "list": [{"x": row[None], "label": np.zeros(1)} for row in values],
         "arrays": values,
-        "dictionary": {"image": values},
+        "dictionary": {"x": values},
         "tuple of batches": (values[:4], values[4:]),
     }[kind]
-    result = quantize(vit_file, data, tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
+    result = quantize(small, data, tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
     assert result.report["calibration"]["samples"] == 6
     assert result.report["compare"] == one_by_one.report["compare"]
     # The metadata tells the data apart, the graph does not.
     assert onnx.load(result.output).graph == onnx.load(one_by_one.output).graph
 
 
-def test_a_loader_that_shuffles_is_compared_on_what_it_gave_first(vit_file: Path, tmp_path: Path) -> None:
+def test_a_loader_that_shuffles_is_compared_on_what_it_gave_first(small: Path, tmp_path: Path) -> None:
     class Shuffled:
         """Like a training loader: another order in every pass."""
 
@@ -305,41 +312,41 @@ def test_a_loader_that_shuffles_is_compared_on_what_it_gave_first(vit_file: Path
 
         def __iter__(self) -> Iterator[np.ndarray]:
             self.passes += 1
-            return (batch_of(10)[index][None] for index in self.rng.permutation(10))
+            return (tokens(10)[index][None] for index in self.rng.permutation(10))
 
     loader = Shuffled()
-    result = quantize(vit_file, loader, tmp_path / "out.onnx", QUICK)
+    result = quantize(small, loader, tmp_path / "out.onnx", QUICK)
     assert loader.passes == 1
     assert result.report["compare"]["samples"] == 10
     assert result.report["compare"]["sqnr_db"] > 25
 
 
-def test_a_reader_of_onnxruntime(vit_file: Path, tmp_path: Path) -> None:
+def test_a_reader_of_onnxruntime(small: Path, tmp_path: Path) -> None:
     class Reader:
         def __init__(self) -> None:
-            self.left = [{"image": row[None]} for row in batch_of(5)]
+            self.left = [{"x": row[None]} for row in tokens(5)]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None
 
-    result = quantize(vit_file, Reader(), tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
+    result = quantize(small, Reader(), tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
     assert result.report["calibration"]["samples"] == result.report["compare"]["samples"] == 5
 
 
-@pytest.mark.parametrize("data", [[], iter(()), np.zeros((0, 3, 16, 16), np.float32), 7, None])
-def test_data_that_is_none(vit_file: Path, tmp_path: Path, data: Any) -> None:
+@pytest.mark.parametrize("data", [[], iter(()), np.zeros((0, 5, 8), np.float32), 7, None])
+def test_data_that_is_none(small: Path, tmp_path: Path, data: Any) -> None:
     with pytest.raises(OnnxVitqError):
-        quantize(vit_file, data, tmp_path / "out.onnx")
+        quantize(small, data, tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_users_generator_is_not_hidden(vit_file: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_users_generator_is_not_hidden(small: Path, tmp_path: Path) -> None:
     def generate() -> Iterator[np.ndarray]:
-        yield batch_of(1)
+        yield tokens(1)
         raise LookupError("the third image is lost")
 
     with pytest.raises(LookupError, match="the third image is lost"):
-        quantize(vit_file, generate(), tmp_path / "out.onnx")
+        quantize(small, generate(), tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -430,16 +437,6 @@ def test_a_model_without_a_size_says_what_is_missing(images: Path, tmp_path: Pat
 
 # -------------------------------------------------------------------------------------------------------------- memory
 
-# A patch embedding of 256 tokens and one attention over them, its class scores as output.
-WIDE = (
-    "(float[N,3,64,64] image) => (float[N,32] y)"
-    "<float[32,3,4,4] P, float[32,32] Wq, float[32,32] Wk, float[32,32] Wv, float[32,32] Wo>"
-    "{ patches = Conv<strides = [4, 4]>(image, P) shape = Constant<value = int64[3] {0, 32, 256}>()"
-    " flat = Reshape(patches, shape) x = Transpose<perm = [0, 2, 1]>(flat)"
-    " q = MatMul(x, Wq) k = MatMul(x, Wk) v = MatMul(x, Wv) kt = Transpose<perm = [0, 2, 1]>(k)"
-    " scores = MatMul(q, kt) probs = Softmax<axis = -1>(scores) context = MatMul(probs, v) o = MatMul(context, Wo)"
-    " y = ReduceMean<axes = [1], keepdims = 0>(o) }"
-)
 PEAK = """
 import json, resource, sys
 from pathlib import Path
@@ -454,7 +451,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    onnx.save(model_of(WIDE), tmp_path / "wide.onnx")
+    onnx.save(model_of(image_attention(64)), tmp_path / "wide.onnx")  # 256 tokens
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for index in range(64):

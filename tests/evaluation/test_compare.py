@@ -8,7 +8,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import RewriteError
+from onnxvitq.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation import compare as comparing
 from onnxvitq.evaluation.compare import PLAIN_SAMPLES, Comparison, compare
 from onnxvitq.evaluation.metrics import CAP_DB
@@ -124,3 +124,12 @@ def test_a_quantized_model_that_gives_nan_is_an_error(model: Path, tmp_path: Pat
     assert any((feed["x"] @ WEIGHT < 0).any() for feed in FEEDS)
     with pytest.raises(RewriteError, match="a NaN or an infinity at calibration sample 0"):
         run((model, broken), FEEDS)
+
+
+RANDOM = "(float[N,4] x) => (float[N,3] y) <float[4,3] W> { n = RandomNormalLike(x) z = Add(x, n) y = MatMul(z, W) }"
+
+
+def test_a_random_model_is_told_from_a_wrong_pass(tmp_path: Path) -> None:
+    model = saved(tmp_path / "random.onnx", RANDOM)
+    with pytest.raises(UnsupportedModelError, match="random: two runs"):
+        run((model, model), FEEDS)
