@@ -27,7 +27,7 @@ class QuantConfig:
 
     version: int = CONFIG_VERSION
     objective: ObjectiveName = "mse"
-    candidates: int = 20
+    candidates: int = 16
     rounds: int = 2
     bias_correction: bool = True
     acceptance: Literal["held-out", "always"] = "held-out"
@@ -51,6 +51,13 @@ class QuantConfig:
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
             _between("num_samples", self.num_samples, 1, 10**9)
+
+    @property
+    def judged(self) -> bool:
+        """Whether steps are accepted by the model's output. The baseline "minmax" searches nothing and stays quick: its bias
+        correction is accepted layer by layer only.
+        """
+        return self.acceptance == "held-out" and self.objective != "minmax"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

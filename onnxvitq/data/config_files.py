@@ -61,8 +61,15 @@ def read_config_file(path: Path) -> Fields:
     Raises:
         ConfigError: the file is missing, is not JSON of a known kind, or asks for a step that is not done here.
     """
-    document = read_json(path)
-    where = str(path)
+    return document_fields(read_json(path), str(path))
+
+
+def document_fields(document: Mapping[str, object], where: str) -> Fields:
+    """The fields that the parsed text of such a file states.
+
+    Raises:
+        ConfigError: not of a known kind, or it asks for a step that is not done here.
+    """
     if "pretrained_cfg" in document or "input_size" in document:
         # timm's older files hold the same keys at the top level.
         return _timm(document.get("pretrained_cfg", document), where)

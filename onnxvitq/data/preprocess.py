@@ -16,12 +16,13 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageOps
 
-from onnxvitq.data.config_files import own_fields, read_config_file
+from onnxvitq.data.config_files import document_fields, own_fields, read_config_file
 from onnxvitq.data.fields import CHANNELS, PARSERS, Interpolation, Layout, Mode
 from onnxvitq.errors import ConfigError, DataError
 from onnxvitq.spec import FloatArray, InputSpec
 
 PREPROCESSING_KEY = "onnxvitq.preprocessing"
+EXPORTED_KEY = "preprocessor_config.json"  # the text of that file, as ``onnxvitq export`` stores it
 
 # The options' names, where they differ from the fields'.
 FLAG_FIELDS = {"color": "mode"}
@@ -121,7 +122,7 @@ def resolve_preprocessing(
         spec: the image input, rank 4.
         flags: any of mean, std, resize, crop, interpolation, scale, color, typed or as text; None is not given.
         config_file: given by the user or found beside the model (`config_files.find_config_file`).
-        metadata: the model's metadata; the key `PREPROCESSING_KEY` is read.
+        metadata: the model's metadata; the keys `PREPROCESSING_KEY` and `EXPORTED_KEY` are read.
 
     Returns:
         The preprocessing, and a text that says where each field came from.
@@ -194,15 +195,24 @@ def _sources(
         stated = read_config_file(config_file)
         where = str(config_file)
         sources.append((config_file.name, {name: (value, f"{where}: {name}") for name, value in stated.items()}))
-    if PREPROCESSING_KEY in metadata:
-        where = f"model metadata {PREPROCESSING_KEY}"
-        try:
-            document = json.loads(metadata[PREPROCESSING_KEY])
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(where, f"expected JSON, got an error: {error}") from error
-        stated = own_fields(document, where)
-        sources.append(("the model's metadata", {name: (value, f"{where}: {name}") for name, value in stated.items()}))
+    for key, fields_of in ((PREPROCESSING_KEY, own_fields), (EXPORTED_KEY, document_fields)):
+        if key in metadata:
+            where = f"model metadata {key}"
+            stated = fields_of(_parsed(metadata[key], where), where)
+            sources.append(
+                ("the model's metadata", {name: (value, f"{where}: {name}") for name, value in stated.items()})
+            )
     return sources
+
+
+def _parsed(text: str, where: str) -> Mapping[str, object]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(where, f"expected JSON, got an error: {error}") from error
+    if not isinstance(document, Mapping):
+        raise ConfigError(where, f"expected a dictionary, got {type(document).__name__}")
+    return document
 
 
 def _layout(spec: InputSpec, chosen: Chosen) -> tuple[object, str]:

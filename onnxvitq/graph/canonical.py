@@ -53,7 +53,8 @@ def run_pass(graph: gs.Graph, one: Pass) -> int:
         total += count
         graph.cleanup().toposort()
         check_graph(graph, f"pass {one.__name__}")
-        infer_shapes(graph)
+        if one not in SHAPES_STAY_KNOWN:
+            infer_shapes(graph)
     return total
 
 
@@ -775,3 +776,5 @@ PASSES: tuple[Pass, ...] = (
     merge_reshapes,
     fold_scalar_scales,
 )
+# Passes that make no tensor of unknown shape and change none: inference again would find what is there.
+SHAPES_STAY_KNOWN = frozenset({remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales})

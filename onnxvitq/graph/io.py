@@ -5,7 +5,7 @@ A round trip through graphsurgeon drops the model's metadata, so it travels besi
 
 import contextlib
 import logging
-import os
+import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A float model that passed every check on the way in. ``size`` is in bytes, external data included.
+    """A float model that passed every check on the way in. ``size`` is in bytes, external data included; ``files``
+    are the model and its external data.
 
     ``graph`` is sorted, its nodes are named and its shapes inferred. It owns its weights: the protobuf message is gone,
     or every weight would be in memory twice.
@@ -56,6 +57,7 @@ class LoadedModel:
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     size: int
+    files: tuple[Path, ...]
 
 
 def load_model(path: Path) -> LoadedModel:
@@ -66,10 +68,10 @@ def load_model(path: Path) -> LoadedModel:
         UnsupportedOpsetError: older than opset 11 or newer than the installed onnx.
         UnsupportedModelError: already quantized, already fused by onnxruntime, or not float32.
     """
-    proto, size = _read(path)
+    proto, files = _read(path)
     _refuse_opset(path, proto)
     _refuse_unsupported(path, proto)
-    _check(path, proto)
+    _check(path)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
         _refuse_unsupported(path, proto)  # what the functions' bodies hold
@@ -79,11 +81,18 @@ def load_model(path: Path) -> LoadedModel:
     constants = {initializer.name for initializer in proto.graph.initializer}
     inputs = tuple(_input_spec(path, value) for value in proto.graph.input if value.name not in constants)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    outputs = tuple(value.name for value in proto.graph.output)
-    return LoadedModel(path=path, graph=to_graph(proto), metadata=metadata, inputs=inputs, outputs=outputs, size=size)
+    return LoadedModel(
+        path=path,
+        graph=to_graph(proto),
+        metadata=metadata,
+        inputs=inputs,
+        outputs=tuple(value.name for value in proto.graph.output),
+        size=sum(file.stat().st_size for file in files),
+        files=files,
+    )
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, int]:
+def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     where = str(path)
     if not path.exists():
         raise InvalidGraphError(where, "no such file")
@@ -91,7 +100,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int]:
         raise InvalidGraphError(where, "expected an ONNX file, got a folder")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
-        size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(proto, path.parent))
+        files = (path, *sorted(_external_files(proto, path.parent)))
         onnx.load_external_data_for_model(proto, str(path.parent))
     except DecodeError as error:
         raise InvalidGraphError(where, "not an ONNX model, or truncated", "is the download complete?") from error
@@ -101,7 +110,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, int]:
         ) from error
     if not proto.graph.node:
         raise InvalidGraphError(where, "not an ONNX model: it holds no nodes")
-    return proto, size
+    return proto, files
 
 
 def _external_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
@@ -157,12 +166,9 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
-def _check(path: Path, proto: onnx.ModelProto) -> None:
+def _check(path: Path) -> None:
     try:
-        if proto.ByteSize() < PROTOBUF_LIMIT:
-            onnx.checker.check_model(proto)
-        else:
-            onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path))  # the file: the message would be serialised first, every weight of it
     except onnx.checker.ValidationError as error:
         raise InvalidGraphError(str(path), f"the ONNX checker refuses it: {first_line(error)}") from error
 
@@ -334,26 +340,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written; what was at ``path`` is untouched.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    try:  # named before it is made: an interrupt in between leaves nothing behind
+        temporary.open("xb").close()
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_model(proto: onnx.ModelProto, path: Path) -> int:

@@ -16,7 +16,7 @@ LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units
 class Search:
     """How far a search goes: candidates on the grid, and rounds over the two operands at most."""
 
-    candidates: int = 20
+    candidates: int = 16
     rounds: int = 2
 
     @property

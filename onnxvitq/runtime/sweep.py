@@ -39,7 +39,7 @@ def sweep(
     Raises:
         CalibrationError: a tensor holds a NaN or an infinity (it is named), or there was no sample.
     """
-    session = Session(model, threads=threads, lean=True)  # all requested tensors are alive at once
+    session = Session(model, threads=threads)
     observers = {request: _OBSERVERS[request.kind](seed) for request in requests}
     wanted = sorted({request.tensor for request in requests})
     count = 0
