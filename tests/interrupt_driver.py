@@ -20,7 +20,6 @@ from typing import Any
 from onnxvitq import cli, pipeline
 from onnxvitq.data import source
 from onnxvitq.evaluation import audit, judge
-from onnxvitq.graph import io as graph_io
 from onnxvitq.runtime import sweep
 from onnxvitq.steps.scales import SearchScales
 
@@ -49,7 +48,7 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
 ]
 # From the moment that the output's place is about to be taken, a signal changes nothing any more.
 LATE: list[tuple[str, Any, str, int, str]] = [
-    ("the output is put in place", graph_io, "_umask", 1, "before"),
+    ("the output is put in place", Path, "replace", 1, "before"),
     ("the output is in place", Path, "replace", 1, "after"),
     ("the report is written", cli, "_write", 1, "before"),
     ("the report is half written", Path, "write_text", 1, "after"),

@@ -14,6 +14,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "candidates": 7,
     "rounds": 5,
     "bias_correction": False,
+    "acceptance": "always",
     "attention": "float",
     "weight_bits": 7,
     "nodes_to_exclude": ["*.fc1", "block0*"],
@@ -62,7 +63,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight-bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: attention, bias_correction, candidates") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, bias_correction") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 

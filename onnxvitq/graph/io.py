@@ -68,7 +68,7 @@ def load_model(path: Path) -> LoadedModel:
         UnsupportedOpsetError: older than opset 11 or newer than the installed onnx.
         UnsupportedModelError: already quantized, already fused by onnxruntime, or not float32.
     """
-    proto, files = _read(path)
+    proto, sizes = _read(path)
     _refuse_opset(path, proto)
     _refuse_unsupported(path, proto)
     _check(path)
@@ -87,12 +87,12 @@ def load_model(path: Path) -> LoadedModel:
         metadata=metadata,
         inputs=inputs,
         outputs=tuple(value.name for value in proto.graph.output),
-        size=sum(file.stat().st_size for file in files),
-        files=files,
+        size=sum(sizes.values()),
+        files=tuple(sizes),
     )
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+def _read(path: Path) -> tuple[onnx.ModelProto, dict[Path, int]]:
     where = str(path)
     if not path.exists():
         raise InvalidGraphError(where, "no such file")
@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         raise InvalidGraphError(where, "expected an ONNX file, got a folder")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
-        files = (path, *sorted(_external_files(proto, path.parent)))
+        sizes = {file: file.stat().st_size for file in (path, *sorted(_external_files(proto, path.parent)))}
         onnx.load_external_data_for_model(proto, str(path.parent))
     except DecodeError as error:
         raise InvalidGraphError(where, "not an ONNX model, or truncated", "is the download complete?") from error
@@ -110,7 +110,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         ) from error
     if not proto.graph.node:
         raise InvalidGraphError(where, "not an ONNX model: it holds no nodes")
-    return proto, files
+    return proto, sizes
 
 
 def _external_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
@@ -340,7 +340,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written; what was at ``path`` is untouched.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:  # named before it is made: an interrupt in between leaves nothing behind
         temporary.open("xb").close()
         yield temporary

@@ -1,14 +1,18 @@
 """onnxruntime sessions, made in one place with everything that changes a result or a timing pinned."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.spec import InputSpec
+
+# onnxruntime 1.31 writes telemetry to the temporary folder as soon as it is imported; a quantizer has no business there.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 Level = Literal["disabled", "all"]
 LEVELS = {"disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}

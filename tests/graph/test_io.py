@@ -536,7 +536,7 @@ def test_an_atomic_file_needs_a_folder_that_can_be_written(tmp_path: Path, monke
         atomic_file(tmp_path / "absent" / "out"),
     ):
         pytest.fail("there is nothing to write to")
-    monkeypatch.setattr(tempfile, "mkstemp", cannot_write)
+    monkeypatch.setattr(Path, "open", cannot_write)
     with pytest.raises(OutputError, match="cannot be written: Permission denied"), atomic_file(tmp_path / "out"):
         pytest.fail("there is nothing to write to")
     assert not list(tmp_path.iterdir())
