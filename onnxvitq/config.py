@@ -26,7 +26,7 @@ class QuantConfig:
     """
 
     version: int = CONFIG_VERSION
-    objective: ObjectiveName = "mse"
+    objective: ObjectiveName = "pearson"
     candidates: int = 16
     rounds: int = 2
     bias_correction: bool = True

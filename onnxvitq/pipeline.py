@@ -54,7 +54,7 @@ from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import InputSpec, StatRequest, Stats
-from onnxvitq.steps.accept import Scores, accept_parts
+from onnxvitq.steps.accept import accept_parts
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -200,24 +200,20 @@ def _fit(
         threads=config.threads,
     )
     outcomes: list[dict[str, Any]] = []
-    scores: Scores | None = None
+    score: float | None = None
     for number, step in enumerate(steps):
         proposed, outcome = step.apply(problem, plan, stats)
         if number == 0 or not config.judged:
             plan, entry = proposed, {**asdict(outcome), "parts": []}
         else:
-            before = judge(plan) if scores is None else scores
-            plan, scores, parts = accept_parts(plan, proposed, problem, judge, before)
+            before = judge(plan) if score is None else score
+            plan, score, parts = accept_parts(plan, proposed, problem, judge, before)
             kept = any(part.accepted for part in parts)
-            entry = {**asdict(outcome), "accepted": kept, "before": _mean_db(before), "after": _mean_db(scores)}
+            entry = {**asdict(outcome), "accepted": kept, "before": round(before, 3), "after": round(score, 3)}
             entry["parts"] = [asdict(part) for part in parts]
         outcomes.append(entry)
         progress("fit", number + 1, len(steps))
     return plan, outcomes
-
-
-def _mean_db(scores: Scores) -> float:
-    return round(float(scores.mean()), 3)
 
 
 def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:

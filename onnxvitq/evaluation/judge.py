@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import save_model, to_proto
@@ -18,7 +17,7 @@ from onnxvitq.spec import FloatArray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OutputJudge:
-    """Called with a plan, gives the SQNR in dB of the model's first output, for each held-out sample.
+    """Called with a plan, gives the SQNR in dB of the model's first output.
 
     graph, problem: the canonical float graph and what was found in it; never changed.
     feeds, references: held-out samples and the float model's output for each.
@@ -30,8 +29,9 @@ class OutputJudge:
     references: Sequence[FloatArray]
     threads: int
 
-    def __call__(self, plan: QuantPlan) -> NDArray[np.float64]:
-        """Write, load and run; (S,), each -120 to 120 dB."""
+    def __call__(self, plan: QuantPlan) -> float:
+        """Write, load and run; -120 to 120 dB."""
+        difference = OutputDifference()
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
             try:
@@ -39,15 +39,6 @@ class OutputJudge:
             except OSError as error:
                 raise scratch_error(folder, error) from error
             session = Session(path, threads=self.threads, lean=True)
-        return np.array(
-            [
-                _sqnr_db(reference, session.run(feed)[0])
-                for feed, reference in zip(self.feeds, self.references, strict=True)
-            ]
-        )
-
-
-def _sqnr_db(reference: FloatArray, output: FloatArray) -> float:
-    difference = OutputDifference()
-    difference.update(reference, output)
-    return difference.sqnr_db
+        for feed, reference in zip(self.feeds, self.references, strict=True):
+            difference.update(reference, session.run(feed)[0])
+        return difference.sqnr_db

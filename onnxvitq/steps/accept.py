@@ -3,27 +3,26 @@
 A search lowers the error of the tensors it looks at, averaged over all tokens; that can hide a loss where it matters (measured
 on the bundled model: scales searched for every site gained 0.6 dB layer by layer and lost 2.9 dB at the output, because the
 class token is one of fifty rows). So each part of a step, all blocks' tensors of one role, must pass the whole model.
+
+Asking for a gain of more than its standard error over the held-out images was tried and refused real gains: with injected
+outliers the output ended at 22.2 dB instead of 24.6.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, QParams
 
-Scores = NDArray[np.float64]  # output SQNR in dB of each held-out sample, (S,)
-Judge = Callable[[QuantPlan], Scores]
+Judge = Callable[[QuantPlan], float]  # output SQNR in dB on held-out samples
 
 PRODUCTS = {"query": "scores", "key": "scores", "probs": "context", "value": "context"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartOutcome:
-    """One part of a step: mean output SQNR in dB with what was kept so far, and with this part as well."""
+    """One part of a step: output SQNR in dB with what was kept so far, and with this part as well."""
 
     part: str
     accepted: bool
@@ -38,37 +37,29 @@ class _Part:
 
 
 def accept_parts(
-    before: QuantPlan, after: QuantPlan, problem: Problem, judge: Judge, scores: Scores
-) -> tuple[QuantPlan, Scores, tuple[PartOutcome, ...]]:
+    before: QuantPlan, after: QuantPlan, problem: Problem, judge: Judge, score: float
+) -> tuple[QuantPlan, float, tuple[PartOutcome, ...]]:
     """Go from one plan towards another part by part, keeping what gains.
 
     Args:
-        before: the plan so far; ``scores`` are its.
+        before: the plan so far; its output SQNR is ``score``.
         after: what a step made of it.
         problem: names the roles.
-        judge: output SQNR of a plan, sample by sample.
-        scores: of ``before``, in dB.
+        judge: output SQNR of a plan.
+        score: of ``before``, in dB.
 
     Returns:
-        The plan that was kept, its scores, and one outcome a part, in the order of the network.
+        The plan that was kept, its score, and one outcome a part, in the order of the network.
     """
     plan, outcomes = before, []
     for name, part in _parts(before, after, problem).items():
         candidate = plan.with_params(part.params).with_biases(part.biases)
         reached = judge(candidate)
-        accepted = gains(scores, reached)
-        figures = {"before": round(float(scores.mean()), 3), "after": round(float(reached.mean()), 3)}
-        outcomes.append(PartOutcome(part=name, accepted=accepted, **figures))
+        accepted = reached > score
+        outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
         if accepted:
-            plan, scores = candidate, reached
-    return plan, scores, tuple(outcomes)
-
-
-def gains(before: Scores, after: Scores) -> bool:
-    """Whether the mean gain of paired samples exceeds its standard error: a few samples gain something by chance alone."""
-    gain = after - before
-    error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return bool(gain.mean() > error)
+            plan, score = candidate, reached
+    return plan, score, tuple(outcomes)
 
 
 def _parts(before: QuantPlan, after: QuantPlan, problem: Problem) -> dict[str, _Part]:
