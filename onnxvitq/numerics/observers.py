@@ -51,7 +51,9 @@ class Rows:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._share = ROWS // FIRST_SHARE
-        self._kept: list[FloatArray] = []
+        # One block for all samples: many small ones, freed and made anew at each halving, leave holes between them.
+        self._store = np.empty((0, 0), np.float32)
+        self._counts: list[int] = []
 
     def update(self, values: FloatArray, sample: int) -> bool:
         """Take in one sample's tensor (.., C): its leading axes are rows. The positions drawn depend on the seed, the
@@ -62,21 +64,37 @@ class Rows:
         drawn = rows[rng.permutation(rows.shape[0])[: self._share]]
         if not np.isfinite(drawn).all():
             return False
-        kept = sum(len(part) for part in self._kept)
-        while self._share > 1 and kept + len(drawn) > ROWS:
-            self._share //= 2
-            self._kept = [part[: self._share].copy() for part in self._kept]
-            kept, drawn = sum(len(part) for part in self._kept), drawn[: self._share]
+        if not self._counts:
+            self._store = np.empty((ROWS, rows.shape[1]), np.float32)
+        while self._share > 1 and sum(self._counts) + len(drawn) > ROWS:
+            self._halve()
+            drawn = drawn[: self._share]
+        kept = sum(self._counts)
         if kept + len(drawn) <= ROWS:
-            self._kept.append(drawn.copy())
-        elif (place := int(rng.integers(0, sample + 1))) < len(self._kept):
-            self._kept[place] = drawn.copy()
+            self._store[kept : kept + len(drawn)] = drawn
+            self._counts.append(len(drawn))
+        elif len(drawn) and (place := int(rng.integers(0, sample + 1))) < len(self._counts):
+            self._store[place] = drawn[0]  # one row a sample by now
         return True
+
+    def _halve(self) -> None:
+        """Keep the first half of every sample's rows, moved together."""
+        self._share //= 2
+        stops = np.cumsum(self._counts)
+        parts = [
+            self._store[stop - count : stop][: self._share] for stop, count in zip(stops, self._counts, strict=True)
+        ]
+        self._counts = [len(part) for part in parts]
+        if parts:
+            self._store[: sum(self._counts)] = np.concatenate(parts)
 
     def result(self) -> FloatArray:
         """(S, r, C): r rows of each of S samples (samples with fewer rows than r set r)."""
-        r = min((len(part) for part in self._kept), default=0)
-        return np.stack([part[:r] for part in self._kept]) if self._kept else np.zeros((0, 0, 0), np.float32)
+        r = min(self._counts, default=0)
+        if not self._counts:
+            return np.zeros((0, 0, 0), np.float32)
+        starts = np.cumsum([0, *self._counts[:-1]])
+        return np.stack([self._store[start : start + r] for start in starts])
 
 
 class Operand:
