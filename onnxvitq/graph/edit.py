@@ -1,4 +1,4 @@
-"""The few verbs with which a graph is edited; used by ``graph/canonical.py`` and ``rewrite/`` only.
+"""The few verbs with which a graph is edited; used by ``graph/passes`` and ``rewrite/`` only.
 
 Why not ``Graph.layer``: it rebuilds the set of names at each call (measured: 4.5 s for 2,000 nodes, against 0.03 s).
 """

@@ -1,1 +1,1 @@
-"""Plan and graph in, quantized graph out: together with ``graph/canonical.py`` the only place that edits graphs."""
+"""Plan and graph in, quantized graph out: together with ``graph/passes`` the only place that edits graphs."""

@@ -15,8 +15,9 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.errors import PlanError
-from onnxvitq.graph.canonical import merge_reshapes, run_pass
+from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams

@@ -1,12 +1,12 @@
-"""The forms that ``graph/canonical.py`` rewrites, and near misses of each that change exactly one thing."""
+"""The forms that ``graph/passes`` rewrites, and near misses of each that change exactly one thing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxvitq.graph import canonical
 from onnxvitq.graph.canonical import Pass
+from onnxvitq.graph.passes import attention, constants, no_ops
 
 Weights = Mapping[str, np.ndarray]
 Changes = Mapping[str, str]
@@ -38,7 +38,7 @@ class Form:
 
 FOLDS = (
     Form(
-        canonical.fold_constants,
+        constants.fold_constants,
         "operators on constants",
         "(float[N,4] x) => (float[A,B] y) <float[4] a = {1, 2, 3, 4}, float[4] b = {0.1, 0.2, 0.3, 0.4}>"
         "{ c = Mul(a, b) d = Sqrt(c) y = Add(x, d) }",
@@ -51,7 +51,7 @@ FOLDS = (
         edits=2,
     ),
     Form(
-        canonical.fold_constants,
+        constants.fold_constants,
         "an operator on one constant",
         "(float[N,4] x) => (float[A,B] y) <float[4] a> { c = Tanh(a) y = Add(x, c) }",
         "Add",
@@ -63,7 +63,7 @@ FOLDS = (
         opset=20,
     ),
     Form(
-        canonical.fold_constants,
+        constants.fold_constants,
         "shape arithmetic with known sizes",
         "(float[N,4,6] x, float[N,24] z) => (float[A,B,C] y) <int64[1] m = {-1}>"
         "{ s = Shape<start = 1>(x) t = Concat<axis = 0>(m, s) y = Reshape(z, t) }",
@@ -78,7 +78,7 @@ FOLDS = (
         edits=2,
     ),
     Form(
-        canonical.fold_constants,
+        constants.fold_constants,
         "Expand of a constant",
         "(float[3,4] x) => (float[A,B] y) <float[1,4] c, int64[2] s = {3, 4}> { e = Expand(c, s) y = Add(x, e) }",
         "Add",
@@ -88,7 +88,7 @@ FOLDS = (
         ),
     ),
     Form(
-        canonical.fold_constants,
+        constants.fold_constants,
         "a mask made of constants by Expand and Where",
         "(float[N,2,5,5] x) => (float[A,B,C,D] y)"
         "<bool[1] t = {1}, int64[2] s = {5, 5}, float[1] zero = {0}, float[1] low = {-inf}>"
@@ -104,7 +104,7 @@ FOLDS = (
 
 SHAPES = (
     Form(
-        canonical.static_reshapes,
+        constants.static_reshapes,
         "the batch gathered from a shape",
         "(float[N,4,6] x) => (float[A,B] y) <int64 zero = {0}, int64[1] axis = {0}, int64[1] width = {24}>"
         "{ s = Shape(x) n = Gather(s, zero) u = Unsqueeze(n, axis) t = Concat<axis = 0>(u, width) y = Reshape(x, t) }",
@@ -115,7 +115,7 @@ SHAPES = (
         ),
     ),
     Form(
-        canonical.static_reshapes,
+        constants.static_reshapes,
         "the batch beside a literal -1",
         "(float[N,4,6] x) => (float[A,B,C] y) <int64[2] rest = {4, -1}>"
         "{ n = Shape<start = 0, end = 1>(x) t = Concat<axis = 0>(n, rest) y = Reshape(x, t) }",
@@ -126,7 +126,7 @@ SHAPES = (
         ),
     ),
     Form(
-        canonical.static_reshapes,
+        constants.static_reshapes,
         "the shape of another tensor",
         "(float[N,24] x, float[N,4,6] z) => (float[A,B,C] y) { s = Shape(z) y = Reshape(x, s) }",
         "Reshape",
@@ -149,7 +149,7 @@ MASKED_ATTENTION = (
 )
 ATTENTIONS = (
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "four dimensions",
         PLAIN_ATTENTION,
         "Transpose MatMul Mul Softmax MatMul",
@@ -167,7 +167,7 @@ ATTENTIONS = (
         opset=23,
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "three dimensions",
         FLAT_ATTENTION,
         "Reshape Reshape Reshape Transpose Transpose Transpose Transpose MatMul Mul Softmax MatMul Transpose Reshape",
@@ -183,7 +183,7 @@ ATTENTIONS = (
         opset=23,
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a scale",
         PLAIN_ATTENTION.replace("Attention(", "Attention<scale = 0.7>("),
         "Transpose MatMul Mul Softmax MatMul",
@@ -191,7 +191,7 @@ ATTENTIONS = (
         opset=23,
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a finite mask to add",
         MASKED_ATTENTION.replace("bool", "float"),
         "Transpose MatMul Mul Add Softmax MatMul",
@@ -199,7 +199,7 @@ ATTENTIONS = (
         opset=23,
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a mask to add that hides a row",
         MASKED_ATTENTION.replace("bool", "float"),
         "Transpose MatMul Mul Add Softmax IsNaN Where MatMul",
@@ -208,7 +208,7 @@ ATTENTIONS = (
         weights={"m": np.where(VISIBLE & ROW_HIDDEN, 0, -np.inf).astype(np.float32)},
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a mask of booleans",
         MASKED_ATTENTION,
         "Transpose MatMul Mul Where Softmax MatMul",
@@ -217,7 +217,7 @@ ATTENTIONS = (
         weights={"m": VISIBLE},
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a mask of booleans that hides a row",
         MASKED_ATTENTION,
         "Transpose MatMul Mul Where Softmax IsNaN Where MatMul",
@@ -226,7 +226,7 @@ ATTENTIONS = (
         weights={"m": VISIBLE & ROW_HIDDEN},
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "a mask of booleans from outside",
         PLAIN_ATTENTION.replace("12] v", "12] v, bool[N,1,T,6] m").replace("(q, k, v)", "(q, k, v, m)"),
         "Transpose MatMul Mul Where Softmax IsNaN Where MatMul",
@@ -234,7 +234,7 @@ ATTENTIONS = (
         opset=23,
     ),
     Form(
-        canonical.open_attention,
+        attention.open_attention,
         "three dimensions, a scale and a mask from outside",
         FLAT_ATTENTION.replace("24] v", "24] v, float[N,2,T,6] m")
         .replace("v) }", "v, m) }")
@@ -248,7 +248,7 @@ ATTENTIONS = (
 
 NO_OPS = (
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Identity",
         "(float[N,4] x) => (float[A,B] y) { i = Identity(x) y = Relu(i) }",
         "Relu",
@@ -261,7 +261,7 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Dropout",
         "(float[N,4] x) => (float[A,B] y) <float r = {0.5}> { d = Dropout(x, r) y = Relu(d) }",
         "Relu",
@@ -271,14 +271,14 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Dropout with a switch that is off",
         "(float[N,4] x) => (float[A,B] y) <float r = {0.5}, bool t = {0}> { d = Dropout(x, r, t) y = Relu(d) }",
         "Relu",
         (NearMiss("a switch from outside", {"4] x": "4] x, bool t", ", bool t = {0}": ""}),),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Cast to the same type",
         "(float[N,4] x) => (float[A,B] y) { c = Cast<to = 1>(x) y = Relu(c) }",
         "Relu",
@@ -288,7 +288,7 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Transpose that moves nothing",
         "(float[N,4] x) => (float[A,B] y) { t = Transpose<perm = [0, 1]>(x) y = Relu(t) }",
         "Relu",
@@ -298,7 +298,7 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "adding zeros",
         "(float[N,4] x) => (float[A,B] y) <float[4] z = {0, 0, 0, 0}> { a = Add(z, x) y = Relu(a) }",
         "Relu",
@@ -309,28 +309,28 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "subtracting zero",
         "(float[N,4] x) => (float[A,B] y) <float z = {0}> { a = Sub(x, z) y = Relu(a) }",
         "Relu",
         (NearMiss("subtracting from zero", {"(x, z)": "(z, x)"}),),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "multiplying by one",
         "(float[N,4] x) => (float[A,B] y) <float[1,4] o = {1, 1, 1, 1}> { a = Mul(x, o) y = Relu(a) }",
         "Relu",
         (NearMiss("by another number", {"{1, 1, 1, 1}": "{2, 2, 2, 2}"}),),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "dividing by one",
         "(float[N,4] x) => (float[A,B] y) <float o = {1}> { a = Div(x, o) y = Relu(a) }",
         "Relu",
         (NearMiss("one divided", {"(x, o)": "(o, x)"}),),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "an all-visible mask computed when the model runs",
         "(float[N,2,5,5] x) => (float[A,B,C,D] y) <bool[1] t = {1}, float zero = {0}, float low = {-inf}>"
         "{ s = Shape(x) e = Expand(t, s) m = Where(e, zero, low) a = Add(x, m) y = Relu(a) }",
@@ -343,7 +343,7 @@ NO_OPS = (
         ),
     ),
     Form(
-        canonical.remove_no_ops,
+        no_ops.remove_no_ops,
         "Reshape to the same shape",
         "(float[3,4] x) => (float[A,B] y) <int64[2] s = {-1, 4}> { r = Reshape(x, s) y = Relu(r) }",
         "Relu",
@@ -356,7 +356,7 @@ NO_OPS = (
 
 NAN_GUARDS = (
     Form(
-        canonical.remove_nan_guard,
+        no_ops.remove_nan_guard,
         "a finite mask is added",
         "(float[N,5,4] q, float[N,4,5] k) => (float[A,B,C] y) <float[5,5] mask, float zero = {0}>"
         "{ s = MatMul(q, k) m = Add(s, mask) p = Softmax(m) n = IsNaN(p) y = Where(n, zero, p) }",
@@ -376,7 +376,7 @@ NAN_GUARDS = (
         ),
     ),
     Form(
-        canonical.remove_nan_guard,
+        no_ops.remove_nan_guard,
         "a finite lowest value is chosen",
         "(float[N,5,4] q, float[N,4,5] k) => (float[A,B,C] y) <float[5,5] z, float zero = {0}, float low = {-3e38}>"
         "{ s = MatMul(q, k) c = Greater(s, z) m = Where(c, s, low) p = Softmax(m) n = IsNaN(p) y = Where(n, zero, p) }",
@@ -384,7 +384,7 @@ NAN_GUARDS = (
         (NearMiss("an infinite one", {"{-3e38}": "{-inf}"}),),
     ),
     Form(
-        canonical.remove_nan_guard,
+        no_ops.remove_nan_guard,
         "a finite mask of computed size is added, the zero is expanded",
         "(float[N,5,4] q, float[N,4,5] k) => (float[A,B,C] y) <float zero = {0}>"
         "{ s = MatMul(q, k) h = Shape(s) f = ConstantOfShape<value = float[1] {-10000.0}>(h) m = Add(s, f)"

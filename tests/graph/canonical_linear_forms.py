@@ -1,13 +1,13 @@
-"""The forms of linear layers and of the layout around them that ``graph/canonical.py`` rewrites; see ``canonical_forms``."""
+"""The forms of linear layers and of the layout around them that ``graph/passes`` rewrites; see ``canonical_forms``."""
 
 from canonical_forms import Form, NearMiss
 
-from onnxvitq.graph import canonical
+from onnxvitq.graph.passes import layout, linears, packed, scales
 
 GEMM = "(float[N,4] x) => (float[A,B] y) <float[4,6] W, float[6] b> { y = Gemm(x, W, b) }"
 GEMMS = (
     Form(
-        canonical.gemm_to_matmul,
+        linears.gemm_to_matmul,
         "a bias",
         GEMM,
         "MatMul Add",
@@ -20,28 +20,28 @@ GEMMS = (
         exact=False,
     ),
     Form(
-        canonical.gemm_to_matmul,
+        linears.gemm_to_matmul,
         "a transposed weight",
         GEMM.replace("[4,6]", "[6,4]").replace("Gemm(", "Gemm<transB = 1>("),
         "MatMul Add",
         exact=False,
     ),
     Form(
-        canonical.gemm_to_matmul,
+        linears.gemm_to_matmul,
         "factors",
         GEMM.replace("Gemm(", "Gemm<alpha = 0.3, beta = 1.7>("),
         "MatMul Add",
         exact=False,
     ),
     Form(
-        canonical.gemm_to_matmul,
+        linears.gemm_to_matmul,
         "a transposed weight, a factor and no bias",
         "(float[N,4] x) => (float[A,B] y) <float[6,4] W> { y = Gemm<transB = 1, alpha = 0.3>(x, W) }",
         "MatMul",
         exact=False,
     ),
-    Form(canonical.gemm_to_matmul, "one bias", GEMM.replace("float[6] b", "float b"), "MatMul Add", exact=False),
-    Form(canonical.gemm_to_matmul, "a bias row", GEMM.replace("float[6] b", "float[1,6] b"), "MatMul Add", exact=False),
+    Form(linears.gemm_to_matmul, "one bias", GEMM.replace("float[6] b", "float b"), "MatMul Add", exact=False),
+    Form(linears.gemm_to_matmul, "a bias row", GEMM.replace("float[6] b", "float[1,6] b"), "MatMul Add", exact=False),
 )
 
 PATCH = (
@@ -50,7 +50,7 @@ PATCH = (
 )
 PATCHES = (
     Form(
-        canonical.patch_convolution,
+        linears.patch_convolution,
         "a bias",
         PATCH,
         "Reshape Transpose Reshape MatMul Add",
@@ -71,7 +71,7 @@ PATCHES = (
         exact=False,
     ),
     Form(
-        canonical.patch_convolution,
+        linears.patch_convolution,
         "no bias, a static batch",
         PATCH.replace("float[12] b, ", "").replace("(x, W, b)", "(x, W)").replace("[N,3,8,12]", "[2,3,8,12]"),
         "Reshape Transpose Reshape MatMul",
@@ -94,7 +94,7 @@ BOUNDS = "int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}, int64[1] end 
 THREE = " ".join(["MatMul"] * 3 + ["Add"] * 3 + ["Reshape"] * 3 + ["Transpose"] * 3)
 SPLITS = (
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Gather",
         PACKED,
         THREE,
@@ -112,25 +112,25 @@ SPLITS = (
         ),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Gather, no bias",
         PACKED.replace(" a = Add(p, b)", "").replace("(a, s)", "(p, s)"),
         THREE.replace("Add Add Add ", ""),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Gather with nothing turned",
         PACKED.replace(" t = Transpose<perm = [2, 0, 3, 1, 4]>(r)", "").replace("Gather(t", "Gather<axis = 2>(r"),
         THREE.replace(" Transpose Transpose Transpose", ""),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Gather of an axis between heads and their width",
         PACKED.replace("{0, 0, 3, 2, 4}", "{0, 0, 2, 3, 4}").replace("[2, 0, 3, 1, 4]", "[3, 0, 2, 1, 4]"),
         THREE,
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Slice and Squeeze",
         PACKED.replace(PICKS, SLICES).replace("float[8,24] W", BOUNDS),
         THREE,
@@ -148,7 +148,7 @@ SPLITS = (
         ),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Split and Squeeze",
         PACKED.replace(
             PICKS, "c0, c1, c2 = Split(t, w) q = Squeeze(c0, i) k = Squeeze(c1, i) v = Squeeze(c2, i) }"
@@ -167,7 +167,7 @@ SPLITS = (
         ),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Split of the last axis",
         "(float[N,T,8] x) => (float[A,B,C] q, float[D,E,F] k, float[G,H,I] v)"
         "<float[8,24] W, float[24] b, int64[3] w = {8, 12, 4}>"
@@ -180,7 +180,7 @@ SPLITS = (
         ),
     ),
     Form(
-        canonical.split_packed_linears,
+        packed.split_packed_linears,
         "Slices of the last axis",
         "(float[N,T,8] x) => (float[A,B,C] q, float[D,E,F] k)"
         "<float[8,16] W, int64[1] i0 = {0}, int64[1] i8 = {8}, int64[1] end = {16}, int64[1] axis = {2}>"
@@ -198,7 +198,7 @@ SPLITS = (
 
 KEYS = (
     Form(
-        canonical.merge_key_transpose,
+        layout.merge_key_transpose,
         "heads joined for the transpose",
         "(float[N,2,5,4] x) => (float[A,B,C,D] y) <int64[3] j = {-1, 5, 4}, int64[4] s = {-1, 2, 4, 5}>"
         "{ a = Reshape(x, j) t = Transpose<perm = [0, 2, 1]>(a) y = Reshape(t, s) }",
@@ -215,7 +215,7 @@ KEYS = (
 
 MERGES = (
     Form(
-        canonical.merge_transposes,
+        layout.merge_transposes,
         "two orders",
         "(float[2,3,4,5] x) => (float[A,B,C,D] y)"
         "{ a = Transpose<perm = [0, 2, 1, 3]>(x) y = Transpose<perm = [3, 1, 0, 2]>(a) }",
@@ -229,7 +229,7 @@ MERGES = (
         ),
     ),
     Form(
-        canonical.merge_reshapes,
+        layout.merge_reshapes,
         "two shapes",
         "(float[N,4,6] x) => (float[A,B] y) <int64[2] s = {-1, 6}, int64[2] u = {-1, 24}>"
         "{ a = Reshape(x, s) y = Reshape(a, u) }",
@@ -252,7 +252,7 @@ PRODUCT = (
 )
 SCALES = (
     Form(
-        canonical.fold_scalar_scales,
+        scales.fold_scalar_scales,
         "Mul behind a projection and its layout",
         SCALED,
         "MatMul Add Reshape Transpose",
@@ -269,7 +269,7 @@ SCALES = (
         exact=False,
     ),
     Form(
-        canonical.fold_scalar_scales,
+        scales.fold_scalar_scales,
         "Div",
         SCALED.replace("Mul(t, c)", "Div(t, c)"),
         "MatMul Add Reshape Transpose",
@@ -280,7 +280,7 @@ SCALES = (
         exact=False,
     ),
     Form(
-        canonical.fold_scalar_scales,
+        scales.fold_scalar_scales,
         "no bias, the factor in a vector and on the left",
         SCALED.replace(" a = Add(p, b)", "")
         .replace("(a, s)", "(p, s)")
@@ -290,7 +290,7 @@ SCALES = (
         exact=False,
     ),
     Form(
-        canonical.fold_scalar_scales,
+        scales.fold_scalar_scales,
         "behind the scores",
         PRODUCT,
         "MatMul Transpose Add MatMul",
@@ -304,7 +304,7 @@ SCALES = (
         exact=False,
     ),
     Form(
-        canonical.fold_scalar_scales,
+        scales.fold_scalar_scales,
         "a square root on each side",
         "(float[N,5,8] x) => (float[A,B,C] y) <float[8,4] W, float[8,4] V, float c = {0.55}>"
         "{ p = MatMul(x, W) q = Mul(p, c) o = MatMul(x, V) t = Transpose<perm = [0, 2, 1]>(o) k = Mul(t, c) y = MatMul(q, k) }",

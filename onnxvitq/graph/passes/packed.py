@@ -1,0 +1,173 @@
+"""Packed q, k, v projections are split."""
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.query import constant_input, integers, is_static, only_reader, same_lead
+
+_Linear = tuple[gs.Tensor, np.ndarray, np.ndarray | None, gs.Tensor]  # x, W (I, O), b (O,), output
+_Part = tuple[
+    np.ndarray, list[int] | None, list[int] | None, gs.Tensor
+]  # columns, reshape, permutation, replaced tensor
+
+
+def split_packed_linears(graph: gs.Graph) -> int:
+    """pick_i(layout(x W + b)) -> layout_i(x W_i + b_i): a packed q, k, v projection becomes three.
+
+    1. The linear's output is only read by one Reshape that splits its last axis, perhaps a Transpose, and picks of one
+       index each along one of the new axes (Gather; Slice and Squeeze; Split and Squeeze); or by parts along its last axis.
+    2. Each part's columns are the packed weight's, so the result is exact.
+    """
+    edit, count = Editor(graph), 0
+    for node in list(graph.nodes):
+        linear = _linear_of(node, graph)
+        if linear is None:
+            continue
+        parts = _picked_parts(linear[3], graph) or _sliced_parts(linear[3], graph)
+        if parts:
+            _write_parts(edit, node, linear, parts)
+            count += 1
+    return count
+
+
+def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
+    """MatMul with a constant (I, O) weight, together with the constant bias that follows it."""
+    if (
+        node.op != "MatMul"
+        or not node.outputs
+        or not isinstance(node.inputs[1], gs.Constant)
+        or len(node.inputs[1].shape) != 2
+    ):
+        return None
+    weight, output = np.asarray(node.inputs[1].values), node.outputs[0]
+    reader = only_reader(output, graph)
+    if reader is not None and reader.op == "Add":
+        bias = constant_input(reader)
+        if bias is not None and bias[1].shape and bias[1].values.size == weight.shape[1] == bias[1].shape[-1]:
+            return node.inputs[0], weight, bias[1].values.reshape(-1), reader.outputs[0]
+    return node.inputs[0], weight, None, output
+
+
+def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
+    """Parts of ``Reshape [.., 3, H, D] -> (Transpose) -> one index of the axis of 3``."""
+    split = only_reader(output, graph)
+    if split is None or split.op != "Reshape" or output.shape is None or split.outputs[0].shape is None:
+        return None
+    shape, lead = list(split.outputs[0].shape), len(output.shape) - 1
+    inner = shape[lead:]
+    if len(inner) < 2 or not is_static(inner) or int(np.prod(inner)) != output.shape[-1]:
+        return None
+    if sum(not isinstance(size, int) for size in shape[:lead]) > 1 or not same_lead(shape[:lead], output.shape[:-1]):
+        return None
+    tensor, perm = split.outputs[0], list(range(len(shape)))
+    turn = only_reader(tensor, graph)
+    if turn is not None and turn.op == "Transpose":
+        tensor, perm = turn.outputs[0], list(turn.attrs["perm"])
+    picks = _picks(tensor, graph)
+    if not picks or len({axis for axis, _, _ in picks}) != 1:
+        return None
+    axis = perm[picks[0][0]]
+    if axis < lead:
+        return None  # rule 1: the picked axis must come from the weight's columns
+    order = np.arange(int(np.prod(inner))).reshape(inner)
+    target = [size if isinstance(size, int) else -1 for index, size in enumerate(shape) if index != axis]
+    kept = [index - (index > axis) for index in perm if index != axis]
+    return [
+        (np.take(order, index, axis - lead).reshape(-1), target, None if kept == sorted(kept) else kept, picked)
+        for _, index, picked in picks
+    ]
+
+
+def _picks(tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[int, int, gs.Tensor]] | None:
+    """(axis, index, result) of every reader of a tensor, when each takes one index of one axis; None otherwise."""
+    if any(tensor is output for output in graph.outputs):
+        return None
+    picks: list[tuple[int, int, gs.Tensor]] = []
+    for node in tensor.outputs:
+        found = _picks_of(node, tensor, graph)
+        if not found:
+            return None
+        picks.extend(found)
+    return picks
+
+
+def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[int, int, gs.Tensor]]:
+    if tensor.shape is None:
+        return []
+    rank = len(tensor.shape)
+    if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.ndim == 0:
+        axis = node.attrs.get("axis", 0) % rank
+        size = tensor.shape[axis]
+        index = int(node.inputs[1].values)
+        return [(axis, index % size, node.outputs[0])] if isinstance(size, int) else []
+    if node.op in {"Slice", "Split"}:
+        found = []
+        for axis, index, stop, part in _ranges(node, tensor):
+            if stop - index != 1:
+                return []
+            squeeze = only_reader(part, graph)
+            if squeeze is None or squeeze.op != "Squeeze" or _squeezed(squeeze) not in ([axis], [axis - rank]):
+                return []
+            found.append((axis, index, squeeze.outputs[0]))
+        return found
+    return []
+
+
+def _squeezed(node: gs.Node) -> list[int] | None:
+    return integers(node.inputs[1]) if len(node.inputs) > 1 else list(node.attrs.get("axes", ())) or None
+
+
+def _ranges(node: gs.Node, tensor: gs.Tensor) -> list[tuple[int, int, int, gs.Tensor]]:
+    """(axis, start, stop, part) of a Slice along one axis in steps of one, or of every output of a Split; [] otherwise."""
+    rank = len(tensor.shape)
+    if node.op == "Split":
+        axis = node.attrs.get("axis", 0) % rank
+        widths: list[Any] = [part.shape[axis] if part.shape else None for part in node.outputs]
+        if not is_static(widths):
+            return []
+        stops = np.cumsum(widths).tolist()
+        return [(axis, stop - width, stop, part) for width, stop, part in zip(widths, stops, node.outputs, strict=True)]
+    if node.op != "Slice":
+        return []
+    fields = [integers(field) or [] for field in node.inputs[1:]]
+    if len(fields) < 3 or any(len(field) != 1 for field in fields) or fields[3:] not in ([], [[1]]):
+        return []
+    (start,), (stop,), (axis,) = fields[0], fields[1], fields[2]
+    size = tensor.shape[axis % rank]
+    if not isinstance(size, int):
+        return []
+    start, stop, _ = slice(start, stop).indices(size)
+    return [(axis % rank, start, stop, node.outputs[0])]
+
+
+def _sliced_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
+    """Parts of ``Split`` or ``Slice`` along the last axis of the linear's output."""
+    if output.shape is None or any(output is kept for kept in graph.outputs) or not output.outputs:
+        return None
+    parts: list[_Part] = []
+    for node in output.outputs:
+        ranges = _ranges(node, output)
+        if not ranges or any(axis != len(output.shape) - 1 for axis, _, _, _ in ranges):
+            return None
+        parts.extend((np.arange(start, stop), None, None, part) for _, start, stop, part in ranges)
+    return parts
+
+
+def _write_parts(edit: Editor, node: gs.Node, linear: _Linear, parts: list[_Part]) -> None:
+    source, weight, bias, _ = linear
+    for number, (columns, target, perm, replaced) in enumerate(parts):
+        name = f"{node.name}_part{number}"
+        matrix = edit.constant(f"{name}_weight", np.ascontiguousarray(weight[:, columns]))
+        tensor = edit.node("MatMul", name, [source, matrix])
+        if bias is not None:
+            tensor = edit.node("Add", f"{name}_add", [tensor, edit.constant(f"{name}_bias", bias[columns])])
+        if target is not None:
+            shape = edit.constant(f"{name}_shape", np.array(target, np.int64))
+            tensor = edit.node("Reshape", f"{name}_reshape", [tensor, shape])
+        if perm is not None:
+            tensor = edit.node("Transpose", f"{name}_transpose", [tensor], perm=perm)
+        replaced.inputs.clear()
+        edit.redirect(replaced, tensor)

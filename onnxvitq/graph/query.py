@@ -1,0 +1,77 @@
+"""Questions about tensors and nodes of a graph that the passes ask; nothing is changed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.graph.pattern import producer
+
+LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+MOVES = LAYOUT_OPS | {"Expand", "Gather", "Slice", "Identity", "Cast"}  # the first input's elements, nothing new
+
+
+def integers(tensor: gs.Tensor | None) -> list[int] | None:
+    """The values of a constant integer tensor as a flat list; None for anything else."""
+    if not isinstance(tensor, gs.Constant) or not np.issubdtype(tensor.dtype, np.integer):
+        return None
+    return [int(value) for value in np.asarray(tensor.values).reshape(-1)]
+
+
+def is_static(shape: Sequence[object] | None) -> bool:
+    """Whether every dimension is a known number."""
+    return shape is not None and all(isinstance(size, int) for size in shape)
+
+
+def only_reader(tensor: gs.Tensor, graph: gs.Graph) -> gs.Node | None:
+    """The one node that reads a tensor, once; None when there are more, or the tensor is a graph output."""
+    if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
+        return None
+    return tensor.outputs[0]
+
+
+def is_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
+    """Whether a tensor is an output of the graph."""
+    return any(tensor is output for output in graph.outputs)
+
+
+def constant_input(node: gs.Node) -> tuple[int, gs.Constant] | None:
+    """(index, constant) of a two-input node with exactly one constant operand."""
+    if len(node.inputs) != 2:
+        return None
+    found = [(index, tensor) for index, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_row(bias: gs.Tensor, width: int) -> bool:
+    """Whether a constant adds the same to every row: one value, or one a column."""
+    if not isinstance(bias, gs.Constant):
+        return False
+    return bias.values.size == 1 or (bias.values.size == width == bias.values.shape[-1])
+
+
+def same_lead(shape: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether leading dimensions agree; one unknown may hide behind another name, as the element count is the same."""
+    return len(shape) == len(other) and sum(a != b for a, b in zip(shape, other, strict=True)) <= 1
+
+
+def uniform_value(tensor: gs.Tensor, depth: int = 6) -> float | None:
+    """The one value that all elements of a tensor have, whatever the input; None when that cannot be told.
+
+    Exporters compute an all-visible attention mask at run time: Where(Expand(true), 0, -inf).
+    """
+    if isinstance(tensor, gs.Constant):
+        values = np.asarray(tensor.values)
+        return float(values.flat[0]) if values.size and (values == values.flat[0]).all() else None
+    node = producer(tensor)
+    if node is None or depth == 0:
+        return None
+    if node.op in {"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose", "Cast", "Tile"}:
+        return uniform_value(node.inputs[0], depth - 1)
+    if node.op == "Where":
+        condition = uniform_value(node.inputs[0], depth - 1)
+        return None if condition is None else uniform_value(node.inputs[1 if condition else 2], depth - 1)
+    if node.op == "ConstantOfShape":
+        fill = node.attrs.get("value")
+        return 0.0 if fill is None else float(np.asarray(fill.values).flat[0])
+    return None
