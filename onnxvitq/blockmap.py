@@ -55,18 +55,33 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """left right, outside a softmax attention: linear attention, an outlook, a table of relative positions.
+
+    ``constant`` is the operand that is a constant, "" when both are computed. ``reason``: why no attention explains it.
+    """
+
+    name: str
+    left: str
+    right: str
+    constant: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """fc2(activation(fc1(x))); fc1 and fc2 are names of ``Linear``, activation the form that matched."""
+    """fc2(activation(fc1(x))), or fc2(activation(fc1(x)) gate(x)); names of ``Linear``, and the activation that matched."""
 
     block: int
     fc1: str
     fc2: str
     activation: str
+    gate: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """One layer normalisation; ``form`` is "op" or "decomposed"."""
+    """One layer or root-mean-square normalisation; ``form`` is the label of the pattern that matched."""
 
     name: str
     form: str
@@ -94,13 +109,17 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMap:
-    """Everything that was found. linears + 3 nodes an attention + unmatched account for every node that multiplies."""
+    """Everything that was found.
+
+    linears + 3 nodes an attention + products + unmatched account for every node that multiplies.
+    """
 
     blocks: tuple[Block, ...]
     attentions: tuple[Attention, ...]
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
     unmatched: tuple[Unmatched, ...]
+    products: tuple[Product, ...] = ()
 
     def linear(self, name: str) -> Linear:
         """The linear layer of that name."""

@@ -54,7 +54,7 @@ from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import InputSpec, StatRequest, Stats
-from onnxvitq.steps.accept import accept_parts
+from onnxvitq.steps.accept import accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -203,7 +203,12 @@ def _fit(
     score: float | None = None
     for number, step in enumerate(steps):
         proposed, outcome = step.apply(problem, plan, stats)
-        if number == 0 or not config.judged:
+        if number == 0:
+            plan, dropped = (
+                drop_harmful_products(proposed, problem, judge) if problem.blockmap.products else (proposed, ())
+            )
+            entry = {**asdict(outcome), "parts": [asdict(part) for part in dropped]}
+        elif not config.judged:
             plan, entry = proposed, {**asdict(outcome), "parts": []}
         else:
             before = judge(plan) if score is None else score
@@ -222,7 +227,8 @@ def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple
 
 
 def _constant_names(blockmap: BlockMap) -> set[str]:
-    return {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    return linears | {product.constant for product in blockmap.products if product.constant}
 
 
 def _measure(

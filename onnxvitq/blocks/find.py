@@ -5,12 +5,25 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
-from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, LAYOUT, LINEAR, NORM, PATCHES
+from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Product, Unmatched
+from onnxvitq.blocks.patterns import (
+    ACTIVATED,
+    AFTER_PROJECTION,
+    ATTENTION,
+    BEFORE_ACTIVATION,
+    BEFORE_PROJECTION,
+    GATED,
+    LINEAR,
+    NORM,
+    PATCHES,
+    SEPARABLE,
+)
+from onnxvitq.blocks.walk import linear_ahead, linears_behind, made_by_layers
 from onnxvitq.errors import NoBlocksFoundError
-from onnxvitq.graph.pattern import Match, Miss, match, producer
+from onnxvitq.graph.pattern import Match, Miss, match
 
 ACCOUNTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Softmax", "Attention"})
+NORM_ENDS = frozenset({"LayerNormalization", "RMSNormalization", "Add", "Mul"})  # the last nodes of the forms of NORM
 NEAREST = 3  # misses that an error about an unrecognised graph lists
 
 
@@ -22,11 +35,12 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
         where: the model's name, for the error.
 
     Raises:
-        NoBlocksFoundError: there is no attention; the message names the nearest misses.
+        NoBlocksFoundError: there is no attention of any kind; the message names the nearest misses.
     """
     linears = {linear.name: linear for linear in _linears(graph)}
     attentions, misses = _attentions(graph)
-    if not attentions:
+    products = tuple(_products(graph, dict(misses), linears))
+    if not (attentions or products or _separable(graph)):
         nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
         listing = (
             "; ".join(f"{name}: {miss.reason}" for name, miss in nearest)
@@ -35,7 +49,7 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
         raise NoBlocksFoundError(
             where, f"no attention block found; nearest: {listing}", "is it a Vision Transformer, unfused?"
         )
-    attentions = [_with_linears(graph, attention, linears) for attention in attentions]
+    attentions = _with_linears(graph, attentions, linears)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     mlps = _mlps(graph, linears, [order[attention.context_node] for attention in attentions], order)
     roles = _roles(attentions, mlps, linears, order)
@@ -48,10 +62,15 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
         name
         for attention in attentions
         for name in (attention.scores_node, attention.softmax_node, attention.context_node)
-    }
+    } | {product.name for product in products}
     unmatched = tuple(_unmatched(graph, matched | set(linears), dict(misses)))
     return BlockMap(
-        blocks=blocks, attentions=tuple(attentions), linears=found, norms=tuple(_norms(graph)), unmatched=unmatched
+        blocks=blocks,
+        attentions=tuple(attentions),
+        linears=found,
+        norms=tuple(_norms(graph)),
+        unmatched=unmatched,
+        products=products,
     )
 
 
@@ -113,6 +132,8 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
         result = match(ATTENTION, node.outputs[0])
         if isinstance(result, Miss):
             misses.append((node.name, result))
+        elif not _same_map(result.nodes["scores"], result.nodes["softmax"]):
+            misses.append((node.name, Miss("the Softmax is not of the product's shape", 3)))
         elif not _over_keys(result.nodes["softmax"]):
             misses.append((node.name, Miss("the Softmax is not over the last axis", 3)))
         elif taken & {result.nodes["scores"].name, result.nodes["softmax"].name}:
@@ -126,6 +147,19 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
 def _over_keys(softmax: gs.Node) -> bool:
     shape, axis = softmax.inputs[0].shape, softmax.attrs.get("axis", -1)
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _same_map(scores: gs.Node, softmax: gs.Node) -> bool:
+    """Whether a Softmax can be over the scores: their last two sizes are the same, where they are known.
+
+    It tells scores with heads mixed by a matrix from a router that happens to follow an attention.
+    """
+    one, other = scores.outputs[0].shape, softmax.inputs[0].shape
+    if one is None or other is None or len(one) < 2 or len(other) < 2:
+        return True
+    return all(
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(one[-2:], other[-2:], strict=True)
+    )
 
 
 def _attention(found: Match, context: gs.Node, index: int) -> Attention:
@@ -154,55 +188,69 @@ def _size(dimension: object) -> int | None:
     return dimension if isinstance(dimension, int) else None
 
 
-def _with_linears(graph: gs.Graph, attention: Attention, linears: Mapping[str, Linear]) -> Attention:
+def _with_linears(graph: gs.Graph, attentions: Sequence[Attention], linears: Mapping[str, Linear]) -> list[Attention]:
     """Fill in which linear layers make q, k and v, and which one reads the result."""
     tensors = graph.tensors()
+    nodes = {node.name: node for node in graph.nodes}
     by_output = {linear.output: linear.name for linear in linears.values()}
-    context = next(node for node in graph.nodes if node.name == attention.context_node).outputs[0]
-    proj = next((linear.name for linear in linears.values() if _comes_from(tensors[linear.input], context)), "")
-    return replace(
-        attention,
-        query_linear=_linear_behind(tensors[attention.query], by_output),
-        key_linear=_linear_behind(tensors[attention.key], by_output),
-        value_linear=_linear_behind(tensors[attention.value], by_output),
-        proj_linear=proj,
-    )
+    by_input = {linear.input: linear.name for linear in reversed(list(linears.values()))}
+    return [
+        replace(
+            attention,
+            query_linear=_made_by(tensors[attention.query], by_output),
+            key_linear=_made_by(tensors[attention.key], by_output),
+            value_linear=_made_by(tensors[attention.value], by_output),
+            proj_linear=linear_ahead(nodes[attention.context_node].outputs[0], BEFORE_PROJECTION, by_input),
+        )
+        for attention in attentions
+    ]
 
 
-def _linear_behind(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
-    while tensor.name not in by_output:
-        node = producer(tensor)
-        if node is None or node.op not in LAYOUT:
-            return ""
-        tensor = node.inputs[0]
-    return by_output[tensor.name]
+def _made_by(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
+    """The one linear that makes an operand; "" when there is none, or several."""
+    found = linears_behind(tensor, AFTER_PROJECTION, by_output)
+    return found[0] if len(found) == 1 else ""
 
 
-def _comes_from(tensor: gs.Tensor, source: gs.Tensor) -> bool:
-    while tensor is not source:
-        node = producer(tensor)
-        if node is None or node.op not in LAYOUT:
-            return False
-        tensor = node.inputs[0]
-    return True
+def _products(graph: gs.Graph, misses: Mapping[str, Miss], linears: Mapping[str, Linear]) -> Iterator[Product]:
+    """Products of features that are in no attention, and of features with a constant that is no weight (I, O)."""
+    made = made_by_layers(graph, {linear.output: linear.name for linear in linears.values()})
+    for node in graph.nodes:
+        if node.op != "MatMul" or node.name in linears:
+            continue
+        constant = next((tensor.name for tensor in node.inputs if isinstance(tensor, gs.Constant)), "")
+        computed = [tensor.name for tensor in node.inputs if tensor.name != constant]
+        if (constant or node.name in misses) and computed and all(name in made for name in computed):
+            left, right = (tensor.name for tensor in node.inputs)
+            reason = _reason(node, misses)
+            yield Product(name=node.name, left=left, right=right, constant=constant, reason=reason)
+
+
+def _separable(graph: gs.Graph) -> bool:
+    """Whether there is an attention without products: keys weighted by a Softmax and summed (MobileViTv2)."""
+    return any(isinstance(match(SEPARABLE, node.outputs[0]), Match) for node in graph.nodes if node.op == "ReduceSum")
 
 
 def _mlps(
     graph: gs.Graph, linears: Mapping[str, Linear], contexts: Sequence[int], order: Mapping[str, int]
 ) -> list[Mlp]:
-    """Pairs of linears with an activation between them; each belongs to the last attention before it."""
+    """Linears with an activation between them, gated or not; each belongs to the last attention before it."""
     tensors = graph.tensors()
-    by_output = {linear.output: linear for linear in linears.values()}
+    by_output = {linear.output: linear.name for linear in linears.values()}
     mlps: list[Mlp] = []
     for linear in linears.values():
-        found = match(ACTIVATION, tensors[linear.input])
+        found, gate = match(ACTIVATED, tensors[linear.input]), ""
         if not isinstance(found, Match):
+            found = match(GATED, tensors[linear.input])
+            if not isinstance(found, Match):
+                continue
+            gate = next(iter(linears_behind(found.tensors["gate"], BEFORE_ACTIVATION, by_output)), "")
+        first = linears_behind(found.tensors["x"], BEFORE_ACTIVATION, by_output)
+        if not first or first[0] == linear.name:
             continue
-        first = by_output.get(found.tensors["x"].name)
-        if first is None:
-            continue
-        before = sum(position < order[linear.name] for position in contexts)
-        mlps.append(Mlp(block=max(before - 1, 0), fc1=first.name, fc2=linear.name, activation=found.tags["activation"]))
+        block = max(sum(position < order[linear.name] for position in contexts) - 1, 0)
+        gate = "" if gate == first[0] else gate  # packed: one linear makes both
+        mlps.append(Mlp(block=block, fc1=first[0], fc2=linear.name, activation=found.tags["activation"], gate=gate))
     return mlps
 
 
@@ -212,15 +260,17 @@ def _roles(
     """A short name of what each linear does: block3.attn.q, block3.mlp.fc1, patch_embed, head, linear."""
     roles: dict[str, str] = {}
     for attention in attentions:
-        for part in ("query", "key", "value", "proj"):
-            name = getattr(attention, f"{part}_linear")
+        parts = {"q": attention.query_linear, "k": attention.key_linear, "v": attention.value_linear}
+        if len(set(parts.values())) == 1:
+            parts = {"qkv": attention.query_linear}
+        for part, name in {**parts, "proj": attention.proj_linear}.items():
             if name:
-                short = part if part == "proj" else part[0]
-                roles.setdefault(name, f"block{attention.block}.attn.{short}")
+                roles.setdefault(name, f"block{attention.block}.attn.{part}")
     for mlp in mlps:
-        roles.setdefault(mlp.fc1, f"block{mlp.block}.mlp.fc1")
-        roles.setdefault(mlp.fc2, f"block{mlp.block}.mlp.fc2")
-    last = max((order[name] for name in roles), default=0)
+        for part, name in (("fc1", mlp.fc1), ("gate", mlp.gate), ("fc2", mlp.fc2)):
+            if name:
+                roles.setdefault(name, f"block{mlp.block}.mlp.{part}")
+    last = max((order[name] for name in (*roles, *(a.context_node for a in attentions))), default=len(order))
     for linear in linears.values():
         if linear.name not in roles:
             after = order[linear.name] > last
@@ -230,7 +280,7 @@ def _roles(
 
 def _norms(graph: gs.Graph) -> Iterator[Norm]:
     for node in graph.nodes:
-        if node.op not in {"LayerNormalization", "Add"}:
+        if node.op not in NORM_ENDS:
             continue
         found = match(NORM, node.outputs[0])
         if isinstance(found, Match):
@@ -268,10 +318,10 @@ def _reason(node: gs.Node, misses: Mapping[str, Miss]) -> str:
         shape = list(constant.shape) if constant is not None else "?"
         return f"constant operand of shape {shape} on the {side}; expected an (I, O) weight on the right"
     return {
-        "Gemm": "its weight is computed, or its input is transposed",
-        "Conv": "a convolution that is not a patch embedding followed by a flatten to tokens",
+        "Gemm": "its weight or bias is computed, or its input is transposed",
+        "Conv": "a convolution over neighbouring pixels: no patch embedding (kernel = stride), not pointwise",
         "ConvTranspose": "a transposed convolution",
-        "Einsum": "Einsum is not opened up",
+        "Einsum": "an Einsum that is no product of two matrices, or of unknown shape",
         "Softmax": "a Softmax outside an attention",
         "Attention": "causal, grouped-query, soft-capped, or with a cache: not opened up",
     }[node.op]

@@ -7,10 +7,21 @@ The graph is canonical when these are matched: NaN guards, scale Muls, packed pr
 from onnxvitq.graph.pattern import Const, OneOf, Op, Pattern, Through, Var
 
 LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
-# Between the product Q K and the Softmax: scaling, relative position bias, masks, windows.
-BEFORE_SOFTMAX = LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Clip"}
-# Between the Softmax and the product with V: dropout, a NaN guard that could not be removed, head mixing by a scalar.
-AFTER_SOFTMAX = LAYOUT | {"Where", "Dropout", "Mul"}
+# Between the product Q K and the Softmax: scaling, relative position bias (written in place, too), masks, windows.
+BEFORE_SOFTMAX = LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "ScatterND"}
+# Between the Softmax and the product with V: dropout, a NaN guard that could not be removed, a gate between two maps.
+AFTER_SOFTMAX = LAYOUT | {"Where", "Dropout", "Mul", "Add", "Sub", "Div"}
+# Between a projection and the operand of an attention product: heads, rotary embedding, normalisation, pooling.
+AFTER_PROJECTION = LAYOUT | {
+    *("Add", "Sub", "Mul", "Div", "Neg", "Slice", "Split", "Concat", "Gather", "Pad", "Expand", "Where", "Clip", "Max"),
+    *("LayerNormalization", "RMSNormalization", "LpNormalization", "BatchNormalization", "InstanceNormalization"),
+    *("Conv", "MaxPool", "AveragePool", "ReduceMax", "ReduceMean", "ReduceL2", "Sqrt", "Reciprocal", "Pow", "Relu"),
+}
+# Between an attention's result and the projection that reads it.
+BEFORE_PROJECTION = LAYOUT | {"Mul", "Concat", "Slice", "LayerNormalization", "Sigmoid", "HardSigmoid", "HardSwish"}
+# Between the first linear of an MLP and its activation, and between the activation and the second.
+BEFORE_ACTIVATION = LAYOUT | {"Add", "Conv", "BatchNormalization", "Slice", "Split"}
+AFTER_ACTIVATION = LAYOUT | {"Dropout", "LayerNormalization", "RMSNormalization"}
 
 
 def add(left: Pattern, right: Pattern) -> Op:
@@ -27,10 +38,13 @@ PRODUCT = Op("MatMul", (Var("input"), Const("weight", rank=2)), name="product")
 LINEAR = OneOf((("bias", Op("Add", (PRODUCT, Const("bias")), name="bias_node")), ("plain", PRODUCT)), tag="linear_form")
 
 PATCHES = Op("Reshape", (Op("Transpose", (Op("Reshape", (Var("image"),)),), name="turn"),))
+SEPARABLE = Op(
+    "ReduceSum", (mul(Through(LAYOUT | {"Expand"}, Op("Softmax", (Var("scores"),), name="softmax")), Var("key")),)
+)
 
 SCORES = Op("MatMul", (Var("query"), Var("key")), name="scores")
-SOFTMAX = Op("Softmax", (Through(BEFORE_SOFTMAX, SCORES),), name="softmax")
-PROBS = Through(AFTER_SOFTMAX, SOFTMAX)
+SOFTMAX = Op("Softmax", (Through(BEFORE_SOFTMAX, SCORES, mixing=True),), name="softmax")
+PROBS = Through(AFTER_SOFTMAX, SOFTMAX, mixing=True)
 ATTENTION = OneOf(
     (
         ("probs_first", Op("MatMul", (PROBS, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
@@ -85,10 +99,21 @@ ACTIVATION = OneOf(
         ("quick_gelu", mul(X, Op("Sigmoid", (mul(X, Const("slope", 1.702)),)))),  # CLIP
         ("silu", mul(X, Op("Sigmoid", (X,)))),
         ("relu", Op("Relu", (X,))),
+        ("swish_op", Op("Swish", (X,))),  # opset 24
         ("hard_swish", Op("HardSwish", (X,))),
+        ("hard_swish_sigmoid", mul(X, Op("HardSigmoid", (X,)))),
+        ("hard_swish_clip", Op("Div", (mul(X, Op("Clip", (add(X, Const("three", 3.0)),))), Const("six", 6.0)))),
+        ("mish", Op("Mish", (X,))),
+        ("leaky_relu", Op("LeakyRelu", (X,))),
+        ("relu_squared", Op("Pow", (Op("Relu", (X,)), Const("two", 2.0)))),
+        ("elu", Op("Elu", (X,))),
+        ("tanh", Op("Tanh", (X,))),
+        ("sigmoid", Op("Sigmoid", (X,))),
     ),
     tag="activation",
 )
+ACTIVATED = Through(AFTER_ACTIVATION, ACTIVATION)
+GATED = Through(AFTER_ACTIVATION, mul(ACTIVATION, Var("gate")))  # SwiGLU, GEGLU
 
 CENTRED = Op("Sub", (X, Op("ReduceMean", (X,), name="mean")), name="centred")
 VARIANCE = OneOf(
@@ -99,9 +124,28 @@ VARIANCE = OneOf(
     tag="square",
 )
 NORMALISED = Op("Div", (CENTRED, Op("Sqrt", (add(VARIANCE, Const("epsilon")),))))
+MEAN_SQUARE = OneOf(
+    (
+        ("pow", Op("ReduceMean", (Op("Pow", (X, Const("two", 2.0))),))),
+        ("mul", Op("ReduceMean", (mul(X, X),))),
+    ),
+    tag="square",
+)
+ROOT = Op("Sqrt", (add(MEAN_SQUARE, Const("epsilon")),))
+RMS = OneOf(
+    (
+        ("div", Op("Div", (X, ROOT))),
+        ("reciprocal", mul(X, Op("Reciprocal", (ROOT,)))),
+        ("one_over", mul(X, Op("Div", (Const("one", 1.0), ROOT)))),
+        ("power", mul(X, Op("Pow", (add(MEAN_SQUARE, Const("epsilon")), Const("exponent", -0.5))))),
+    ),
+    tag="root",
+)
 NORM = OneOf(
     (
         ("op", Op("LayerNormalization", (X, Const("gamma")))),
+        ("rms_op", Op("RMSNormalization", (X, Const("gamma")))),  # opset 23
+        ("rms", mul(RMS, Const("gamma"))),
         ("decomposed", add(mul(NORMALISED, Const("gamma")), Const("beta"))),  # TorchScript exporter below opset 17
     ),
     tag="form",

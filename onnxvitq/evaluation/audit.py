@@ -36,16 +36,21 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """The counts for linear layers, patch embeddings (convolutions written as products), and attention products."""
+    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, and
+    other products.
+    """
 
     linears: Count
     patch_embeddings: Count
     attention_products: Count
+    other_products: Count
 
     @property
     def sound(self) -> bool:
         """Whether every planned layer runs on an integer kernel."""
-        return self.linears.sound and self.patch_embeddings.sound and self.attention_products.sound
+        return all(
+            count.sound for count in (self.linears, self.patch_embeddings, self.attention_products, self.other_products)
+        )
 
 
 def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Audit:
@@ -54,11 +59,13 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
     planned = {linear.name for linear in blockmap.linears if planned_linear(plan, linear)}
     kinds = {kind: [x for x in blockmap.linears if x.kind == kind] for kind in ("linear", "patch_embedding")}
     products = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
+    others = [product.name for product in blockmap.products]
     planned_nodes = set(planned_products(plan, blockmap))
     return Audit(
         linears=_count_linears(kinds["linear"], planned, kernels, plan),
         patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
+        other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
     )
 
 

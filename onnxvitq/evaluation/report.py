@@ -28,6 +28,7 @@ def describe_graph(blockmap: BlockMap) -> dict[str, Any]:
         "linears": {"found": len(linears)},
         "patch_embedding": {"found": len(blockmap.linears) - len(linears)},
         "norms": len(blockmap.norms),
+        "products": [asdict(product) for product in blockmap.products],
         "unmatched": [asdict(entry) for entry in blockmap.unmatched],
     }
 
@@ -38,6 +39,7 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "linears": _counts(audit.linears),
         "patch_embedding": _counts(audit.patch_embeddings),
         "attention_products": _counts(audit.attention_products),
+        "other_products": _counts(audit.other_products),
         "audit_passed": audit.sound,
     }
 
@@ -102,9 +104,12 @@ def summary(report: Mapping[str, Any]) -> Table:
     for key, name in (
         ("linears", "linears"),
         ("attention_products", "attention products"),
+        ("other_products", "other products"),
         ("patch_embedding", "patch embedding"),
     ):
         counts = report[key]
+        if key == "other_products" and not counts["found"]:
+            continue
         table.add_row(
             name,
             f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels",
@@ -133,7 +138,7 @@ def summary(report: Mapping[str, Any]) -> Table:
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:
     entries = [
         f"{e['name']}: {e['reason']}"
-        for key in ("linears", "patch_embedding", "attention_products")
+        for key in ("linears", "patch_embedding", "attention_products", "other_products")
         for e in report[key]["float"]
     ]
     entries += [f"{e['name']} ({e['op']}): {e['reason']}" for e in report["unmatched"]]

@@ -11,9 +11,12 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.graph.io import infer_shapes
 from onnxvitq.graph.passes.attention import open_attention
+from onnxvitq.graph.passes.channels import fold_batch_norm, fold_channel_scales
 from onnxvitq.graph.passes.constants import fold_constants, static_reshapes
-from onnxvitq.graph.passes.layout import merge_key_transpose, merge_reshapes, merge_transposes
-from onnxvitq.graph.passes.linears import gemm_to_matmul, patch_convolution
+from onnxvitq.graph.passes.convolutions import patch_convolution, pointwise_convolution
+from onnxvitq.graph.passes.einsum import open_einsum
+from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes, merge_transposes
+from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
 from onnxvitq.graph.passes.packed import split_packed_linears
 from onnxvitq.graph.passes.scales import fold_scalar_scales
@@ -27,12 +30,16 @@ PASSES: tuple[Pass, ...] = (
     open_attention,
     remove_no_ops,
     remove_nan_guard,
+    open_einsum,
     gemm_to_matmul,
+    fold_batch_norm,
     patch_convolution,
+    pointwise_convolution,
     split_packed_linears,
-    merge_key_transpose,
+    merge_layout,
     merge_transposes,
     merge_reshapes,
+    fold_channel_scales,
     fold_scalar_scales,
 )
 SHAPES_STAY_KNOWN = frozenset({remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales})

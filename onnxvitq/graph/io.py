@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
-from onnxvitq.graph.symbolic import unify_names
+from onnxvitq.graph.symbolic import told_shapes, unify_names
 from onnxvitq.spec import FloatArray, InputSpec
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it has a logger of its
 
 OLDEST_OPSET = 11
 PER_AXIS_OPSET = 13  # the first whose DequantizeLinear takes one scale per channel
+MAX_INFERENCES = 8  # computed reshapes behind each other; real graphs need up to five
 PROTOBUF_LIMIT = 1900 * 2**20  # bytes; a message cannot pass 2 GiB, and some room is needed for the graph itself
 QUANTIZED_OPS = frozenset(
     {
@@ -264,9 +265,25 @@ def _name_nodes(graph: gs.Graph) -> None:
 
 
 def infer_shapes(graph: gs.Graph) -> None:
-    """Set the shape and type of every tensor that onnx can infer, values of shape arithmetic included.
+    """Set the shape and type of every tensor that can be inferred, values of shape arithmetic included.
 
-    Runs on a copy whose large constants are inputs: no weight is serialised, so the 2 GB limit and the time do not matter.
+    Where onnx's inference gives up on a computed Reshape, our own arithmetic (``graph.symbolic``) tells its result, and the
+    inference goes on from there. A size that stays unknown gets a name of its own.
+    """
+    pinned: dict[str, list[int | str]] = {}
+    for _ in range(MAX_INFERENCES):
+        _infer_once(graph, pinned)
+        found = told_shapes(graph)
+        if not found:
+            break
+        pinned.update(found)
+    unify_names(graph)
+
+
+def _infer_once(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> None:
+    """One run of onnx's inference, with the pinned shapes given.
+
+    It sees a copy whose large constants are inputs: no weight is serialised, so the 2 GB limit and the time do not matter.
     """
     skeleton = graph.copy()
     for tensor in skeleton.tensors().values():
@@ -275,7 +292,7 @@ def infer_shapes(graph: gs.Graph) -> None:
             variable.type = "tensor_type"  # to_variable forgets it, and the exporter reads it
             skeleton.inputs.append(variable)
         elif isinstance(tensor, gs.Variable) and tensor.inputs and not any(tensor is out for out in skeleton.outputs):
-            tensor.shape = None  # an exporter's own annotation may be wrong, and would win
+            tensor.shape = pinned.get(tensor.name)  # an exporter's own annotation may be wrong, and would win
     inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(skeleton, do_type_check=False), data_prop=True)
     tensors = graph.tensors()
     for value in (*inferred.graph.value_info, *inferred.graph.output):
@@ -283,8 +300,8 @@ def infer_shapes(graph: gs.Graph) -> None:
         kind = value.type.tensor_type
         if isinstance(tensor, gs.Variable) and kind.HasField("shape"):
             dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-            tensor.shape, tensor.dtype = dims, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    unify_names(graph)
+            tensor.shape = [f"{value.name}.{axis}" if size is None else size for axis, size in enumerate(dims)]
+            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
 
 
 def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:

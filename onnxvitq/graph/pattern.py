@@ -51,11 +51,16 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Through:
-    """Zero or more nodes of ``kinds`` between here and ``then``, shortest first; ``name`` binds them, outermost first."""
+    """Zero or more nodes of ``kinds`` between here and ``then``, nearest first; ``name`` binds them, outermost first.
+
+    ``mixing`` lets products with a constant matrix through as well: heads that talk to each other. Every tensor is tried
+    once, on the shortest way to it.
+    """
 
     kinds: frozenset[str]
     then: "Pattern"
     name: str = ""
+    mixing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,25 +207,36 @@ def _match_inputs(
 def _match_through(
     pattern: Through, tensor: gs.Tensor, so_far: Match, deepest: _Deepest, depth: int
 ) -> Iterator[Match]:
-    for run, end in _runs(pattern.kinds, tensor, ()):
+    for run, end in _runs(pattern, tensor):
         bound = so_far
         if pattern.name:
             bound = Match(so_far.tensors, so_far.nodes, {**so_far.runs, pattern.name: run}, so_far.tags)
         yield from _match(pattern.then, end, bound, deepest, depth + len(run))
 
 
-def _runs(
-    kinds: frozenset[str], tensor: gs.Tensor, run: tuple[gs.Node, ...]
-) -> Iterator[tuple[tuple[gs.Node, ...], gs.Tensor]]:
-    """Every chain of nodes of ``kinds`` that ends in ``tensor``, shortest first, with the tensor before it."""
-    yield run, tensor
-    node = producer(tensor)
-    if node is None or node.op not in kinds or len(run) > MAX_RUN:
-        return
-    for source in node.inputs:
-        if not isinstance(source, gs.Constant) and source.name:
-            yield from _runs(kinds, source, (*run, node))
+def _runs(pattern: Through, tensor: gs.Tensor) -> Iterator[tuple[tuple[gs.Node, ...], gs.Tensor]]:
+    """The shortest chain of nodes to pass that ends in ``tensor``, for every tensor before one, nearest first."""
+    level: list[tuple[tuple[gs.Node, ...], gs.Tensor]] = [((), tensor)]
+    seen = {tensor.name}
+    for _ in range(MAX_RUN + 1):
+        following = []
+        for run, end in level:
+            yield run, end
+            node = producer(end)
+            if node is None or not _passes(pattern, node):
+                continue
+            for source in node.inputs:
+                if not isinstance(source, gs.Constant) and source.name and source.name not in seen:
+                    seen.add(source.name)
+                    following.append(((*run, node), source))
+        level = following
+
+
+def _passes(pattern: Through, node: gs.Node) -> bool:
+    if node.op in pattern.kinds:
+        return True
+    return pattern.mixing and node.op == "MatMul" and any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
 
 
 # A longer run of layout or mask nodes than any exporter writes; it bounds the search on graphs made of Adds.
-MAX_RUN = 12
+MAX_RUN = 16

@@ -8,19 +8,37 @@
 * Zero vectors of one length and type are stored once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import Attention, BlockMap, Linear
+from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import Editor
-from onnxvitq.graph.passes.layout import merge_reshapes
+from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams
+
+
+# onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
+FUSED_INTO_GEMM = frozenset(
+    {
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "Tanh",
+        "Elu",
+        "Selu",
+        "HardSigmoid",
+        "Softplus",
+        "Softsign",
+        "ThresholdedRelu",
+        "Celu",
+    }
+)
 
 
 def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
@@ -36,9 +54,10 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
     for linear in blockmap.linears:
         if planned_linear(plan, linear):
             writer.linear(linear)
-    for attention in blockmap.attentions:
-        writer.attention(attention)
+    for node, operands in products(blockmap):
+        writer.product(node, operands)
     written.cleanup().toposort()
+    run_pass(written, merge_layout)
     run_pass(written, merge_reshapes)
     return written
 
@@ -54,19 +73,20 @@ def _wants(plan: QuantPlan, linear: Linear) -> bool:
 
 
 def planned_products(plan: QuantPlan, blockmap: BlockMap) -> tuple[str, ...]:
-    """Names of the attention products (node names) whose two operands the plan quantizes."""
-    names: list[str] = []
+    """Names of the products of activations (node names) whose two operands the plan quantizes."""
+    return tuple(
+        node for node, operands in products(blockmap) if all(_reads(plan, tensor, node) for tensor in operands)
+    )
+
+
+def products(blockmap: BlockMap) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(node name, its operands in order) of the two products of every attention, and of every other product."""
     for attention in blockmap.attentions:
-        for node, operands in products(attention):
-            if all(_reads(plan, tensor, node) for tensor in operands):
-                names.append(node)
-    return tuple(names)
-
-
-def products(attention: Attention) -> tuple[tuple[str, tuple[str, str]], ...]:
-    """(node name, its operands in order) of the two products of an attention."""
-    second = (attention.probs, attention.value) if attention.probs_first else (attention.value, attention.probs)
-    return (attention.scores_node, (attention.query, attention.key)), (attention.context_node, second)
+        yield attention.scores_node, (attention.query, attention.key)
+        first = (attention.probs, attention.value)
+        yield attention.context_node, first if attention.probs_first else (attention.value, attention.probs)
+    for product in blockmap.products:
+        yield product.name, (product.left, product.right)
 
 
 def _reads(plan: QuantPlan, tensor: str, node: str) -> bool:
@@ -116,21 +136,24 @@ class _Writer:
         output = last.outputs[0]
         last.outputs.clear()
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
-        if x.shape is None or len(x.shape) != 2:
+        if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
         result.shape = output.shape
         self.edit.redirect(output, result)
         self.tensors[linear.output] = result
 
-    def attention(self, attention: Attention) -> None:
-        """Both products on codes, where the plan has parameters for both operands."""
-        for node, operands in products(attention):
-            if not all(_reads(self.plan, tensor, node) for tensor in operands):
-                continue
-            for index, tensor in enumerate(operands):
-                params = self.plan.params(tensor)
-                assert params is not None  # _reads said so
-                self.nodes[node].inputs[index] = self._codes(self.nodes[node].inputs[index], params, tensor)
+    def product(self, node: str, operands: tuple[str, str]) -> None:
+        """A product on codes, where the plan has parameters for both operands."""
+        if not all(_reads(self.plan, tensor, node) for tensor in operands):
+            return
+        for index, tensor in enumerate(operands):
+            params = self.plan.params(tensor)
+            assert params is not None  # _reads said so
+            source = self.nodes[node].inputs[index]
+            constant = isinstance(source, gs.Constant)
+            self.nodes[node].inputs[index] = (
+                self._constant_codes(source, params) if constant else self._codes(source, params, tensor)
+            )
 
     def _once(self, key: tuple[object, ...], make: Callable[[], gs.Tensor]) -> gs.Tensor:
         if key not in self._shared:
@@ -175,6 +198,17 @@ class _Writer:
             return self.edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
 
         return self._once(("codes", x.name), write)
+
+    def _constant_codes(self, x: gs.Constant, params: QParams) -> gs.Tensor:
+        """DequantizeLinear of the codes of a constant operand."""
+
+        def write() -> gs.Tensor:
+            codes = quantize(self.problem.constants[x.name], params)
+            values = {"codes": codes, "scale": params.scale, "zero_point": params.zero_point}
+            inputs = [self.edit.constant(f"{x.name}_{name}", value) for name, value in values.items()]
+            return self.edit.node("DequantizeLinear", f"{x.name}_dequantize", inputs)
+
+        return self._once(("constant", x.name), write)
 
     def _weight(self, linear: Linear, params: QParams) -> gs.Tensor:
         """DequantizeLinear(int8 (I, O)), scale (O,), axis 1. A tied weight is stored once when its scales agree."""

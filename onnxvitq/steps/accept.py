@@ -10,14 +10,16 @@ outliers the output ended at 22.2 dB instead of 24.6.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onnxvitq.blockmap import Product
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, QParams
 
 Judge = Callable[[QuantPlan], float]  # output SQNR in dB on held-out samples
 
-PRODUCTS = {"query": "scores", "key": "scores", "probs": "context", "value": "context"}
+PRODUCTS = {"query": "scores", "key": "scores", "probs": "context", "value": "context", "left": "", "right": ""}
+HARMLESS_DB = 3.0  # of the output's SQNR: half of all error comes from the products outside attentions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,52 @@ def accept_parts(
     return plan, score, tuple(outcomes)
 
 
+def drop_harmful_products(plan: QuantPlan, problem: Problem, judge: Judge) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """Return products outside attentions to float where integers cost the output more than ``HARMLESS_DB``.
+
+    Such a product may be a linear attention, whose sums have no bounded range, or a table of positions, which is harmless:
+    no pattern vouches for it, so the output decides; one by one only where all together do harm. ``before`` of an outcome
+    is without the product, ``after`` with it.
+    """
+    found = [p for p in problem.blockmap.products if _is_planned(plan, p)]
+    score = judge(plan)
+    bare = plan
+    for product in found:
+        bare = _without(bare, product)
+    limit = judge(bare) if found else score
+    outcomes: list[PartOutcome] = []
+    for product in found if limit - score > HARMLESS_DB else ():
+        without = _without(plan, product)
+        reached = judge(without)
+        accepted = reached - score <= HARMLESS_DB
+        part = PartOutcome(part=product.name, accepted=accepted, before=round(reached, 3), after=round(score, 3))
+        outcomes.append(part)
+        if not accepted:
+            reason = f"as integers it costs {reached - score:.1f} dB of the output's SQNR"
+            plan, score = replace(without, kept_float={**plan.kept_float, product.name: reason}), reached
+    return plan, tuple(outcomes)
+
+
+def _is_planned(plan: QuantPlan, product: Product) -> bool:
+    return all(
+        tensor in plan.decisions and any(name == product.name for name, _ in plan.decisions[tensor].site.consumers)
+        for tensor in (product.left, product.right)
+    )
+
+
+def _without(plan: QuantPlan, product: Product) -> QuantPlan:
+    """The plan with one product in float: its operands keep their parameters for their other readers."""
+    decisions = dict(plan.decisions)
+    for tensor in {product.left, product.right}:
+        site = decisions[tensor].site
+        consumers = tuple(reader for reader in site.consumers if reader[0] != product.name)
+        if consumers:
+            decisions[tensor] = replace(decisions[tensor], site=replace(site, consumers=consumers))
+        else:
+            del decisions[tensor]
+    return replace(plan, decisions=decisions)
+
+
 def _parts(before: QuantPlan, after: QuantPlan, problem: Problem) -> dict[str, _Part]:
     """What changed between two plans, by role without the block's number; all biases are one part."""
     inputs = {linear.weight: linear.input for linear in problem.blockmap.linears}
@@ -79,10 +127,10 @@ def _parts(before: QuantPlan, after: QuantPlan, problem: Problem) -> dict[str, _
 
 
 def _part_name(role: str) -> str:
-    """block3.attn.q.input -> attn.q.input; block3.attn.query -> attn.scores."""
+    """block3.attn.q.input -> attn.q.input; block3.attn.query -> attn.scores; product2.left -> product2."""
     short = re.sub(r"^block\d+\.", "", role)
     head, _, last = short.rpartition(".")
-    return f"{head}.{PRODUCTS.get(last, last)}"
+    return f"{head}.{PRODUCTS.get(last, last)}".rstrip(".")
 
 
 def _same(old: QParams | None, new: QParams) -> bool:

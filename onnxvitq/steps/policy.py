@@ -22,7 +22,7 @@ def weight_spec(bits: int) -> QuantSpec:
 
 
 def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
-    """A plan of formats without parameters: every linear, and both products of every attention.
+    """A plan of formats without parameters: every linear, both products of every attention, every other product.
 
     Raises:
         ConfigError: a pattern of ``nodes_to_exclude`` matches nothing.
@@ -37,15 +37,19 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         for node, port, tensor, role in operand_sites(attention):
             if config.attention == "int8" and node not in excluded:
                 _add(sites, tensor, "activation", f"block{attention.block}.attn.{role}", (node, port))
+    for number, product in enumerate(blockmap.products):
+        for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
+            if config.attention == "int8" and product.name not in excluded:
+                _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
     decisions = {
         name: SiteDecision(site=site, spec=weight_spec(config.weight_bits) if site.kind == "weight" else ACTIVATION)
         for name, site in sites.items()
     }
     kept_float = {**excluded}
     if config.attention == "float":
-        kept_float.update(
-            {node: "attention kept float" for a in blockmap.attentions for node in (a.scores_node, a.context_node)}
-        )
+        nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
+        nodes += [product.name for product in blockmap.products]
+        kept_float.update(dict.fromkeys(nodes, "attention kept float"))
     return QuantPlan(decisions=decisions, kept_float=kept_float)
 
 
@@ -96,6 +100,7 @@ def _names(blockmap: BlockMap) -> "list[tuple[str, tuple[str, ...]]]":
         role = f"block{attention.block}.attn"
         named.append((attention.scores_node, (attention.scores_node, f"{role}.scores", role)))
         named.append((attention.context_node, (attention.context_node, f"{role}.context", role)))
+    named += [(product.name, (product.name, f"product{number}")) for number, product in enumerate(blockmap.products)]
     return named
 
 

@@ -13,12 +13,11 @@ class MinMaxRanges:
     name = "minmax"
 
     def needs(self, problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
-        """The range of every activation site."""
-        del problem
+        """The range of every activation site that is computed."""
         return tuple(
             StatRequest(tensor=name, kind="range")
             for name, decision in plan.decisions.items()
-            if decision.site.kind == "activation"
+            if decision.site.kind == "activation" and name not in problem.constants
         )
 
     def apply(self, problem: Problem, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
@@ -32,7 +31,8 @@ class MinMaxRanges:
             if decision.site.kind == "weight":
                 fitted[name] = params_from_weight(problem.constants[name], decision.spec)
                 continue
-            low, high = stats.ranges[name]
+            constant = problem.constants.get(name)  # an operand of a product that is a constant
+            low, high = stats.ranges[name] if constant is None else (float(constant.min()), float(constant.max()))
             if low > high:
                 raise CalibrationError(name, "the tensor was empty in every calibration sample")
             fitted[name] = params_from_range(low, high, decision.spec)

@@ -1,5 +1,7 @@
 """Packed q, k, v projections are split."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ _Part = tuple[
 def split_packed_linears(graph: gs.Graph) -> int:
     """pick_i(layout(x W + b)) -> layout_i(x W_i + b_i): a packed q, k, v projection becomes three.
 
-    1. The linear's output is only read by one Reshape that splits its last axis, perhaps a Transpose, and picks of one
-       index each along one of the new axes (Gather; Slice and Squeeze; Split and Squeeze); or by parts along its last axis.
+    1. The linear's output is only read by one Reshape that splits its last axis, perhaps a Transpose, and picks of ranges
+       along one of the new axes (Gather; Slice or Split, perhaps with Squeeze); or by parts along its last axis.
     2. Each part's columns are the packed weight's, so the result is exact.
     """
     edit, count = Editor(graph), 0
@@ -52,7 +54,7 @@ def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
 
 
 def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
-    """Parts of ``Reshape [.., 3, H, D] -> (Transpose) -> one index of the axis of 3``."""
+    """Parts of ``Reshape [.., 3, H, D] -> (Transpose) -> ranges of one of the new axes``."""
     split = only_reader(output, graph)
     if split is None or split.op != "Reshape" or output.shape is None or split.outputs[0].shape is None:
         return None
@@ -60,32 +62,57 @@ def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
     inner = shape[lead:]
     if len(inner) < 2 or not is_static(inner) or int(np.prod(inner)) != output.shape[-1]:
         return None
-    if sum(not isinstance(size, int) for size in shape[:lead]) > 1 or not same_lead(shape[:lead], output.shape[:-1]):
+    leading = _leading(shape[:lead], output.shape[:-1])
+    if leading is None:
         return None
     tensor, perm = split.outputs[0], list(range(len(shape)))
     turn = only_reader(tensor, graph)
     if turn is not None and turn.op == "Transpose":
         tensor, perm = turn.outputs[0], list(turn.attrs["perm"])
     picks = _picks(tensor, graph)
-    if not picks or len({axis for axis, _, _ in picks}) != 1:
+    if not picks or len({pick.axis for pick in picks}) != 1:
         return None
-    axis = perm[picks[0][0]]
+    axis = perm[picks[0].axis]
     if axis < lead:
         return None  # rule 1: the picked axis must come from the weight's columns
     order = np.arange(int(np.prod(inner))).reshape(inner)
-    target = [size if isinstance(size, int) else -1 for index, size in enumerate(shape) if index != axis]
-    kept = [index - (index > axis) for index in perm if index != axis]
-    return [
-        (np.take(order, index, axis - lead).reshape(-1), target, None if kept == sorted(kept) else kept, picked)
-        for _, index, picked in picks
-    ]
+    sizes = [*leading, *inner]
+    parts: list[_Part] = []
+    for pick in picks:
+        columns = np.take(order, range(pick.start, pick.stop), axis - lead).reshape(-1)
+        dropped = axis if pick.squeezed else None
+        target = [pick.stop - pick.start if i == axis else size for i, size in enumerate(sizes) if i != dropped]
+        kept = [i if dropped is None or i < dropped else i - 1 for i in perm if i != dropped]
+        parts.append((columns, target, None if kept == sorted(kept) else kept, pick.result))
+    return parts
 
 
-def _picks(tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[int, int, gs.Tensor]] | None:
-    """(axis, index, result) of every reader of a tensor, when each takes one index of one axis; None otherwise."""
+def _leading(shape: Sequence[object], other: Sequence[object]) -> list[int] | None:
+    """What a Reshape target says of leading axes that stay: a size, -1 for one unknown, 0 (a copy) for several."""
+    if not same_lead(shape, other):
+        return None
+    unknown = sum(not isinstance(size, int) for size in shape)
+    if unknown > 1 and list(shape) != list(other):
+        return None
+    return [size if isinstance(size, int) else -1 if unknown == 1 else 0 for size in shape]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    """A range of one axis of a tensor, with that axis dropped when ``squeezed``."""
+
+    axis: int
+    start: int
+    stop: int
+    squeezed: bool
+    result: gs.Tensor
+
+
+def _picks(tensor: gs.Tensor, graph: gs.Graph) -> list[_Pick] | None:
+    """What the readers of a tensor take, when each takes ranges of one axis; None otherwise."""
     if any(tensor is output for output in graph.outputs):
         return None
-    picks: list[tuple[int, int, gs.Tensor]] = []
+    picks: list[_Pick] = []
     for node in tensor.outputs:
         found = _picks_of(node, tensor, graph)
         if not found:
@@ -94,7 +121,7 @@ def _picks(tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[int, int, gs.Tensor
     return picks
 
 
-def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[int, int, gs.Tensor]]:
+def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[_Pick]:
     if tensor.shape is None:
         return []
     rank = len(tensor.shape)
@@ -102,18 +129,17 @@ def _picks_of(node: gs.Node, tensor: gs.Tensor, graph: gs.Graph) -> list[tuple[i
         axis = node.attrs.get("axis", 0) % rank
         size = tensor.shape[axis]
         index = int(node.inputs[1].values)
-        return [(axis, index % size, node.outputs[0])] if isinstance(size, int) else []
-    if node.op in {"Slice", "Split"}:
-        found = []
-        for axis, index, stop, part in _ranges(node, tensor):
-            if stop - index != 1:
-                return []
-            squeeze = only_reader(part, graph)
-            if squeeze is None or squeeze.op != "Squeeze" or _squeezed(squeeze) not in ([axis], [axis - rank]):
-                return []
-            found.append((axis, index, squeeze.outputs[0]))
-        return found
-    return []
+        if not isinstance(size, int):
+            return []
+        return [_Pick(axis, index % size, index % size + 1, True, node.outputs[0])]
+    found = []
+    for axis, start, stop, part in _ranges(node, tensor):
+        squeeze = only_reader(part, graph)
+        if squeeze is not None and squeeze.op == "Squeeze" and _squeezed(squeeze) in ([axis], [axis - rank]):
+            found.append(_Pick(axis, start, stop, True, squeeze.outputs[0]))
+        else:
+            found.append(_Pick(axis, start, stop, False, part))
+    return found
 
 
 def _squeezed(node: gs.Node) -> list[int] | None:

@@ -1,0 +1,156 @@
+"""A factor and a shift a channel (batch normalisation, LayerScale) move into the weights before them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.pattern import producer
+from onnxvitq.graph.query import LAYOUT_OPS, constant_input, is_static, only_reader
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]  # (C,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What makes the channels: a convolution or a product with a constant weight, and the constant added behind it.
+
+    ``added`` is (Add node, input index of the constant, axes behind the channels in its output).
+    """
+
+    node: gs.Node
+    added: tuple[gs.Node, int, int] | None
+
+
+def fold_batch_norm(graph: gs.Graph) -> int:
+    """BatchNormalization(f(x)) -> f'(x), where f is a convolution or a linear layer.
+
+    1. Constant parameters, not in training mode; s = gamma / sqrt(variance + epsilon), t = beta - s mean.
+    2. f has a constant weight, and only layout operators and one addition of a constant stand between (``_source``).
+    """
+    edit, count = Editor(graph), 0
+    for node in list(graph.nodes):
+        if node.op != "BatchNormalization" or not _is_inference(node):
+            continue  # rule 1
+        gamma, beta, mean, variance = (np.asarray(tensor.values, np.float64) for tensor in node.inputs[1:5])
+        scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        source = _source(node.inputs[0], 1, graph)
+        if source is None:
+            continue  # rule 2
+        _apply(edit, source, scale.astype(np.float32), (beta - scale * mean).astype(np.float32))
+        output = node.outputs[0]
+        node.outputs.clear()
+        edit.redirect(output, node.inputs[0])
+        count += 1
+    return count
+
+
+def _is_inference(node: gs.Node) -> bool:
+    return (
+        len([tensor for tensor in node.outputs if tensor.name]) == 1
+        and not node.attrs.get("training_mode", 0)
+        and all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5])
+    )
+
+
+def fold_channel_scales(graph: gs.Graph) -> int:
+    """Gamma * f(x) -> f'(x): LayerScale, where f is a convolution or a linear layer.
+
+    1. gamma is a constant with one value a channel: one of its axes is not 1, as long as that axis of f(x).
+    2. As rule 2 of ``fold_batch_norm``.
+    """
+    edit, count = Editor(graph), 0
+    for node in list(graph.nodes):
+        found = constant_input(node) if node.op == "Mul" else None
+        if found is None:
+            continue
+        x, gamma = node.inputs[1 - found[0]], np.asarray(found[1].values)
+        axis = _channel_axis(x, gamma)
+        source = None if axis is None else _source(x, axis, graph)
+        if source is None or not np.isfinite(gamma).all():
+            continue
+        _apply(edit, source, gamma.reshape(-1).astype(np.float32), None)
+        output = node.outputs[0]
+        node.outputs.clear()
+        edit.redirect(output, x)
+        count += 1
+    return count
+
+
+def _channel_axis(x: gs.Tensor, gamma: np.ndarray) -> int | None:
+    """The axis of x along which gamma has one value each; None when it is not of that form."""
+    long = [axis for axis, size in enumerate(gamma.shape) if size != 1]
+    if x.shape is None or len(long) != 1 or gamma.ndim > len(x.shape):
+        return None
+    axis = len(x.shape) - gamma.ndim + long[0]
+    return axis if x.shape[axis] == gamma.size else None
+
+
+def _source(tensor: gs.Tensor, axis: int, graph: gs.Graph) -> _Source | None:
+    """What makes the channels that lie on ``axis`` of a tensor; everything on the way is read once."""
+    added: tuple[gs.Node, int, int] | None = None
+    while True:
+        node = producer(tensor)
+        if node is None or tensor.shape is None or only_reader(tensor, graph) is None:
+            return None
+        found = constant_input(node)
+        if node.op == "Conv" and axis == 1 and all(isinstance(one, gs.Constant) for one in node.inputs[1:] if one.name):
+            return _Source(node, added)
+        if node.op == "MatMul":
+            plain = found is not None and found[0] == 1 and found[1].values.ndim == 2
+            return _Source(node, added) if plain and axis == len(tensor.shape) - 1 else None
+        if node.op == "Add" and found is not None and added is None:
+            if found[1].values.ndim > len(tensor.shape):
+                return None
+            added = (node, found[0], len(tensor.shape) - 1 - axis)
+            tensor = node.inputs[1 - found[0]]
+            continue
+        before = _axis_before(node, axis)
+        if before is None:
+            return None
+        tensor, axis = node.inputs[0], before
+
+
+def _axis_before(node: gs.Node, axis: int) -> int | None:
+    """The axis of a layout operator's input that holds the channels on ``axis`` of its output, whole; else None."""
+    if node.op == "Transpose":
+        return int(node.attrs["perm"][axis]) if "perm" in node.attrs else None
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if node.op not in LAYOUT_OPS or before is None or not is_static(after[axis:]):
+        return None
+    behind = int(np.prod(after[axis + 1 :], dtype=int))
+    for index, size in enumerate(before):
+        if size == after[axis] and is_static(before[index:]) and int(np.prod(before[index + 1 :], dtype=int)) == behind:
+            return index
+    return None
+
+
+def _apply(edit: Editor, source: _Source, scale: Vector, shift: Vector | None) -> None:
+    """Channels times ``scale`` plus ``shift``: into the weight, and into the bias or the constant added behind."""
+    node = source.node
+    weight = np.asarray(node.inputs[1].values)
+    factor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if node.op == "Conv" else scale  # (O, I, ..) or (I, O)
+    node.inputs[1] = edit.constant(f"{node.inputs[1].name}_scaled", weight * factor)
+    if node.op == "Conv" and len(node.inputs) > 2 and node.inputs[2].name:
+        own = np.asarray(node.inputs[2].values) * scale
+        node.inputs[2] = edit.constant(f"{node.inputs[2].name}_scaled", own)
+    if source.added is not None:
+        add, index, behind = source.added
+        vector = (-1, *[1] * behind)
+        values = np.asarray(add.inputs[index].values) * scale.reshape(vector)
+        values = values if shift is None else values + shift.reshape(vector)
+        add.inputs[index] = edit.constant(f"{add.inputs[index].name}_scaled", values)
+    elif shift is not None and node.op == "Conv":
+        if len(node.inputs) > 2:
+            own = node.inputs.pop(2)
+            shift = shift + np.asarray(own.values) if own.name else shift
+        node.inputs.append(edit.constant(f"{node.name}_shift", shift))
+    elif shift is not None:
+        output = node.outputs[0]
+        node.outputs.clear()
+        product = gs.Variable(edit.unique(f"{node.name}_product"), dtype=output.dtype, shape=output.shape)
+        node.outputs.append(product)
+        inputs = [product, edit.constant(f"{node.name}_shift", shift)]
+        edit.graph.nodes.append(gs.Node("Add", edit.unique(f"{node.name}_add"), inputs=inputs, outputs=[output]))
