@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -29,7 +30,7 @@ from onnxvitq.data.source import Source, open_source
 from onnxvitq.errors import DataError, InvalidGraphError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
-from onnxvitq.evaluation.bench import Timing, bench, random_feed
+from onnxvitq.evaluation.bench import FREE_SIDE, Timing, bench, random_feed
 from onnxvitq.evaluation.compare import compare
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
@@ -48,10 +49,12 @@ from onnxvitq.graph.io import (
     with_outputs,
 )
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
+from onnxvitq.runtime.shapes import observe_shapes
 from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import InputSpec, StatRequest, Stats
 from onnxvitq.steps.accept import accept_parts, drop_harmful_products
@@ -60,6 +63,8 @@ from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.scales import SearchScales
 from onnxvitq.steps.step import Step, is_held_out
+
+logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "onnxvitq.recipe"
 HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
@@ -118,7 +123,7 @@ def quantize(
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
         graph = loaded.graph
-        canonicalise(graph)
+        _canonicalise(loaded, config.threads)
         blockmap = find_blocks(graph, str(model))
         problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(blockmap)))
         plan = make_plan(blockmap, config)
@@ -168,6 +173,33 @@ def quantize(
         "environment": reports.environment(config.threads),
     }
     return Result(output=output, plan=plan, audit=audited, report=report)
+
+
+def _canonicalise(loaded: LoadedModel, threads: int) -> dict[str, int]:
+    """Bring the graph to canonical form; where nothing tells the shape of a tensor, two runs on noise do."""
+    graph = loaded.graph
+    edits = canonicalise(graph)
+    unknown = unknown_tensors(graph)
+    if not unknown:
+        return edits
+    feeds = [random_feed(loaded.inputs, batch, seed=0, side=FREE_SIDE * batch) for batch in (1, 2)]
+    with scratch_folder() as folder:
+        probe = folder / "probe.onnx"
+        try:
+            save_for_session(to_proto(with_outputs(graph, unknown), {}), probe)
+        except OSError as error:
+            raise scratch_error(folder, error) from error
+        try:
+            observed = observe_shapes(probe, feeds[0], feeds[1], threads)
+        except InvalidGraphError as error:  # noise of that size is no input for it: the shapes stay unknown
+            logger.warning("shapes of %d tensors stay unknown: %s", len(unknown), error.problem)
+            return edits
+    tensors = graph.tensors()
+    for name, (shape, dtype) in observed.items():
+        tensors[name].shape, tensors[name].dtype = shape, dtype
+    infer_shapes(graph)
+    more = canonicalise(graph)
+    return {name: count + more[name] for name, count in edits.items()}
 
 
 def _steps(config: QuantConfig) -> list[Step]:
@@ -405,7 +437,7 @@ def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
     """
     loaded = load_model(Path(model))
     graph = loaded.graph
-    edits = canonicalise(graph)
+    edits = _canonicalise(loaded, threads=0)
     blockmap = find_blocks(graph, str(model))
     described = {
         "model": str(model),

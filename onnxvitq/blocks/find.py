@@ -40,11 +40,10 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
     linears = {linear.name: linear for linear in _linears(graph)}
     attentions, misses = _attentions(graph)
     products = tuple(_products(graph, dict(misses), linears))
-    if not (attentions or products or _separable(graph)):
+    if not (attentions or any(not product.constant for product in products) or _separable(graph)):
         nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
         listing = (
-            "; ".join(f"{name}: {miss.reason}" for name, miss in nearest)
-            or "it has no Softmax and no product of activations"
+            "; ".join(f"{name}: {miss.reason}" for name, miss in nearest) or "it has no product of two activations"
         )
         raise NoBlocksFoundError(
             where, f"no attention block found; nearest: {listing}", "is it a Vision Transformer, unfused?"
@@ -279,13 +278,19 @@ def _roles(
 
 
 def _norms(graph: gs.Graph) -> Iterator[Norm]:
+    norms: dict[str, Norm] = {}
     for node in graph.nodes:
         if node.op not in NORM_ENDS:
             continue
         found = match(NORM, node.outputs[0])
         if isinstance(found, Match):
             output = node.outputs[0].name
-            yield Norm(name=node.name, form=found.tags["form"], input=found.tensors["x"].name, output=output)
+            norms[node.name] = Norm(
+                name=node.name, form=found.tags["form"], input=found.tensors["x"].name, output=output
+            )
+            if "scaled" in found.nodes:  # alone, it is the root-mean-square norm of what was centred
+                norms.pop(found.nodes["scaled"].name, None)
+    yield from norms.values()
 
 
 def _unmatched(graph: gs.Graph, matched: set[str], misses: Mapping[str, Miss]) -> Iterator[Unmatched]:

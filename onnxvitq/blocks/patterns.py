@@ -124,6 +124,7 @@ VARIANCE = OneOf(
     tag="square",
 )
 NORMALISED = Op("Div", (CENTRED, Op("Sqrt", (add(VARIANCE, Const("epsilon")),))))
+SCALED = Op("Mul", (NORMALISED, Const("gamma")), name="scaled")
 MEAN_SQUARE = OneOf(
     (
         ("pow", Op("ReduceMean", (Op("Pow", (X, Const("two", 2.0))),))),
@@ -146,7 +147,7 @@ NORM = OneOf(
         ("op", Op("LayerNormalization", (X, Const("gamma")))),
         ("rms_op", Op("RMSNormalization", (X, Const("gamma")))),  # opset 23
         ("rms", mul(RMS, Const("gamma"))),
-        ("decomposed", add(mul(NORMALISED, Const("gamma")), Const("beta"))),  # TorchScript exporter below opset 17
+        ("decomposed", add(SCALED, Const("beta"))),  # TorchScript exporter below opset 17
     ),
     tag="form",
 )

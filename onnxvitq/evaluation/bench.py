@@ -11,6 +11,7 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
 WARM_UP = 2
+FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +56,12 @@ def bench(
     ]
 
 
-def random_feed(inputs: tuple[InputSpec, ...], batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Normal noise (integers: 0 or 1) for every input; an unknown size is ``batch`` in front and 224 elsewhere."""
+def random_feed(inputs: tuple[InputSpec, ...], batch: int, seed: int, side: int = FREE_SIDE) -> dict[str, np.ndarray]:
+    """Normal noise (integers: 0 or 1) for every input; an unknown size is ``batch`` in front and ``side`` elsewhere."""
     rng = np.random.default_rng(seed)
     feed: dict[str, np.ndarray] = {}
     for spec in inputs:
-        sizes = [size or (batch if axis == 0 else 224) for axis, size in enumerate(spec.shape)]
+        sizes = [size or (batch if axis == 0 else side) for axis, size in enumerate(spec.shape)]
         if len(sizes) == 4 and spec.shape[1] is None:
             sizes[1] = 3
         values = rng.normal(size=sizes) if spec.dtype.startswith("float") else rng.integers(0, 2, sizes)

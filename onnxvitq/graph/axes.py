@@ -110,8 +110,8 @@ class AxisMap:
         order = [atom for group in self._groups for atom in group]
         if order == source:
             return self._reshape(self._source, self._groups)
-        found = [chain for chain in (self._by_axes(), self._by_blocks(source, order)) if chain is not None]
-        return min(found, key=len) if found else None
+        chains = (self._by_axes(), self._by_groups(source), self._by_blocks(source, order))
+        return min((chain for chain in chains if chain is not None), key=len, default=None)
 
     def _by_axes(self) -> list[Move] | None:
         """Transpose of the source's own axes, then a Reshape where that is not all."""
@@ -135,6 +135,18 @@ class AxisMap:
         perm += [*full, *empty]
         last = self._reshape([self._source[axis] for axis in perm], self._groups)
         return None if last is None else [Move("Transpose", tuple(perm)), *last]
+
+    def _by_groups(self, source: list[_Atom]) -> list[Move] | None:
+        """Reshape to the result's own axes, then a Transpose."""
+        place = {atom: index for index, atom in enumerate(source)}
+        empty = len(source)  # axes of size 1 go last
+        axes = sorted(range(len(self._groups)), key=lambda a: place[self._groups[a][0]] if self._groups[a] else empty)
+        before = [self._groups[axis] for axis in axes]
+        if [atom for group in before for atom in group] != source:
+            return None  # an axis of the result is put together from several places
+        first = self._reshape(self._source, before)
+        perm = tuple(axes.index(axis) for axis in range(len(axes)))
+        return None if first is None else [*first, Move("Transpose", perm)]
 
     def _by_blocks(self, source: list[_Atom], order: list[_Atom]) -> list[Move] | None:
         """Reshape to the largest pieces that stay together, Transpose, Reshape."""

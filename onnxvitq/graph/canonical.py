@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from onnxvitq.graph.io import infer_shapes
-from onnxvitq.graph.passes.attention import open_attention
-from onnxvitq.graph.passes.channels import fold_batch_norm, fold_channel_scales
+from onnxvitq.graph.passes.activations import fuse_hard_swish
+from onnxvitq.graph.passes.attention import merge_flat_softmax, open_attention
+from onnxvitq.graph.passes.channels import fold_batch_norm, fold_channel_scales, fold_channel_shifts
 from onnxvitq.graph.passes.constants import fold_constants, static_reshapes
 from onnxvitq.graph.passes.convolutions import patch_convolution, pointwise_convolution
 from onnxvitq.graph.passes.einsum import open_einsum
@@ -20,6 +20,7 @@ from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
 from onnxvitq.graph.passes.packed import split_packed_linears
 from onnxvitq.graph.passes.scales import fold_scalar_scales
+from onnxvitq.graph.shapes import infer_shapes
 from onnxvitq.graph.validate import check_graph
 
 Pass = Callable[[gs.Graph], int]
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     static_reshapes,
     open_attention,
+    merge_flat_softmax,
     remove_no_ops,
     remove_nan_guard,
     open_einsum,
@@ -40,6 +42,8 @@ PASSES: tuple[Pass, ...] = (
     merge_transposes,
     merge_reshapes,
     fold_channel_scales,
+    fold_channel_shifts,
+    fuse_hard_swish,
     fold_scalar_scales,
 )
 SHAPES_STAY_KNOWN = frozenset({remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales})

@@ -15,10 +15,12 @@ class Editor:
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
-        self._taken = set(graph.tensors()) | {node.name for node in graph.nodes}
+        self._taken: set[str] | None = None  # read at the first edit: most passes find nothing in most rounds
 
     def unique(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ``wanted_2``...: a name no tensor or node has."""
+        if self._taken is None:
+            self._taken = set(self.graph.tensors()) | {node.name for node in self.graph.nodes}
         name, count = wanted, 0
         while name in self._taken:
             count += 1

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
-from onnxvitq.graph.symbolic import told_shapes, unify_names
+from onnxvitq.graph.shapes import infer_shapes
 from onnxvitq.spec import FloatArray, InputSpec
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it has a logger of its
 
 OLDEST_OPSET = 11
 PER_AXIS_OPSET = 13  # the first whose DequantizeLinear takes one scale per channel
-MAX_INFERENCES = 8  # computed reshapes behind each other; real graphs need up to five
 PROTOBUF_LIMIT = 1900 * 2**20  # bytes; a message cannot pass 2 GiB, and some room is needed for the graph itself
 QUANTIZED_OPS = frozenset(
     {
@@ -234,6 +233,13 @@ def to_graph(proto: onnx.ModelProto) -> gs.Graph:
     # and so would the list of opsets, which graphsurgeon takes as it is.
     graph.import_domains = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in proto.opset_import]
     _name_nodes(graph)
+    for tensor in graph.inputs:  # a size without a name could not be told from another one
+        if tensor.shape is not None:
+            tensor.shape = [f"{tensor.name}.{axis}" if size is None else size for axis, size in enumerate(tensor.shape)]
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if not any(tensor is output for output in graph.outputs):
+                tensor.shape = None  # an exporter's own annotation may be wrong, and would win
     graph.toposort()
     infer_shapes(graph)
     return graph
@@ -264,50 +270,10 @@ def _name_nodes(graph: gs.Graph) -> None:
         node.name = name
 
 
-def infer_shapes(graph: gs.Graph) -> None:
-    """Set the shape and type of every tensor that can be inferred, values of shape arithmetic included.
-
-    Where onnx's inference gives up on a computed Reshape, our own arithmetic (``graph.symbolic``) tells its result, and the
-    inference goes on from there. A size that stays unknown gets a name of its own.
-    """
-    pinned: dict[str, list[int | str]] = {}
-    for _ in range(MAX_INFERENCES):
-        _infer_once(graph, pinned)
-        found = told_shapes(graph)
-        if not found:
-            break
-        pinned.update(found)
-    unify_names(graph)
-
-
-def _infer_once(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> None:
-    """One run of onnx's inference, with the pinned shapes given.
-
-    It sees a copy whose large constants are inputs: no weight is serialised, so the 2 GB limit and the time do not matter.
-    """
-    skeleton = graph.copy()
-    for tensor in skeleton.tensors().values():
-        if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) > 1024:
-            variable = tensor.to_variable(dtype=tensor.dtype, shape=tensor.shape)
-            variable.type = "tensor_type"  # to_variable forgets it, and the exporter reads it
-            skeleton.inputs.append(variable)
-        elif isinstance(tensor, gs.Variable) and tensor.inputs and not any(tensor is out for out in skeleton.outputs):
-            tensor.shape = pinned.get(tensor.name)  # an exporter's own annotation may be wrong, and would win
-    inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(skeleton, do_type_check=False), data_prop=True)
-    tensors = graph.tensors()
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        tensor = tensors.get(value.name)
-        kind = value.type.tensor_type
-        if isinstance(tensor, gs.Variable) and kind.HasField("shape"):
-            dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-            tensor.shape = [f"{value.name}.{axis}" if size is None else size for axis, size in enumerate(dims)]
-            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-
-
 def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """The graph as a model with that metadata; intermediate shapes are left out (the runtime infers its own)."""
     graph.cleanup().toposort()
-    proto = gs.export_onnx(graph)
+    proto = gs.export_onnx(graph, do_type_check=False)  # onnxruntime finds the type of an output that states none
     del proto.graph.value_info[:]
     proto.producer_name = "onnxvitq"
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))

@@ -5,7 +5,7 @@ operators that appear in shape arithmetic and answers None for anything else.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -152,21 +152,21 @@ EVALUATORS: dict[str, Evaluator] = {
 }
 
 
-def told_shapes(graph: gs.Graph) -> dict[str, list[int | str]]:
-    """Shapes of the results of computed Reshapes that have none yet, where the target's length and values tell.
+def told_shapes(graph: gs.Graph, known: Collection[str]) -> dict[str, list[int | str]]:
+    """Shapes of the results of computed Reshapes that are not ``known``, where the target's length and values tell.
 
-    A -1 or an element that cannot be told becomes a size with a name of its own.
+    A -1, or an element that cannot be told, becomes a size with a name of its own.
     """
     values, found = ShapeValues(), {}
     for node in graph.nodes:
-        if node.op != "Reshape" or node.outputs[0].shape is not None:
+        if node.op != "Reshape" or node.outputs[0].name in known:
             continue
-        name, target, source = node.outputs[0].name, values.of(node.inputs[1]), node.inputs[0].shape
+        name, target, source = node.outputs[0].name, values.of(node.inputs[1]), node.inputs[0].shape or []
         if target is not None and target.ndim == 1:
-            sizes = [source[i] if size == 0 and source and i < len(source) else size for i, size in enumerate(target)]
+            copied = [source[i] if size == 0 and i < len(source) else size for i, size in enumerate(target)]
             found[name] = [
-                f"{name}.{axis}" if not isinstance(size, int | str) or size == -1 else size
-                for axis, size in enumerate(sizes)
+                f"{name}.{axis}" if not isinstance(size, int | str) or size in (0, -1) else size
+                for axis, size in enumerate(copied)
             ]
     return found
 

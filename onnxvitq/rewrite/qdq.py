@@ -22,7 +22,6 @@ from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams
 
-
 # onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
 FUSED_INTO_GEMM = frozenset(
     {

@@ -71,6 +71,11 @@ class Session:
         )
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(value.name for value in self._session.get_outputs())
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The model's own metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)

@@ -5,6 +5,14 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.passes.no_ops import may_be_infinite
+from onnxvitq.graph.pattern import Match, Op, Var, match
+from onnxvitq.graph.query import only_reader
+
+X = Var("x")
+FLAT_SOFTMAX = Op(
+    "Reshape",
+    (Op("Softmax", (Op("Flatten", (X,), name="flat"),), name="softmax"), Op("Shape", (X,), name="shape")),
+)
 
 
 def open_attention(graph: gs.Graph) -> int:
@@ -82,3 +90,28 @@ def _split_heads(edit: Editor, tensor: gs.Tensor, heads: int) -> gs.Tensor:
     split = edit.node("Transpose", f"{tensor.name}_heads_first", [split], perm=[0, 2, 1, 3])
     split.shape = [tensor.shape[0], heads, tensor.shape[1], width // heads]
     return split
+
+
+def merge_flat_softmax(graph: gs.Graph) -> int:
+    """Reshape(Softmax(Flatten(x, axis k)), Shape(x)) -> Softmax(x): how onnx's version converter raises one of opset 12.
+
+    1. k is the last axis of x, so that the flattened rows are those of x; the Softmax is over the last axis.
+    2. Nothing else reads what is between.
+    """
+    edit, count = Editor(graph), 0
+    for node in list(graph.nodes):
+        found = match(FLAT_SOFTMAX, node.outputs[0]) if node.op == "Reshape" else None
+        if not isinstance(found, Match):
+            continue
+        x, flat, softmax, shape = found.tensors["x"], *(found.nodes[name] for name in ("flat", "softmax", "shape"))
+        if softmax.attrs.get("axis", -1) not in (-1, 1) or shape.attrs or x.shape is None:
+            continue
+        if flat.attrs.get("axis", 1) not in (-1, len(x.shape) - 1):
+            continue  # rule 1
+        if any(only_reader(tensor, graph) is None for tensor in (flat.outputs[0], softmax.outputs[0])):
+            continue  # rule 2
+        output = node.outputs[0]
+        node.outputs.clear()
+        edit.redirect(output, edit.node("Softmax", f"{softmax.name}_rows", [x], axis=-1))
+        count += 1
+    return count

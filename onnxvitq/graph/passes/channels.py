@@ -23,6 +23,12 @@ class _Source:
     node: gs.Node
     added: tuple[gs.Node, int, int] | None
 
+    @property
+    def channels(self) -> range:
+        """Their numbers."""
+        weight = self.node.inputs[1]
+        return range(weight.shape[0] if self.node.op == "Conv" else weight.shape[1])
+
 
 def fold_batch_norm(graph: gs.Graph) -> int:
     """BatchNormalization(f(x)) -> f'(x), where f is a convolution or a linear layer.
@@ -58,7 +64,7 @@ def _is_inference(node: gs.Node) -> bool:
 def fold_channel_scales(graph: gs.Graph) -> int:
     """Gamma * f(x) -> f'(x): LayerScale, where f is a convolution or a linear layer.
 
-    1. gamma is a constant with one value a channel: one of its axes is not 1, as long as that axis of f(x).
+    1. gamma is a constant with one value a channel, or one for all channels of a convolution.
     2. As rule 2 of ``fold_batch_norm``.
     """
     edit, count = Editor(graph), 0
@@ -71,7 +77,33 @@ def fold_channel_scales(graph: gs.Graph) -> int:
         source = None if axis is None else _source(x, axis, graph)
         if source is None or not np.isfinite(gamma).all():
             continue
-        _apply(edit, source, gamma.reshape(-1).astype(np.float32), None)
+        _apply(edit, source, gamma.reshape(-1).astype(np.float32) * np.ones(len(source.channels), np.float32), None)
+        output = node.outputs[0]
+        node.outputs.clear()
+        edit.redirect(output, x)
+        count += 1
+    return count
+
+
+def fold_channel_shifts(graph: gs.Graph) -> int:
+    """f(x) + c -> f'(x), where f is a convolution, or a linear layer that has a bias.
+
+    1. c is a constant with one value a channel, or one for all channels of a convolution.
+    2. As rule 2 of ``fold_batch_norm``.
+    """
+    edit, count = Editor(graph), 0
+    for node in list(graph.nodes):
+        found = constant_input(node) if node.op == "Add" else None
+        if found is None:
+            continue
+        x, constant = node.inputs[1 - found[0]], np.asarray(found[1].values)
+        axis = _channel_axis(x, constant)
+        source = None if axis is None else _source(x, axis, graph)
+        if source is None or (source.node.op == "MatMul" and source.added is None):
+            continue  # the bias itself
+        shift = constant.reshape(-1).astype(np.float32)
+        ones = np.ones(len(source.channels), np.float32)
+        _apply(edit, source, ones, shift * ones)
         output = node.outputs[0]
         node.outputs.clear()
         edit.redirect(output, x)
@@ -80,9 +112,16 @@ def fold_channel_scales(graph: gs.Graph) -> int:
 
 
 def _channel_axis(x: gs.Tensor, gamma: np.ndarray) -> int | None:
-    """The axis of x along which gamma has one value each; None when it is not of that form."""
+    """The axis of x along which gamma has one value each; None when it is not of that form.
+
+    One value for everything belongs to the channels of a convolution, axis 1.
+    """
     long = [axis for axis, size in enumerate(gamma.shape) if size != 1]
-    if x.shape is None or len(long) != 1 or gamma.ndim > len(x.shape):
+    if x.shape is None or gamma.ndim > len(x.shape):
+        return None
+    if not long and len(x.shape) > 2:
+        return 1
+    if len(long) != 1:
         return None
     axis = len(x.shape) - gamma.ndim + long[0]
     return axis if x.shape[axis] == gamma.size else None
@@ -102,10 +141,11 @@ def _source(tensor: gs.Tensor, axis: int, graph: gs.Graph) -> _Source | None:
             plain = found is not None and found[0] == 1 and found[1].values.ndim == 2
             return _Source(node, added) if plain and axis == len(tensor.shape) - 1 else None
         if node.op == "Add" and found is not None and added is None:
-            if found[1].values.ndim > len(tensor.shape):
-                return None
+            inner = node.inputs[1 - found[0]]
+            if inner.shape is None or len(inner.shape) != len(tensor.shape):
+                return None  # the constant adds axes
             added = (node, found[0], len(tensor.shape) - 1 - axis)
-            tensor = node.inputs[1 - found[0]]
+            tensor = inner
             continue
         before = _axis_before(node, axis)
         if before is None:
@@ -115,10 +155,12 @@ def _source(tensor: gs.Tensor, axis: int, graph: gs.Graph) -> _Source | None:
 
 def _axis_before(node: gs.Node, axis: int) -> int | None:
     """The axis of a layout operator's input that holds the channels on ``axis`` of its output, whole; else None."""
+    if node.op not in LAYOUT_OPS:
+        return None
     if node.op == "Transpose":
         return int(node.attrs["perm"][axis]) if "perm" in node.attrs else None
     before, after = node.inputs[0].shape, node.outputs[0].shape
-    if node.op not in LAYOUT_OPS or before is None or not is_static(after[axis:]):
+    if before is None or not is_static(after[axis:]):
         return None
     behind = int(np.prod(after[axis + 1 :], dtype=int))
     for index, size in enumerate(before):
