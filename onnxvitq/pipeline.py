@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
@@ -52,7 +53,7 @@ from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.rewrite.qdq import apply_plan, products
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
 from onnxvitq.runtime.sweep import sweep
@@ -125,7 +126,7 @@ def quantize(
         graph = loaded.graph
         _canonicalise(loaded, config.threads)
         blockmap = find_blocks(graph, str(model))
-        problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(blockmap)))
+        problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(graph, blockmap)))
         plan = make_plan(blockmap, config)
     steps = _steps(config)
     requests = (*_requests(steps, problem, plan), StatRequest(tensor=loaded.outputs[0], kind="whole"))
@@ -258,9 +259,13 @@ def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple
     return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
 
 
-def _constant_names(blockmap: BlockMap) -> set[str]:
-    linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
-    return linears | {product.constant for product in blockmap.products if product.constant}
+def _constant_names(graph: gs.Graph, blockmap: BlockMap) -> set[str]:
+    """Weights, biases, and the operands of products that are constants."""
+    names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    operands = {tensor for _, pair in products(blockmap) for tensor in pair}
+    return names | {
+        name for name, tensor in graph.tensors().items() if name in operands and isinstance(tensor, gs.Constant)
+    }
 
 
 def _measure(

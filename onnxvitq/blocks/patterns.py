@@ -42,7 +42,9 @@ SEPARABLE = Op(
     "ReduceSum", (mul(Through(LAYOUT | {"Expand"}, Op("Softmax", (Var("scores"),), name="softmax")), Var("key")),)
 )
 
-SCORES = Op("MatMul", (Var("query"), Var("key")), name="scores")
+# A query may be learned: one latent that pools all tokens (SigLIP, attention pooling).
+QUERY = OneOf((("computed", Var("query")), ("learned", Const("query"))), tag="query_kind")
+SCORES = Op("MatMul", (QUERY, Var("key")), name="scores")
 SOFTMAX = Op("Softmax", (Through(BEFORE_SOFTMAX, SCORES, mixing=True),), name="softmax")
 PROBS = Through(AFTER_SOFTMAX, SOFTMAX, mixing=True)
 ATTENTION = OneOf(

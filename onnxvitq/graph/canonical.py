@@ -15,6 +15,7 @@ from onnxvitq.graph.passes.channels import fold_batch_norm, fold_channel_scales,
 from onnxvitq.graph.passes.constants import fold_constants, static_reshapes
 from onnxvitq.graph.passes.convolutions import patch_convolution, pointwise_convolution
 from onnxvitq.graph.passes.einsum import open_einsum
+from onnxvitq.graph.passes.fused import open_fused
 from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes, merge_transposes
 from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
@@ -26,6 +27,7 @@ from onnxvitq.graph.validate import check_graph
 Pass = Callable[[gs.Graph], int]
 MAX_ROUNDS = 8  # shapes that one pass makes known let another go on; real graphs need two or three rounds
 PASSES: tuple[Pass, ...] = (
+    open_fused,
     fold_constants,
     static_reshapes,
     open_attention,

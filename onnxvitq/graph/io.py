@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
+from onnxvitq.graph.passes.fused import FUSED_DOMAIN, OPENED
 from onnxvitq.graph.shapes import infer_shapes
 from onnxvitq.spec import FloatArray, InputSpec
 
@@ -149,12 +150,22 @@ def _refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
             raise UnsupportedModelError(
                 str(path), f"already quantized: node {node.name!r} is a {node.op_type}", "give the float model"
             )
-        if node.domain.startswith("com.microsoft") and (node.domain, node.op_type) not in local:
+        if (
+            node.domain.startswith(FUSED_DOMAIN)
+            and (node.domain, node.op_type) not in local
+            and not _can_be_opened(node)
+        ):
             raise UnsupportedModelError(
                 str(path),
                 f"already fused by onnxruntime: node {node.name!r} is a {node.domain} {node.op_type}",
                 "give the model as exported, before optimisation",
             )
+
+
+def _can_be_opened(node: onnx.NodeProto) -> bool:
+    """Whether a fused operator is one that ``passes.fused`` writes in standard operators again."""
+    batched = any(field.name.startswith("transBatch") and field.i for field in node.attribute)
+    return node.domain == FUSED_DOMAIN and node.op_type in OPENED and not batched
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -275,6 +286,10 @@ def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
     graph.cleanup().toposort()
     proto = gs.export_onnx(graph, do_type_check=False)  # onnxruntime finds the type of an output that states none
     del proto.graph.value_info[:]
+    used = {node.domain or "" for node in all_nodes(proto.graph)}
+    unused = [entry for entry in proto.opset_import if entry.domain and entry.domain not in used]
+    for entry in unused:
+        proto.opset_import.remove(entry)
     proto.producer_name = "onnxvitq"
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     return proto

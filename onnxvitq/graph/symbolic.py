@@ -180,11 +180,12 @@ def unify_names(graph: gs.Graph) -> None:
     1. Reshape to a constant target with one -1, of a tensor with one unknown size: the same size when the known sizes have
        the same product.
     2. Expand of a size of 1 to a computed shape: that shape's name.
-    3. Broadcasting: an unknown size whose operands' sizes all have one name (or are 1).
+    3. Tile of a size once, or of a size of 1: the size, or the number of times.
+    4. Broadcasting: an unknown size whose operands' sizes all have one name (or are 1).
 
     Only shape annotations change.
     """
-    renamed: dict[str, str] = {}
+    renamed: dict[str, int | str] = {}
     values = ShapeValues()
     for node in graph.nodes:
         output = node.outputs[0] if node.outputs else None
@@ -194,9 +195,7 @@ def unify_names(graph: gs.Graph) -> None:
         for position, size in enumerate(output.shape):
             known = _known_name(node, position, values) if isinstance(size, str) else None
             if known is not None and known != size:
-                output.shape[position] = known
-                if isinstance(known, str):
-                    renamed[size] = known
+                output.shape[position] = renamed[size] = known
 
 
 def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
@@ -205,6 +204,8 @@ def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int 
         return _kept_name(node, position, values)
     if node.op == "Expand":
         return _expanded_name(node, position, values)
+    if node.op == "Tile":
+        return _tiled_name(node, position, values)
     return _shared_name(node, position) if node.op in BROADCAST_OPS else None
 
 
@@ -226,6 +227,15 @@ def _expanded_name(node: gs.Node, position: int, values: ShapeValues) -> str | i
         return None
     behind = [1] * (rank - len(source)) + list(source)  # what is expanded, with the rank of the result
     return target[position] if behind[position] == 1 else None
+
+
+def _tiled_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
+    source, repeats = node.inputs[0].shape, values.of(node.inputs[1])
+    if source is None or repeats is None or repeats.size != len(source):
+        return None
+    if repeats[position] == 1:
+        return source[position]
+    return repeats[position] if source[position] == 1 else None
 
 
 def _shared_name(node: gs.Node, position: int) -> str | int | None:

@@ -9,7 +9,7 @@ outliers the output ended at 22.2 dB instead of 24.6.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxvitq.blockmap import Product
@@ -68,26 +68,29 @@ def drop_harmful_products(plan: QuantPlan, problem: Problem, judge: Judge) -> tu
     """Return products outside attentions to float where integers cost the output more than ``HARMLESS_DB``.
 
     Such a product may be a linear attention, whose sums have no bounded range, or a table of positions, which is harmless:
-    no pattern vouches for it, so the output decides; one by one only where all together do harm. ``before`` of an outcome
-    is without the product, ``after`` with it.
+    no pattern vouches for it, so the output decides. Where all together do harm, they are put back one by one onto the plan
+    without any, as long as the loss against that plan stays harmless: taken off one by one, none of several harmful ones
+    would be seen, because the others' error hides what it costs. ``before`` of an outcome is without the product, ``after``
+    with it.
     """
-    found = [p for p in problem.blockmap.products if _is_planned(plan, p)]
-    score = judge(plan)
-    bare = plan
-    for product in found:
-        bare = _without(bare, product)
-    limit = judge(bare) if found else score
-    outcomes: list[PartOutcome] = []
-    for product in found if limit - score > HARMLESS_DB else ():
-        without = _without(plan, product)
-        reached = judge(without)
-        accepted = reached - score <= HARMLESS_DB
-        part = PartOutcome(part=product.name, accepted=accepted, before=round(reached, 3), after=round(score, 3))
+    in_float = [product for product in problem.blockmap.products if _is_planned(plan, product)]
+    if not in_float:
+        return plan, ()
+    limit = judge(_without(plan, in_float))
+    if limit - judge(plan) <= HARMLESS_DB:
+        return plan, ()
+    score, outcomes, reasons = limit, [], dict(plan.kept_float)
+    for product in tuple(in_float):
+        others = [other for other in in_float if other is not product]
+        reached = judge(_without(plan, others))
+        accepted = limit - reached <= HARMLESS_DB
+        part = PartOutcome(part=product.name, accepted=accepted, before=round(score, 3), after=round(reached, 3))
         outcomes.append(part)
-        if not accepted:
-            reason = f"as integers it costs {reached - score:.1f} dB of the output's SQNR"
-            plan, score = replace(without, kept_float={**plan.kept_float, product.name: reason}), reached
-    return plan, tuple(outcomes)
+        if accepted:
+            in_float, score = others, reached
+        else:
+            reasons[product.name] = f"as integers it costs {score - reached:.1f} dB of the output's SQNR"
+    return replace(_without(plan, in_float), kept_float=reasons), tuple(outcomes)
 
 
 def _is_planned(plan: QuantPlan, product: Product) -> bool:
@@ -97,12 +100,12 @@ def _is_planned(plan: QuantPlan, product: Product) -> bool:
     )
 
 
-def _without(plan: QuantPlan, product: Product) -> QuantPlan:
-    """The plan with one product in float: its operands keep their parameters for their other readers."""
-    decisions = dict(plan.decisions)
-    for tensor in {product.left, product.right}:
+def _without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
+    """The plan with these products in float: their operands keep their parameters for their other readers."""
+    decisions, names = dict(plan.decisions), {product.name for product in products}
+    for tensor in {tensor for product in products for tensor in (product.left, product.right)}:
         site = decisions[tensor].site
-        consumers = tuple(reader for reader in site.consumers if reader[0] != product.name)
+        consumers = tuple(reader for reader in site.consumers if reader[0] not in names)
         if consumers:
             decisions[tensor] = replace(decisions[tensor], site=replace(site, consumers=consumers))
         else:

@@ -33,7 +33,7 @@ class SearchScales:
         """Rows of every linear's input, matrices of every attention's operands."""
         requests = [StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(problem, plan)]
         for attention in problem.blockmap.attentions:
-            for left, right, _ in _products(attention, plan):
+            for left, right, _ in _products(attention, problem, plan):
                 requests += [StatRequest(tensor=left, kind="left"), StatRequest(tensor=right, kind="right")]
         return tuple(requests)
 
@@ -49,7 +49,7 @@ class SearchScales:
             chosen = OBJECTIVES["ranking"] if scores and self.objective == "ranking" else objective
             return self._product(plan, stats, (left, right), chosen)
 
-        pairs = [pair for attention in problem.blockmap.attentions for pair in _products(attention, plan)]
+        pairs = [pair for attention in problem.blockmap.attentions for pair in _products(attention, problem, plan)]
         judged = [
             *fan_out(linears, linear_groups(problem, plan).items(), self.workers),
             *fan_out(product, pairs, self.workers),
@@ -118,11 +118,15 @@ def linear_groups(problem: Problem, plan: QuantPlan) -> dict[str, list[str]]:
     return groups
 
 
-def _products(attention: Attention, plan: QuantPlan) -> list[tuple[str, str, bool]]:
-    """(left, right, whether these are the scores) of the products that the plan quantizes."""
+def _products(attention: Attention, problem: Problem, plan: QuantPlan) -> list[tuple[str, str, bool]]:
+    """(left, right, whether these are the scores) of the products that the plan quantizes, both operands computed."""
     second = (attention.probs, attention.value) if attention.probs_first else (attention.value, attention.probs)
     pairs = [(attention.query, attention.key, True), (*second, False)]
-    return [pair for pair in pairs if pair[0] in plan.decisions and pair[1] in plan.decisions]
+    return [
+        pair
+        for pair in pairs
+        if all(tensor in plan.decisions and tensor not in problem.constants for tensor in pair[:2])
+    ]
 
 
 def _joined(params: "list[QParams | None]") -> QParams:

@@ -14,7 +14,7 @@ HARD_SWISH = Op("Div", (Op("Mul", (X, CLIPPED), name="gated"), Const("six", 6.0)
 def fuse_hard_swish(graph: gs.Graph) -> int:
     """X clip(x + 3, 0, 6) / 6 -> x HardSigmoid(x), as paddle2onnx writes it.
 
-    1. Nothing else reads what is between.
+    1. Nothing else reads what is between; the constants add no axis.
 
     Why not HardSwish: onnxruntime has no kernel for it and runs these two operators; four passes over memory become two.
     """
@@ -24,9 +24,11 @@ def fuse_hard_swish(graph: gs.Graph) -> int:
         if not isinstance(found, Match):
             continue
         between = (found.nodes["gated"].outputs[0], found.nodes["clip"].outputs[0], found.nodes["clip"].inputs[0])
-        if any(only_reader(tensor, graph) is None for tensor in between):
-            continue  # rule 1
         x = found.tensors["x"]
+        if any(only_reader(tensor, graph) is None for tensor in between) or x.shape is None:
+            continue  # rule 1
+        if any(len(found.tensors[name].shape) > len(x.shape) for name in ("three", "six")):
+            continue
         gate = edit.node("HardSigmoid", f"{node.name}_gate", [x], alpha=1 / 6, beta=0.5)
         output = node.outputs[0]
         node.outputs.clear()

@@ -47,8 +47,8 @@ def open_einsum(graph: gs.Graph) -> int:
     """Einsum(x, y) -> Transpose, Reshape, MatMul, Reshape, Transpose; a constant operand comes to the right.
 
     1. Two operands of known rank; no label twice in one; every label of an operand is in the other or in the result, and
-       something is summed over. An ellipsis stands for leading axes.
-    2. Labels that are joined have sizes that a Reshape can state: at most one axis of a result is unknown.
+       something is summed over, not everything. An ellipsis stands for leading axes.
+    2. Labels that are joined have sizes that a Reshape can state: at most one axis of a result is unknown. None is broadcast.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):
@@ -76,16 +76,21 @@ def open_einsum(graph: gs.Graph) -> int:
 
 def _moves(equation: _Equation, operands: Sequence[gs.Tensor]) -> list[_Move] | None:
     """How the two operands become matrices, and the product the result; None when a Reshape cannot say it."""
-    sizes: dict[str, object] = {}
-    for labels, tensor in zip((equation.left, equation.right), operands, strict=True):
-        sizes.update({label: size for label, size in zip(labels, tensor.shape, strict=True) if size is not None})
+    lefts, rights = (
+        dict(zip(labels, tensor.shape, strict=True))
+        for labels, tensor in zip((equation.left, equation.right), operands, strict=True)
+    )
+    if any((lefts[label] == 1) != (rights[label] == 1) for label in lefts.keys() & rights.keys()):
+        return None  # one is broadcast
+    sizes = {**lefts, **rights}
     batch, summed = list(equation.batch), equation.summed
     rows, columns = equation.free(equation.left), equation.free(equation.right)
     # A product with a matrix of weights takes any number of row axes as they are.
     joined_rows = list(rows) if isinstance(operands[1], gs.Constant) and not batch else [rows]
     left, right, out = [*batch, *joined_rows, summed], [*batch, summed, columns], [*batch, *joined_rows, columns]
     shapes = [_target(sizes, parts) for parts in (left, right)]
-    split = [] if all(len(part) == 1 for part in out) else _target(sizes, [*batch, *rows, *columns], always=True)
+    kept = next((index for index, part in enumerate(out) if len(part) != 1), len(out))  # axes that no join touches
+    split = [] if kept == len(out) else _target(sizes, [*batch, *rows, *columns], kept)
     if split is None or shapes[0] is None or shapes[1] is None:
         return None
     order = [*batch, *rows, *columns]
@@ -145,14 +150,22 @@ def _is_product(equation: _Equation, ranks: Sequence[int]) -> bool:
         and set(left) <= set(right) | set(result)
         and set(right) <= set(left) | set(result)
         and bool(equation.summed)
+        and bool(result)
     )
 
 
-def _target(sizes: Mapping[str, object], parts: Sequence[str], *, always: bool = False) -> list[int] | None:
-    """A Reshape target for axes that each join some labels; [] when none joins or makes one; None when it cannot be said."""
-    if all(len(part) == 1 for part in parts) and not always:
+def _target(sizes: Mapping[str, object], parts: Sequence[str], kept: int | None = None) -> list[int] | None:
+    """A Reshape target for axes that each join some labels; [] when none joins or makes one; None when it cannot be said.
+
+    The first axes, up to the first that joins (or ``kept``), stay where they are: an unknown size of theirs is copied.
+    """
+    joined = next((index for index, part in enumerate(parts) if len(part) != 1), len(parts))
+    if kept is None and joined == len(parts):
         return []
     target = [_size([sizes.get(label) for label in part]) for part in parts]
+    target = [
+        0 if size == -1 and index < (joined if kept is None else kept) else size for index, size in enumerate(target)
+    ]
     return target if target.count(-1) <= 1 else None
 
 
