@@ -81,12 +81,17 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """One layer or root-mean-square normalisation; ``form`` is the label of the pattern that matched."""
+    """One layer or root-mean-square normalisation; ``form`` is the label of the pattern that matched.
+
+    ``gamma`` and ``beta`` are constants of the width of the last axis; ``beta`` is "" where there is none.
+    """
 
     name: str
     form: str
     input: str
     output: str
+    gamma: str
+    beta: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ result independent of the number of cores.
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from joblib import Parallel, delayed
@@ -18,8 +19,13 @@ Result = TypeVar("Result")
 
 def fan_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
     """``[function(item) for item in items]``, in that order; ``workers`` at a time, 0 takes one a core."""
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         return list(Parallel(n_jobs=workers or _cores(), prefer="threads")(delayed(function)(item) for item in items))
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """A block in which a product runs on the thread that asks for it."""
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def _cores() -> int:

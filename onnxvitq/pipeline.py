@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
@@ -126,7 +125,7 @@ def quantize(
         graph = loaded.graph
         _canonicalise(loaded, config.threads)
         blockmap = find_blocks(graph, str(model))
-        problem = Problem(blockmap=blockmap, constants=constants(graph, _constant_names(graph, blockmap)))
+        problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
         plan = make_plan(blockmap, config)
     steps = _steps(config)
     requests = (*_requests(steps, problem, plan), StatRequest(tensor=loaded.outputs[0], kind="whole"))
@@ -259,13 +258,10 @@ def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple
     return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
 
 
-def _constant_names(graph: gs.Graph, blockmap: BlockMap) -> set[str]:
-    """Weights, biases, and the operands of products that are constants."""
-    names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
-    operands = {tensor for _, pair in products(blockmap) for tensor in pair}
-    return names | {
-        name for name, tensor in graph.tensors().items() if name in operands and isinstance(tensor, gs.Constant)
-    }
+def _operand_names(blockmap: BlockMap) -> set[str]:
+    """Weights, biases, and the operands of products, a few of which are constants."""
+    linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    return linears | {tensor for _, pair in products(blockmap) for tensor in pair}
 
 
 def _measure(

@@ -13,7 +13,7 @@ from onnxvitq.blockmap import BlockMap
 from onnxvitq.errors import PlanError
 from onnxvitq.spec import FloatArray, QParams, QuantSpec, Site
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 # What numpy, zipfile and json raise on bytes that are cut short, altered, or something else altogether.
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, RuntimeError, zipfile.BadZipFile)
 
@@ -46,17 +46,18 @@ class SiteDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
-    """Decisions by tensor name; new biases (O,) by the name of the linear; nodes kept float on purpose, with the reason."""
+    """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
+    float on purpose, with the reason.
+    """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        biases = {name: np.array(bias, np.float32) for name, bias in self.biases.items()}
-        for bias in biases.values():
-            bias.setflags(write=False)
-        object.__setattr__(self, "biases", biases)
+        object.__setattr__(self, "biases", _frozen(self.biases))
+        object.__setattr__(self, "weights", _frozen(self.weights))
 
     def params(self, tensor: str) -> QParams | None:
         """The fitted parameters of a tensor; None when it stays float."""
@@ -74,6 +75,17 @@ class QuantPlan:
         """The plan with these linears' biases replaced."""
         return replace(self, biases={**self.biases, **biases})
 
+    def with_weights(self, weights: Mapping[str, FloatArray]) -> "QuantPlan":
+        """The plan with these linears' weights replaced."""
+        return replace(self, weights={**self.weights, **weights})
+
+
+def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    copies = {name: np.array(array, np.float32) for name, array in arrays.items()}
+    for copy in copies.values():
+        copy.setflags(write=False)
+    return copies
+
 
 def plan_to_bytes(plan: QuantPlan) -> bytes:
     """The plan as an .npz: one JSON header, and the arrays."""
@@ -85,7 +97,10 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
         decisions.append({"site": asdict(decision.site), "spec": asdict(decision.spec)})
     for index, bias in enumerate(plan.biases.values()):
         arrays[f"bias{index}"] = bias
-    header = {"version": PLAN_VERSION, "decisions": decisions, "biases": list(plan.biases)}
+    for index, weight in enumerate(plan.weights.values()):
+        arrays[f"weight{index}"] = weight
+    header: dict[str, Any] = {"version": PLAN_VERSION, "decisions": decisions}
+    header |= {"biases": list(plan.biases), "weights": list(plan.weights)}
     header["kept_float"] = dict(plan.kept_float)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
@@ -121,4 +136,5 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
         site = Site(**entry["site"], consumers=consumers)
         decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
-    return QuantPlan(decisions=decisions, biases=biases, kept_float=header["kept_float"])
+    weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
+    return QuantPlan(decisions=decisions, biases=biases, kept_float=header["kept_float"], weights=weights)

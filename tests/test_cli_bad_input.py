@@ -175,7 +175,7 @@ def test_no_attention_and_nothing_like_it(refused: Refused) -> None:
     text = "(float[N,8] x) => (float[N,8] y) <float[8,8] W> { h = MatMul(x, W) y = Relu(h) }"
     np.savez("data.npz", x=np.zeros((2, 8), np.float32))
     line = refused(save_attention(Path("mlp.onnx"), text), "--calib", "data.npz", "-o", "old.onnx")
-    assert "it has no Softmax and no product of activations" in line
+    assert "it has no product of two activations" in line
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

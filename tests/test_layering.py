@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "plan": BOTTOM | {"blockmap"},
     "steps": BOTTOM | {"plan", "numerics", "config", "blockmap", "fanout"},
     "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap"},
+    "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
@@ -44,7 +45,11 @@ HOMES: dict[str, frozenset[str]] = {
 }
 
 # A file that names a library's type and does nothing with it but hand it on.
-TYPE_ONLY = {("evaluation/judge.py", "onnx_graphsurgeon")}
+TYPE_ONLY = {
+    ("evaluation/judge.py", "onnx_graphsurgeon"),
+    ("rebuild/pieces.py", "onnx_graphsurgeon"),
+    ("rebuild/weights.py", "onnx_graphsurgeon"),
+}
 
 # What may be taken from a unit by one that must not depend on the rest of it.
 NAMES_ONLY = {("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"}}

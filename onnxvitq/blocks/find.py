@@ -13,6 +13,7 @@ from onnxvitq.blocks.patterns import (
     BEFORE_ACTIVATION,
     BEFORE_PROJECTION,
     GATED,
+    LEARNED_QUERY,
     LINEAR,
     NORM,
     PATCHES,
@@ -39,7 +40,8 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
     """
     linears = {linear.name: linear for linear in _linears(graph)}
     attentions, misses = _attentions(graph)
-    products = tuple(_products(graph, dict(misses), linears))
+    in_attentions = {name for attention in attentions for name in (attention.scores_node, attention.context_node)}
+    products = tuple(one for one in _products(graph, dict(misses), linears) if one.name not in in_attentions)
     if not (attentions or any(not product.constant for product in products) or _separable(graph)):
         nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
         listing = (
@@ -128,19 +130,31 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
     for node in graph.nodes:
         if node.op != "MatMul" or any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
             continue
-        result = match(ATTENTION, node.outputs[0])
+        result = _attention_ending_in(node.outputs[0])
         if isinstance(result, Miss):
             misses.append((node.name, result))
-        elif not _same_map(result.nodes["scores"], result.nodes["softmax"]):
-            misses.append((node.name, Miss("the Softmax is not of the product's shape", 3)))
-        elif not _over_keys(result.nodes["softmax"]):
-            misses.append((node.name, Miss("the Softmax is not over the last axis", 3)))
         elif taken & {result.nodes["scores"].name, result.nodes["softmax"].name}:
             misses.append((node.name, Miss("its scores or its Softmax belong to another attention", 3)))
         else:
             found.append(_attention(result, node, len(found)))
             taken |= {found[-1].scores_node, found[-1].softmax_node}
     return found, [(name, miss) for name, miss in misses if name not in taken]
+
+
+def _attention_ending_in(tensor: gs.Tensor) -> Match | Miss:
+    """A computed query goes before a learned one; what is said of a miss is said of the computed one."""
+    results = [_checked(match(pattern, tensor)) for pattern in (ATTENTION, LEARNED_QUERY)]
+    return next((result for result in results if isinstance(result, Match)), results[0])
+
+
+def _checked(result: Match | Miss) -> Match | Miss:
+    if isinstance(result, Miss):
+        return result
+    if not _same_map(result.nodes["scores"], result.nodes["softmax"]):
+        return Miss("the Softmax is not of the product's shape", 3)
+    if not _over_keys(result.nodes["softmax"]):
+        return Miss("the Softmax is not over the last axis", 3)
+    return result
 
 
 def _over_keys(softmax: gs.Node) -> bool:
@@ -284,9 +298,14 @@ def _norms(graph: gs.Graph) -> Iterator[Norm]:
             continue
         found = match(NORM, node.outputs[0])
         if isinstance(found, Match):
-            output = node.outputs[0].name
+            beta = found.tensors.get("beta") or (node.inputs[2] if len(node.inputs) > 2 else None)
             norms[node.name] = Norm(
-                name=node.name, form=found.tags["form"], input=found.tensors["x"].name, output=output
+                name=node.name,
+                form=found.tags["form"],
+                input=found.tensors["x"].name,
+                output=node.outputs[0].name,
+                gamma=found.tensors["gamma"].name,
+                beta=beta.name if isinstance(beta, gs.Constant) else "",
             )
             if "scaled" in found.nodes:  # alone, it is the root-mean-square norm of what was centred
                 norms.pop(found.nodes["scaled"].name, None)

@@ -42,18 +42,25 @@ SEPARABLE = Op(
     "ReduceSum", (mul(Through(LAYOUT | {"Expand"}, Op("Softmax", (Var("scores"),), name="softmax")), Var("key")),)
 )
 
-# A query may be learned: one latent that pools all tokens (SigLIP, attention pooling).
-QUERY = OneOf((("computed", Var("query")), ("learned", Const("query"))), tag="query_kind")
-SCORES = Op("MatMul", (QUERY, Var("key")), name="scores")
-SOFTMAX = Op("Softmax", (Through(BEFORE_SOFTMAX, SCORES, mixing=True),), name="softmax")
-PROBS = Through(AFTER_SOFTMAX, SOFTMAX, mixing=True)
-ATTENTION = OneOf(
-    (
-        ("probs_first", Op("MatMul", (PROBS, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
-        ("value_first", Op("MatMul", (Var("value"), PROBS), name="context")),  # attention over channels
-    ),
-    tag="order",
-)
+
+def attention(query: Pattern) -> OneOf:
+    """Softmax(query key) value, or value softmax(query key)."""
+    scores = Op("MatMul", (query, Var("key")), name="scores")
+    softmax = Op("Softmax", (Through(BEFORE_SOFTMAX, scores, mixing=True),), name="softmax")
+    probs = Through(AFTER_SOFTMAX, softmax, mixing=True)
+    return OneOf(
+        (
+            ("probs_first", Op("MatMul", (probs, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
+            ("value_first", Op("MatMul", (Var("value"), probs), name="context")),  # attention over channels
+        ),
+        tag="order",
+    )
+
+
+ATTENTION = attention(Var("query"))
+# One latent that pools all tokens (SigLIP, attention pooling). Only where no computed query is found: a constant on the left
+# may also mix heads.
+LEARNED_QUERY = attention(Const("query"))
 
 X = Var("x")
 SQRT2, SQRT_HALF = 2**0.5, 0.5**0.5

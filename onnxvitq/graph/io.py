@@ -257,9 +257,10 @@ def to_graph(proto: onnx.ModelProto) -> gs.Graph:
 
 
 def constants(graph: gs.Graph, names: Collection[str]) -> dict[str, FloatArray]:
-    """Values of the named constants."""
+    """Values of those of the named tensors that are constants."""
     tensors = graph.tensors()
-    return {name: np.asarray(tensors[name].values, np.float32) for name in sorted(names)}
+    found = [name for name in sorted(names) if isinstance(tensors[name], gs.Constant)]
+    return {name: np.asarray(tensors[name].values, np.float32) for name in found}
 
 
 def with_outputs(graph: gs.Graph, names: Iterable[str]) -> gs.Graph:

@@ -10,6 +10,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxvitq.graph.symbolic import told_shapes, unify_names
 
 MAX_INFERENCES = 8  # computed reshapes behind each other; real graphs need up to five
+NUMBERED = "unk__"  # what onnx calls a size that it does not know
 INFERRED_VALUES = 1024  # elements up to which a constant may be shape arithmetic
 
 
@@ -22,7 +23,8 @@ def infer_shapes(graph: gs.Graph) -> None:
     pinned: dict[str, list[int | str]] = {}
     for _ in range(MAX_INFERENCES):
         told = _infer_once(graph, pinned)
-        found = _kept_shapes(graph, told) | told_shapes(graph, told)
+        # What arithmetic tells comes first: inference may then tell, with names, what is only kept now.
+        found = told_shapes(graph, told) or _kept_shapes(graph, told)
         if not found:
             break
         pinned.update(found)
@@ -47,16 +49,30 @@ def _kept_shapes(graph: gs.Graph, told: Collection[str]) -> dict[str, list[int |
 
 
 def _infer_once(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> set[str]:
-    """One run of onnx's inference, with the pinned shapes given; the names of the tensors whose shape it told."""
+    """One run of onnx's inference, with the pinned shapes given; the names of the tensors whose shape it told.
+
+    onnx numbers the sizes that it does not know anew in every run; a number gets the name of the first tensor that has it, or
+    a shape of this run could seem to equal one of another.
+    """
     inferred = onnx.shape_inference.infer_shapes(_skeleton(graph, pinned), data_prop=True)
-    tensors, told = graph.tensors(), set(pinned)
+    tensors, told, names = graph.tensors(), set(pinned), dict[str, str]()
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = tensors.get(value.name)
         kind = value.type.tensor_type
-        if isinstance(tensor, gs.Variable) and kind.HasField("shape"):
-            dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-            tensor.shape = [f"{value.name}.{axis}" if size is None else size for axis, size in enumerate(dims)]
+        if not isinstance(tensor, gs.Variable):
+            continue
+        if kind.elem_type:  # told even where the shape is not; a shape that is pinned later needs it
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if kind.HasField("shape"):
+            dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+            tensor.shape = [
+                names.setdefault(size, f"{value.name}.{axis}")
+                if isinstance(size, str) and size.startswith(NUMBERED)
+                else f"{value.name}.{axis}"
+                if size is None
+                else size
+                for axis, size in enumerate(dims)
+            ]
             told.add(value.name)
     return told
 
@@ -75,17 +91,18 @@ def _skeleton(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> onnx.Mo
         if not isinstance(tensor, gs.Constant):
             continue
         if int(np.prod(tensor.shape)) > INFERRED_VALUES:
-            message.input.append(_value_info(tensor.name, tensor.dtype, list(tensor.shape)))
+            message.input.append(value_info(tensor.name, tensor.dtype, list(tensor.shape)))
         else:
             message.initializer.append(OnnxExporter.export_tensor_proto(tensor))
-    message.input.extend(_value_info(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs)
-    message.output.extend(_value_info(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.outputs)
-    message.value_info.extend(_value_info(name, tensors[name].dtype, shape) for name, shape in pinned.items())
+    message.input.extend(value_info(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs)
+    message.output.extend(value_info(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.outputs)
+    message.value_info.extend(value_info(name, tensors[name].dtype, shape) for name, shape in pinned.items())
     opsets = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
     return onnx.helper.make_model(message, opset_imports=opsets)
 
 
-def _value_info(name: str, dtype: object, shape: Sequence[int | str | None] | None) -> onnx.ValueInfoProto:
+def value_info(name: str, dtype: object, shape: Sequence[int | str | None] | None) -> onnx.ValueInfoProto:
+    """One tensor's type and shape as a message; None: not known."""
     if dtype is None:
         return onnx.ValueInfoProto(name=name)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))  # type: ignore[call-overload]

@@ -61,6 +61,16 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
     return written
 
 
+def apply_products(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
+    """A new graph with the plan's products on codes and every linear layer left float, for whoever computes these himself."""
+    written = graph.copy()
+    writer = _Writer(written, problem, plan)
+    for node, operands in products(problem.blockmap):
+        writer.product(node, operands)
+    written.cleanup().toposort()
+    return written
+
+
 def planned_linear(plan: QuantPlan, linear: Linear) -> bool:
     """Whether the plan quantizes a linear: its input and its weight."""
     return plan.params(linear.input) is not None and plan.params(linear.weight) is not None and _wants(plan, linear)
@@ -210,10 +220,11 @@ class _Writer:
         return self._once(("constant", x.name), write)
 
     def _weight(self, linear: Linear, params: QParams) -> gs.Tensor:
-        """DequantizeLinear(int8 (I, O)), scale (O,), axis 1. A tied weight is stored once when its scales agree."""
+        """DequantizeLinear(int8 (I, O)), scale (O,), axis 1. A tied weight is stored once when its values and scales agree."""
+        weight = self.plan.weights.get(linear.name, self.problem.constants[linear.weight])
 
         def write() -> gs.Tensor:
-            codes = quantize(self.problem.constants[linear.weight], params)
+            codes = quantize(weight, params)
             inputs = [
                 self.edit.constant(f"{linear.name}_weight_codes", codes),
                 self.edit.constant(f"{linear.name}_weight_scale", params.scale),
@@ -221,7 +232,8 @@ class _Writer:
             ]
             return self.edit.node("DequantizeLinear", f"{linear.name}_weight_dequantize", inputs, axis=1)
 
-        return self._once(("weight", linear.weight, params.scale.tobytes()), write)
+        own = linear.name if linear.name in self.plan.weights else linear.weight
+        return self._once(("weight", own, params.scale.tobytes()), write)
 
     def _bias(self, linear: Linear, bias: np.ndarray, scale: np.ndarray) -> gs.Tensor:
         """DequantizeLinear(int32 (O,)) in units of input scale x weight scale, as QGemm adds it."""

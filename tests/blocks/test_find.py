@@ -1,61 +1,22 @@
 """What is found in whole graphs, what each part is called, and that every node that multiplies is accounted for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
-from textgraph import digest, graph_of
+from found_text import assert_accounted, beside, found_in
+from textgraph import graph_of
 from transformer_text import transformer
 
 from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
-from onnxvitq.blocks.find import ACCOUNTED, find_blocks
+from onnxvitq.blocks.find import find_blocks
 from onnxvitq.errors import NoBlocksFoundError
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import load_model
 
-
-def beside(nodes: str = "", *, weights: str = "float unused = {0}", outputs: str = "", inputs: str = "") -> str:
-    """A self-attention, and more nodes after it."""
-    more_inputs, more_outputs = (f", {values}" if values else "" for values in (inputs, outputs))
-    return (
-        f"(float[N,2,5,4] q, float[N,2,4,5] k, float[N,2,5,4] v, float[N,5,8] x{more_inputs})"
-        f" => (float[A,B,C,D] y{more_outputs}) <{weights}>"
-        f" {{ scores = MatMul(q, k) probs = Softmax<axis = -1>(scores) y = MatMul(probs, v) {nodes} }}"
-    )
-
-
 SELF = beside()
-
-
-def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
-    for node in graph.nodes:
-        yield node
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from all_nodes(value)
-
-
-def found_in(text: str, opset: int = 17) -> BlockMap:
-    """What is found; checks for every graph that the count adds up and that nothing was changed."""
-    graph = graph_of(text, opset=opset)
-    before = digest(graph)
-    blockmap = find_blocks(graph, "test.onnx")
-    assert digest(graph) == before
-    assert_accounted(graph, blockmap)
-    return blockmap
-
-
-def assert_accounted(graph: gs.Graph, blockmap: BlockMap) -> None:
-    multiplying = [node.name for node in all_nodes(graph) if node.op in ACCOUNTED]
-    nodes = [
-        *(linear.name for linear in blockmap.linears),
-        *(name for a in blockmap.attentions for name in (a.scores_node, a.softmax_node, a.context_node)),
-        *(unmatched.name for unmatched in blockmap.unmatched),
-    ]
-    assert Counter(nodes) == Counter(multiplying)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +81,9 @@ def test_blocks_norms_and_roles(small: BlockMap) -> None:
         "head"
     ]
     assert [norm.name for norm in small.norms] == ["b0_norm1", "b0_norm2", "b1_norm1", "b1_norm2", "norm"]
-    assert small.norms[0] == Norm(name="b0_norm1", form="op", input="tokens", output="b0_norm1")
+    assert small.norms[0] == Norm(
+        name="b0_norm1", form="op", input="tokens", output="b0_norm1", gamma="b0_norm1_g", beta="b0_norm1_b"
+    )
     assert small.unmatched == ()
 
 
@@ -255,7 +218,7 @@ def test_linears_behind_and_before_everything_else() -> None:
         "y": "head",
     }
     early = found_in(
-        text.replace("MatMul(x, E)", "MatMul(w, E)").replace("{ embed", "{ u = MatMul(x, E) w = Tanh(u) embed")
+        text.replace("MatMul(x, E)", "MatMul(w, E)").replace("{ embed", "{ u = MatMul(x, E) w = Softsign(u) embed")
     )
     assert {linear.name: linear.role for linear in early.linears}["u"] == "linear"
 
@@ -290,13 +253,21 @@ def test_mlps_belong_to_the_attention_before_them() -> None:
     assert blockmap.blocks[0].mlps[0] == Mlp(block=0, fc1="first", fc2="first_2", activation="relu")
 
 
-def test_decomposed_norms_are_found_by_their_last_node() -> None:
-    nodes = (
-        "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes = [-1]>(q) e = Add(v, eps)"
-        " r = Sqrt(e) n = Div(d, r) w = Mul(n, g) z = Add(w, b)"
-    )
-    blockmap = found_in(beside(nodes, weights="float[8] g, float[8] b, float eps = {1e-6}", outputs="float[E,F,G] z"))
-    assert blockmap.norms == (Norm(name="z", form="decomposed", input="x", output="z"),)
+DECOMPOSED = (
+    "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes = [-1]>(q) e = Add(v, eps)"
+    " r = Sqrt(e) n = Div(d, r) w = Mul(n, g) z = Add(w, b)"
+)
+
+
+def test_decomposed_norms_are_found_by_their_last_node_alone() -> None:
+    text = beside(DECOMPOSED, weights="float[8] g, float[8] b, float eps = {1e-6}", outputs="float[E,F,G] z")
+    assert found_in(text).norms == (Norm(name="z", form="decomposed", input="x", output="z", gamma="g", beta="b"),)
+
+
+def test_a_root_mean_square_norm_has_no_beta() -> None:
+    nodes = DECOMPOSED.replace("m = ReduceMean<axes = [-1]>(x) d = Sub(x, m)", "d = Softsign(x)")
+    text = beside(nodes, weights="float[8] g, float[8] b, float eps = {1e-6}", outputs="float[E,F,G] z")
+    assert found_in(text).norms == (Norm(name="w", form="rms", input="d", output="w", gamma="g", beta=""),)
 
 
 # -------------------------------------------------------------------------------------------- what is left, and why
@@ -331,14 +302,14 @@ def test_decomposed_norms_are_found_by_their_last_node() -> None:
             "z = Gemm(m, W)",
             "",
             "float[8,6] W, float[N,8] m",
-            "its weight is computed, or its input is transposed",
+            "its weight or bias is computed, or its input is transposed",
         ),
         (
             "Conv",
             "z = Conv(image, W)",
             "float[6,3,3,3] W",
             "float[N,3,8,8] image",
-            "a convolution that is not a patch embedding",
+            "a convolution over neighbouring pixels: no patch embedding (kernel = stride), not pointwise",
         ),
         (
             "ConvTranspose",
@@ -347,7 +318,13 @@ def test_decomposed_norms_are_found_by_their_last_node() -> None:
             "float[N,3,8,8] image",
             "a transposed convolution",
         ),
-        ("Einsum", 'z = Einsum<equation = "nhtd,nhds->nhts">(q, k)', "", "", "Einsum is not opened up"),
+        (
+            "Einsum",
+            'z = Einsum<equation = "nhtd,nhds->nhts">(q, k)',
+            "",
+            "",
+            "an Einsum that is no product of two matrices",
+        ),
         ("Softmax", "z = Softmax(x)", "", "", "a Softmax outside an attention"),
         (
             "Attention",
@@ -389,7 +366,7 @@ def test_bodies_are_accounted_for_however_deep() -> None:
 def test_a_graph_without_products_says_so() -> None:
     with pytest.raises(NoBlocksFoundError) as caught:
         found_in("(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[6,3,3,3] W> { c = Conv(x, W) y = Relu(c) }")
-    problem = "no attention block found; nearest: it has no Softmax and no product of activations"
+    problem = "no attention block found; nearest: it has no product of two activations"
     assert str(caught.value) == f"test.onnx: {problem} (is it a Vision Transformer, unfused?)"
 
 

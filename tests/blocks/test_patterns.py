@@ -8,7 +8,7 @@ import pytest
 from textgraph import digest, graph_of, proto_of
 
 from onnxvitq.blocks import patterns
-from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, LINEAR, NORM, PATCHES
+from onnxvitq.blocks.patterns import ACTIVATION, ATTENTION, GATED, LEARNED_QUERY, LINEAR, NORM, PATCHES, SEPARABLE
 from onnxvitq.graph.pattern import Match, Miss, OneOf, Op, Pattern, Through, match
 
 Changes = Mapping[str, str]
@@ -31,7 +31,8 @@ def activation(tags: Mapping[str, str] | str, nodes: str, *near_misses: tuple[st
     tags = {"activation": tags} if isinstance(tags, str) else tags
     constants = (
         "float root = {1.41421356}, float rsqrt = {0.70710678}, float one = {1}, float half = {0.5}, float three = {3},"
-        " float c = {0.044715}, float rp = {0.79788456}, float slope = {1.702}, float other = {0.3}"
+        " float c = {0.044715}, float rp = {0.79788456}, float slope = {1.702}, float other = {0.3},"
+        " float two = {2}, float six = {6}, float low = {0}, float high = {6}"
     )
     text = f"(float[N,4] x, float[N,4] z) => (float[A,B] y) <{constants}> {{ {nodes} }}"
     return Form(ACTIVATION, tags, text, near_misses, opset)
@@ -41,11 +42,12 @@ ERF_DIV = "d = Div(x, root) e = Erf(d) s = Add(e, one)"
 ERF_MUL = "d = Mul(rsqrt, x) e = Erf(d) s = Add(one, e)"
 TANH = "p = Pow(x, three) k = Mul(p, c) i = Add(x, k) m = Mul(i, rp) t = Tanh(m) s = Add(t, one)"
 TANH_MUL = TANH.replace("p = Pow(x, three)", "x2 = Mul(x, x) p = Mul(x2, x)")
+CLIPPED = "a = Add(x, three) l = Clip(a, low, high)"
 ACTIVATIONS = (
     activation(
         "gelu_op",
         "y = Gelu(x)",
-        ("Gelu", "Elu", "y: expected Gelu, got Elu"),
+        ("Gelu", "Selu", "y: expected Gelu, got Selu"),
         ("Gelu", "Softplus", "y: expected Gelu, got Softplus"),
         opset=20,
     ),
@@ -104,7 +106,7 @@ ACTIVATIONS = (
     activation(
         "relu",
         "y = Relu(x)",
-        ("Relu", "LeakyRelu", "y: expected Gelu, got LeakyRelu"),
+        ("Relu", "ThresholdedRelu", "y: expected Gelu, got ThresholdedRelu"),
         ("Relu(x)", "Max(x, one)", "y: expected Gelu, got Max"),
     ),
     activation(
@@ -112,6 +114,64 @@ ACTIVATIONS = (
         "y = HardSwish(x)",
         ("HardSwish", "HardSigmoid", "y: expected Gelu, got HardSigmoid"),
         ("HardSwish", "Softsign", "y: expected Gelu, got Softsign"),
+    ),
+    activation(
+        "hard_swish_sigmoid",
+        "h = HardSigmoid(x) y = Mul(h, x)",
+        ("HardSigmoid(x)", "HardSigmoid(z)", "z: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("Mul(h, x)", "Mul(h, one)", "h: expected Mul, got HardSigmoid"),
+    ),
+    activation(
+        "hard_swish_clip",
+        f"{CLIPPED} m = Mul(x, l) y = Div(m, six)",
+        ("Add(x, three)", "Add(x, one)", "one: expected the constant 3"),
+        ("Div(m, six)", "Div(m, three)", "three: expected a computed tensor, got a constant"),
+        ("Mul(x, l)", "Mul(z, l)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("l = Clip(a, low, high)", "l = Relu(a)", "l: expected Clip, got Relu"),
+    ),
+    activation(
+        "mish",
+        "y = Mish(x)",
+        ("Mish", "Softsign", "y: expected Gelu, got Softsign"),
+        ("Mish(x)", "Max(x, one)", "y: expected Gelu, got Max"),
+        opset=18,
+    ),
+    activation(
+        "swish_op",
+        "y = Swish(x)",
+        ("Swish", "Softsign", "y: expected Gelu, got Softsign"),
+        ("Swish(x)", "Max(x, one)", "y: expected Gelu, got Max"),
+        opset=24,
+    ),
+    activation(
+        "leaky_relu",
+        "y = LeakyRelu(x)",
+        ("LeakyRelu(x)", "PRelu(x, one)", "y: expected Gelu, got PRelu"),
+        ("LeakyRelu", "Celu", "y: expected Gelu, got Celu"),
+    ),
+    activation(
+        "relu_squared",
+        "r = Relu(x) y = Pow(r, two)",
+        ("Pow(r, two)", "Pow(r, three)", "three: expected the constant 2"),
+        ("Relu(x)", "Abs(x)", "r: expected Relu, got Abs"),
+    ),
+    activation(
+        "elu",
+        "y = Elu(x)",
+        ("Elu", "Celu", "y: expected Gelu, got Celu"),
+        ("Elu", "Selu", "y: expected Gelu, got Selu"),
+    ),
+    activation(
+        "tanh",
+        "y = Tanh(x)",
+        ("Tanh", "Atan", "y: expected Gelu, got Atan"),
+        ("Tanh", "Sin", "y: expected Gelu, got Sin"),
+    ),
+    activation(
+        "sigmoid",
+        "y = Sigmoid(x)",
+        ("Sigmoid", "HardSigmoid", "y: expected Gelu, got HardSigmoid"),
+        ("Sigmoid", "Softplus", "y: expected Gelu, got Softplus"),
     ),
 )
 
@@ -180,8 +240,70 @@ NORMS = (
     ),
 )
 
+SQUARES = {"pow": "q = Pow(x, two)", "mul": "q = Mul(x, x)"}
+
+
+def rms(root: str, square: str, nodes: str, *near_misses: tuple[str, str, str]) -> Form:
+    """A root-mean-square norm of x: the mean of its squares, and how the root of that divides it."""
+    text = (
+        "(float[N,4] x, float[N,4] z, float[4] h) => (float[A,B] y) <float two = {2}, float eps = {1e-6},"
+        " float one = {1}, float minus = {-0.5}, float[4] g>"
+        f"{{ {SQUARES[square]} v = ReduceMean<axes = [-1]>(q) e = Add(v, eps) {nodes} y = Mul(n, g) }}"
+    )
+    return Form(NORM, {"form": "rms", "square": square, "root": root}, text, near_misses)
+
+
+RMS_NORMS = (
+    Form(
+        NORM,
+        {"form": "rms_op"},
+        "(float[N,4] x, float[4] z) => (float[A,B] y) <float[4] g> { y = RMSNormalization(x, g) }",
+        (
+            ("(x, g)", "(x, z)", "z: expected a constant, got a computed tensor"),
+            ("RMSNormalization(x, g)", "LpNormalization(x)", "y: expected LayerNormalization, got LpNormalization"),
+        ),
+        opset=23,
+    ),
+    rms(
+        "div",
+        "pow",
+        "s = Sqrt(e) n = Div(x, s)",
+        ("Div(x, s)", "Div(z, s)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("Pow(x, two)", "Pow(x, one)", "one: expected the constant 2"),
+        ("Sqrt(e)", "Exp(e)", "s: expected Sqrt, got Exp"),
+        ("y = Mul(n, g)", "y = Mul(n, h)", "q: expected Mul, got Pow"),
+        ("e = Add(v, eps)", "e = Abs(v)", "e: expected Add, got Abs"),
+    ),
+    rms(
+        "reciprocal",
+        "mul",
+        "s = Sqrt(e) r = Reciprocal(s) n = Mul(x, r)",
+        ("Mul(x, r)", "Mul(z, r)", "x: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("Mul(x, x)", "Mul(x, z)", "z: expected the same tensor as 'x' elsewhere in the pattern"),
+        ("Reciprocal(s)", "Neg(s)", "r: expected Reciprocal, got Neg"),
+    ),
+    rms(
+        "one_over",
+        "pow",
+        "s = Sqrt(e) r = Div(one, s) n = Mul(r, x)",
+        ("Div(one, s)", "Div(two, s)", "two: expected the constant 1"),
+        ("Div(one, s)", "Div(s, one)", "s: expected a constant, got a computed tensor"),
+    ),
+    rms(
+        "power",
+        "pow",
+        "r = Pow(e, minus) n = Mul(x, r)",
+        ("Pow(e, minus)", "Pow(e, two)", "q: expected Mul, got Pow"),
+        ("Mul(x, r)", "Add(x, r)", "n: expected Div, got Add"),
+    ),
+)
+
 SELF = "(float[N,2,5,4] q, float[N,2,4,5] k, float[N,2,5,4] v, float[5,5] bias) => (float[A,B,C,D] y)"
-GIVEN = "<float[5,5] mask, float c = {0.5}, int64[1] i = {1}, float[2,4,5] K, float[2,5,4] V, bool[5] seen = {1, 1, 0, 1, 1}>"
+GIVEN = (
+    "<float[5,5] mask, float c = {0.5}, int64[1] i = {1}, float[2,4,5] K, float[2,5,4] V, bool[5] seen = {1, 1, 0, 1, 1},"
+    " int64[1,1] place = {0}, float[1,2,5,5] part, float one = {1}, float[2,2] H, float[2] hb,"
+    " int64[3] flat = {0, 2, 25}, int64[4] maps = {0, 2, 5, 5}>"
+)
 ATTENTIONS = (
     Form(
         ATTENTION,
@@ -198,6 +320,12 @@ ATTENTIONS = (
         ),
         nodes={"scores": "s", "softmax": "p", "context": "y"},
     ),
+)
+
+
+MIX = (
+    "{name}1 = Transpose<perm = [0, 2, 3, 1]>({source}) {name}2 = MatMul({name}1, H) {name}3 = Add({name}2, hb)"
+    " {result} = Transpose<perm = [0, 3, 1, 2]>({name}3)"
 )
 
 
@@ -226,6 +354,17 @@ ORDERS = (
         ),
         nodes={"scores": "s", "softmax": "p", "context": "y"},
     ),
+    Form(
+        LEARNED_QUERY,
+        {"order": "probs_first"},
+        f"{SELF} {GIVEN} {{ s = MatMul(V, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}",
+        (
+            ("MatMul(V, k)", "MatMul(q, k)", "q: expected a constant, got a computed tensor"),
+            ("Softmax<axis = -1>", "Sigmoid", "p: expected Softmax, got Sigmoid"),
+        ),
+        nodes={"scores": "s", "softmax": "p", "context": "y"},
+        label="learned query",
+    ),
     between("a mask", "t = Add(s, mask)"),
     between("a mask in front", "t = Add(mask, s)"),
     between("a computed bias", "t = Add(s, bias)"),
@@ -239,6 +378,14 @@ ORDERS = (
     between("a guard", after="h = IsNaN(p) r = Where(h, c, p)", got="h: expected Softmax, got IsNaN"),
     between("a factor", after="r = Mul(p, c)"),
     between("layout", after="o = Transpose<perm = [0, 1, 3, 2]>(p) r = Transpose<perm = [0, 1, 3, 2]>(o)"),
+    between("a bias written in place", "t = ScatterND(s, place, part)"),
+    between("a gate between two maps", after="g = Mul(p, c) o = Sub(one, c) h = Mul(c, o) r = Add(g, h)"),
+    between("heads mixed from the left", "l = Reshape(s, flat) m = MatMul(H, l) t = Reshape(m, maps)"),
+    between(
+        "talking heads",
+        f"{MIX.format(name='b', source='s', result='t')}",
+        f"{MIX.format(name='w', source='p', result='r')}",
+    ),
     between("casts", "h = Cast<to = 11>(s) t = Cast<to = 1>(h)", "f = Cast<to = 11>(p) r = Cast<to = 1>(f)"),
 )
 
@@ -255,7 +402,50 @@ PATCH = (
         nodes={"turn": "t"},
     ),
 )
-FORMS = (*ACTIVATIONS, *LINEARS, *NORMS, *ATTENTIONS, *ORDERS, *PATCH)
+WEIGHTED = (
+    Form(
+        SEPARABLE,
+        {},
+        "(float[N,1,5,8] c, float[N,4,5,8] k) => (float[A,B,C,D] y) <int64[1] last = {-1}, float[1,4,5,8] K>"
+        "{ s = Softmax<axis = -1>(c) m = Mul(k, s) y = ReduceSum(m, last) }",
+        (
+            ("Softmax<axis = -1>(c)", "Sigmoid(c)", "k: expected Softmax, got a graph input"),
+            ("Mul(k, s)", "Mul(K, s)", "K: expected Softmax, got a constant"),
+            ("Mul(k, s)", "Add(k, s)", "m: expected Mul, got Add"),
+            ("y = ReduceSum(m, last)", "y = ReduceMax(m)", "y: expected ReduceSum, got ReduceMax"),
+        ),
+        nodes={"softmax": "s"},
+        label="separable",
+    ),
+)
+GATES = (
+    "(float[N,4] x, float[N,4] u, float[N,4] z) => (float[A,B] y) <float one = {1}, float[4] k, float[4] g, float[4] b>"
+)
+GATED_FORMS = (
+    Form(
+        GATED,
+        {"activation": "silu"},
+        f"{GATES} {{ s = Sigmoid(x) a = Mul(x, s) y = Mul(a, u) }}",
+        (
+            ("Mul(a, u)", "Add(a, u)", "y: expected Mul, got Add"),
+            ("Mul(a, u)", "Mul(a, k)", "x: expected Mul, got a graph input"),
+            ("Sigmoid(x)", "Softsign(x)", "x: expected Mul, got a graph input"),
+        ),
+        label="gated",
+    ),
+    Form(
+        GATED,
+        {"activation": "gelu_op"},
+        f"{GATES} {{ a = Gelu(x) m = Mul(u, a) y = LayerNormalization(m, g, b) }}",
+        (
+            ("Gelu(x)", "Softsign(x)", "u: expected Gelu, got a graph input"),
+            ("LayerNormalization(m, g, b)", "Softplus(m)", "y: expected Mul, got Softplus"),
+        ),
+        opset=20,
+        label="gated, normalised",
+    ),
+)
+FORMS = (*ACTIVATIONS, *LINEARS, *NORMS, *RMS_NORMS, *ATTENTIONS, *ORDERS, *PATCH, *WEIGHTED, *GATED_FORMS)
 NEAR_MISSES = [(form, old, new, reason) for form in FORMS for old, new, reason in form.near_misses]
 
 

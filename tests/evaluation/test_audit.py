@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from textgraph import model_of
 
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.config import QuantConfig
@@ -45,6 +47,11 @@ def without_codes(proto: onnx.ModelProto, node: str, port: int) -> None:
     quantize_node = producers[dequantize.input[0]]
     assert quantize_node.op_type == "QuantizeLinear"
     reader.input[port] = quantize_node.input[0]
+    read = {name for one in proto.graph.node for name in one.input}
+    if dequantize.output[0] not in read:
+        proto.graph.node.remove(dequantize)
+        if sum(quantize_node.output[0] in one.input for one in proto.graph.node) == 0:
+            proto.graph.node.remove(quantize_node)
 
 
 def test_an_untouched_model_is_sound(audited: Callable[[Edit], Audit]) -> None:
@@ -53,6 +60,7 @@ def test_an_untouched_model_is_sound(audited: Callable[[Edit], Audit]) -> None:
     assert result.linears == Count(found=13, quantized=13, integer_kernels=13, float=())
     assert result.patch_embeddings == Count(found=1, quantized=1, integer_kernels=1, float=())
     assert result.attention_products == Count(found=4, quantized=4, integer_kernels=4, float=())
+    assert result.other_products == Count(found=0, quantized=0, integer_kernels=0, float=())
 
 
 def test_a_linear_that_lost_its_codes_is_named(audited: Callable[[Edit], Audit], blockmap: BlockMap) -> None:
@@ -128,12 +136,73 @@ def test_attention_kept_float_is_named_with_its_reason(vit_file: Path, images: P
     assert len(result.audit.attention_products.float) == 4
 
 
-def test_soundness_is_of_all_three_kinds() -> None:
+def test_soundness_is_of_all_four_kinds() -> None:
     good, bad = (Count(found=2, quantized=2, integer_kernels=kernels, float=()) for kernels in (2, 1))
-    sound = Audit(linears=good, patch_embeddings=good, attention_products=good)
+    sound = Audit(linears=good, patch_embeddings=good, attention_products=good, other_products=good)
     assert sound.sound
-    for kind in ("linears", "patch_embeddings", "attention_products"):
+    for kind in ("linears", "patch_embeddings", "attention_products", "other_products"):
         assert not replace(sound, **{kind: bad}).sound
+
+
+# A linear attention: kv and c are products outside a softmax attention, the table is one with a constant.
+LINEAR_ATTENTION = (
+    "(float[N,5,8] x) => (float[N,5,6] y) <float[8,8] Wq, float[8,8] Wk, float[8,8] Wv, float[8,6] Wo, float[1,5,5] table>"
+    "{ q0 = MatMul(x, Wq) q = Relu(q0) k0 = MatMul(x, Wk) k = Relu(k0) v0 = MatMul(x, Wv) v = MatMul(table, v0)"
+    " kt = Transpose<perm = [0, 2, 1]>(k) kv = MatMul(kt, v) c = MatMul(q, kv) y = MatMul(c, Wo) }"
+)
+
+
+@pytest.fixture(scope="module")
+def without_softmax(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("linear_attention")
+    onnx.save(model_of(LINEAR_ATTENTION), folder / "float.onnx")
+    data = np.random.default_rng(0).normal(size=(8, 5, 8)).astype(np.float32)
+    return quantize(folder / "float.onnx", data, folder / "int8.onnx", QuantConfig(objective="minmax"))
+
+
+def test_other_products_are_counted_apart(without_softmax: Result) -> None:
+    report = without_softmax.report
+    expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "float": []}
+    assert report["other_products"] == expected
+    assert report["attention_products"]["found"] == report["attention"] == report["blocks"] == 0
+    assert [(product["name"], product["constant"]) for product in report["products"]] == [
+        ("v", "table"),
+        ("kv", ""),
+        ("c", ""),
+    ]
+    assert report["audit_passed"] is True
+    assert report["compare"]["sqnr_db"] > 25
+
+
+@pytest.mark.parametrize("lost", ["v", "kv", "c"])
+def test_another_product_that_lost_its_codes_is_named(without_softmax: Result, tmp_path: Path, lost: str) -> None:
+    proto = onnx.load(without_softmax.output)
+    without_codes(proto, lost, 1)
+    onnx.save(proto, tmp_path / "edited.onnx")
+    result = audit(tmp_path / "edited.onnx", inspect_again(without_softmax), without_softmax.plan, 1)
+    assert not result.sound
+    assert result.other_products == Count(found=3, quantized=3, integer_kernels=2, float=((lost, NOT_FUSED),))
+    assert result.linears.sound
+
+
+def test_a_product_kept_float_is_named_with_its_reason(without_softmax: Result) -> None:
+    plan = replace(
+        without_softmax.plan,
+        decisions={
+            name: decision
+            for name, decision in without_softmax.plan.decisions.items()
+            if decision.site.role != "product0.left"
+        },
+        kept_float={"v": "as integers it costs 9.0 dB of the output's SQNR"},
+    )
+    float_file = without_softmax.output.with_name("float.onnx")
+    result = audit(float_file, inspect_again(without_softmax), plan, 1)
+    assert (result.other_products.found, result.other_products.quantized) == (3, 2)
+    assert dict(result.other_products.float) == {"v": plan.kept_float["v"], "kv": NOT_FUSED, "c": NOT_FUSED}
+
+
+def inspect_again(result: Result) -> BlockMap:
+    return inspect(result.output.with_name("float.onnx"))[1]
 
 
 def test_no_temporary_file_is_left(

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ def report(quantized: Result) -> dict[str, Any]:
 def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert (report["blocks"], report["attention"]) == (2, 2)
     assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
-    assert report["unmatched"] == []
+    assert (report["unmatched"], report["products"]) == ([], [])
+    assert report["other_products"] == {"found": 0, "quantized": 0, "integer_kernels": 0, "float": []}
     assert set(report["compare"]) == {"samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
     assert set(report["size_mb"]) == {"float", "quantized"}
     assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
@@ -59,13 +61,17 @@ def test_json_refuses_what_json_does_not_have(report: dict[str, Any]) -> None:
 
 
 def test_the_audit_is_described_with_its_reasons() -> None:
-    counts = [Count(found=3, quantized=2, integer_kernels=kernels, float=(("fc", "why"),)) for kernels in (1, 2, 2)]
-    audit = Audit(linears=counts[0], patch_embeddings=counts[1], attention_products=counts[2])
+    short, full = (Count(found=3, quantized=2, integer_kernels=kernels, float=(("fc", "why"),)) for kernels in (1, 2))
+    audit = Audit(linears=short, patch_embeddings=full, attention_products=full, other_products=full)
     described = reports.describe_audit(audit)
     expected = {"found": 3, "quantized": 2, "integer_kernels": 1, "float": [{"name": "fc", "reason": "why"}]}
     assert described["linears"] == expected
     assert described["attention_products"]["integer_kernels"] == 2
+    assert described["other_products"] == {**expected, "integer_kernels": 2}
     assert described["audit_passed"] is False
+    lost = replace(audit, linears=full, other_products=short)
+    assert reports.describe_audit(lost)["audit_passed"] is False
+    assert reports.describe_audit(replace(lost, other_products=full))["audit_passed"] is True
 
 
 def test_the_comparison_is_described_by_its_figures() -> None:
@@ -106,6 +112,21 @@ def test_the_table_names_unmatched_nodes(report: dict[str, Any]) -> None:
     report["unmatched"] = [{"name": "conv", "op": "Conv", "reason": "a convolution"}]
     assert "conv (Conv): a convolution" in text_of(report)
     assert "more, named" not in text_of(report)
+
+
+def test_the_table_speaks_of_other_products_where_there_are_some(report: dict[str, Any]) -> None:
+    assert "other products" not in text_of(report)
+    reason = "as integers it costs 9.0 dB of the output's SQNR"
+    report["other_products"] = {
+        "found": 2,
+        "quantized": 1,
+        "integer_kernels": 1,
+        "float": [{"name": "gram", "reason": reason}],
+    }
+    text = text_of(report)
+    assert "other products" in text
+    assert "2 found, 1 quantized, 1 on integer kernels" in text
+    assert f"gram: {reason}" in text
 
 
 def test_the_table_without_classes(report: dict[str, Any]) -> None:

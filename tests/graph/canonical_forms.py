@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxvitq.graph.canonical import Pass
-from onnxvitq.graph.passes import attention, constants, no_ops
+from onnxvitq.graph.passes import activations, attention, constants, no_ops
 
 Weights = Mapping[str, np.ndarray]
 Changes = Mapping[str, str]
@@ -141,6 +141,37 @@ FLAT_ATTENTION = (
     "(float[N,T,16] q, float[N,6,16] k, float[N,6,24] v) => (float[A,B,C] y)"
     "{ y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v) }"
 )
+FLAT_SOFTMAX = (
+    "(float[N,2,T,6] x) => (float[A,B,C,D] y)"
+    "{ f = Flatten<axis = 3>(x) p = Softmax<axis = -1>(f) s = Shape(x) y = Reshape(p, s) }"
+)
+FLAT_SOFTMAXES = (
+    Form(
+        attention.merge_flat_softmax,
+        "over the last axis",
+        FLAT_SOFTMAX,
+        "Softmax",
+        (
+            NearMiss("over two axes", {"axis = 3": "axis = 2"}),
+            NearMiss("over the other axis", {"Softmax<axis = -1>": "Softmax<axis = 0>"}),
+            NearMiss("flattened by default", {"Flatten<axis = 3>": "Flatten"}),
+            NearMiss("the shape of another", {"6] x": "6] x, float[N,2,T,6] z", "Shape(x)": "Shape(z)"}),
+            NearMiss(
+                "a part of the shape",
+                {"s = Shape(x)": "s = Shape<start = 2>(x)", "[A,B,C,D]": "[A,B]", "[N,2,T,6]": "[1,1,T,6]"},
+            ),
+            NearMiss("the rows are read too", {"C,D] y)": "C,D] y, float[E,F] f)"}),
+            NearMiss("their probabilities are read too", {"C,D] y)": "C,D] y, float[E,F] p)"}),
+        ),
+    ),
+    Form(
+        attention.merge_flat_softmax,
+        "everything said from the end or not at all",
+        FLAT_SOFTMAX.replace("axis = 3", "axis = -1").replace("<axis = -1>(f)", "(f)"),
+        "Softmax",
+    ),
+)
+
 VISIBLE = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 1]], np.bool_)
 ROW_HIDDEN = np.array([[1], [1], [0], [1]], np.bool_)
 MASKED_ATTENTION = (
@@ -390,5 +421,42 @@ NAN_GUARDS = (
         "{ s = MatMul(q, k) h = Shape(s) f = ConstantOfShape<value = float[1] {-10000.0}>(h) m = Add(s, f)"
         " p = Softmax(m) n = IsNaN(p) e = Expand(zero, h) y = Where(n, e, p) }",
         "MatMul Shape ConstantOfShape Add Softmax",
+    ),
+)
+
+HARD_SWISH = (
+    "(float[N,4,T,5] x) => (float[A,B,C,D] y) <float three = {3}, float low = {0}, float high = {6}, float six = {6}>"
+    "{ a = Add(x, three) c = Clip(a, low, high) g = Mul(x, c) y = Div(g, six) }"
+)
+HARD_SWISHES = (
+    Form(
+        activations.fuse_hard_swish,
+        "as paddle2onnx writes it",
+        HARD_SWISH,
+        "HardSigmoid Mul",
+        (
+            NearMiss("another shift", {"three = {3}": "three = {2}"}),
+            NearMiss("another lower end", {"low = {0}": "low = {-1}"}),
+            NearMiss("another upper end", {"high = {6}": "high = {1}"}),
+            NearMiss("another divisor", {"six = {6}": "six = {3}"}),
+            NearMiss("another gate", {"5] x": "5] x, float[N,4,T,5] z", "Mul(x, c)": "Mul(z, c)"}),
+            NearMiss("one shift a channel", {"float three = {3}": "float[5] three = {3, 3, 3, 3, 3}"}),
+            NearMiss("a shift that adds an axis", {"float three": "float[1,1,1,1,1] three", "C,D]": "C,D,E]"}),
+            NearMiss("a divisor that adds an axis", {"float six": "float[1,1,1,1,1] six", "C,D]": "C,D,E]"}),
+            NearMiss("the clipped values are read too", {"C,D] y)": "C,D] y, float[E,F,G,H] c)"}),
+            NearMiss("the shifted values are read too", {"C,D] y)": "C,D] y, float[E,F,G,H] a)"}),
+            NearMiss("the product is read too", {"C,D] y)": "C,D] y, float[E,F,G,H] g)"}),
+        ),
+        exact=False,
+    ),
+    Form(
+        activations.fuse_hard_swish,
+        "in another order, constants in vectors",
+        HARD_SWISH.replace("float three", "float[1] three")
+        .replace("float six", "float[1] six")
+        .replace("(x, three)", "(three, x)")
+        .replace("(x, c)", "(c, x)"),
+        "HardSigmoid Mul",
+        exact=False,
     ),
 )

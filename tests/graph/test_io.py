@@ -170,9 +170,28 @@ def test_a_quantized_function_body(saved: Callable[[onnx.ModelProto], Path]) -> 
 
 
 def test_a_model_that_onnxruntime_fused(saved: Callable[[onnx.ModelProto], Path]) -> None:
-    model = model_of("(float[N,4] x) => (float[A,B] y) { y = com.microsoft.Gelu(x) }")
+    model = model_of("(float[N,4] x) => (float[A,B] y) { y = com.microsoft.FusedGelu(x) }")
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    refused(saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft Gelu")
+    refused(saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft FusedGelu")
+
+
+def test_fused_operators_that_can_be_opened_are_accepted(saved: Callable[[onnx.ModelProto], Path]) -> None:
+    model = model_of(
+        "(float[N,4,6] x) => (float[A,B,C] y) { g = com.microsoft.Gelu(x) y = com.microsoft.FusedMatMul<transB = 1>(g, x) }"
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    assert operators(load_model(saved(model)).graph) == "Gelu FusedMatMul"
+    model.graph.node[1].attribute.append(onnx.helper.make_attribute("transBatchA", 1))
+    refused(
+        saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft FusedMatMul"
+    )
+
+
+def test_domains_that_nothing_is_of_are_not_written(saved: Callable[[onnx.ModelProto], Path]) -> None:
+    model = model_of(LINEAR)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    proto = to_proto(load_model(saved(model)).graph, {})
+    assert [entry.domain for entry in proto.opset_import] == [""]
 
 
 @pytest.mark.parametrize(

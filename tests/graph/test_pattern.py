@@ -222,3 +222,51 @@ def test_producer_is_the_node_behind_a_tensor() -> None:
     assert made.name == "p"
     assert producer(tensors["x"]) is None
     assert producer(tensors["b"]) is None
+
+
+MIXED = (
+    "(float[2,3,4,4] x) => (float[A,B,C,D] y) <float[4,4] W, float[2,3,4,4] e>"
+    "{ s = Softmax(x) m = MatMul(s, W) t = Transpose<perm = [0, 2, 1, 3]>(m) y = Transpose<perm = [1, 0, 2, 3]>(t) }"
+)
+
+
+def test_through_passes_a_product_with_a_matrix_only_when_mixing_is_let_through() -> None:
+    mixing = Through(LAYOUT, Op("Softmax"), name="run", mixing=True)
+    assert [node.name for node in found(mixing, MIXED).runs["run"]] == ["y", "t", "m"]
+    assert [node.name for node in found(mixing, MIXED.replace("(s, W)", "(W, s)")).runs["run"]] == ["y", "t", "m"]
+    assert missed(Through(LAYOUT, Op("Softmax")), MIXED) == Miss("m: expected Softmax, got MatMul", 2)
+
+
+def test_mixing_does_not_let_a_product_of_two_activations_through() -> None:
+    text = MIXED.replace("MatMul(s, W)", "MatMul(s, x)")
+    assert missed(Through(LAYOUT, Op("Softmax"), mixing=True), text) == Miss("m: expected Softmax, got MatMul", 2)
+
+
+def test_through_takes_the_nearest_place_that_fits() -> None:
+    # The second operand of the last addition is nearer than what is behind its first.
+    pattern = Through(frozenset({"Add"}), Op("Relu", name="end"), name="run")
+    text = "(float[N] x) => (float[A] y) { f = Relu(x) a = Add(f, x) b = Add(a, x) n = Relu(x) y = Add(b, n) }"
+    result = found(pattern, text)
+    assert result.nodes["end"].name == "n"
+    assert [node.name for node in result.runs["run"]] == ["y"]
+
+
+def test_through_tries_every_tensor_once_on_the_shortest_way() -> None:
+    # Each addition doubles the ways to x; tried one by one they would never end.
+    chain = " ".join(f"a{i + 1} = Add(a{i}, a{i})" for i in range(MAX_RUN - 1))
+    text = f"(float[N] x) => (float[A] y) {{ a0 = Relu(x) {chain} y = Add(a{MAX_RUN - 1}, a0) }}"
+    result = found(Through(frozenset({"Add"}), Op("Relu"), name="run"), text)
+    assert [node.name for node in result.runs["run"]] == ["y"]
+    assert missed(Through(frozenset({"Add"}), Op("Exp")), text).depth <= MAX_RUN + 1
+
+
+def test_through_goes_no_further_than_its_longest_run() -> None:
+    def chain(length: int) -> str:
+        nodes = " ".join(f"t{i + 1} = Transpose<perm = [1, 0]>(t{i})" for i in range(length - 1))
+        return (
+            f"(float[2,2] x) => (float[A,B] y) {{ t0 = Relu(x) {nodes} y = Transpose<perm = [1, 0]>(t{length - 1}) }}"
+        )
+
+    pattern = Through(LAYOUT, Op("Relu"), name="run")
+    assert len(found(pattern, chain(MAX_RUN)).runs["run"]) == MAX_RUN
+    assert missed(pattern, chain(MAX_RUN + 1)).depth == MAX_RUN

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.symbolic import ShapeValues, resolve_reshape, unify_names
+from onnxvitq.graph.symbolic import ShapeValues, resolve_reshape, told_shapes, unify_names
 
 Size = int | str | None
 
@@ -253,3 +253,30 @@ def test_targets_that_resolve(target: list[Size], source: list[Size], expected: 
 )
 def test_targets_that_do_not_resolve(target: list[Size], source: list[Size]) -> None:
     assert resolve_reshape(np.array(target, object), source) is None
+
+
+def told(text: str, known: tuple[str, ...] = ()) -> dict[str, list[Size]]:
+    return told_shapes(graph_of(text), known)
+
+
+COMPUTED = (
+    "(float[N,4,6] x) => (float[P,Q,R] y) <int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] copied = {0}, int64[1] rest = {-1}>"
+    "{ s = Shape(x) b = Slice(s, i0, i1) t = Concat<axis = 0>(b, copied, rest) a = Reshape(x, t) y = Relu(a) }"
+)
+
+
+def test_a_computed_reshape_tells_what_its_target_does() -> None:
+    assert told(COMPUTED) == {"a": ["N", 4, "a.2"]}
+
+
+def test_a_reshape_that_is_known_is_not_told_again() -> None:
+    assert told(COMPUTED, ("a",)) == {}
+
+
+def test_a_target_of_unknown_values_tells_nothing() -> None:
+    assert told(COMPUTED.replace("[N,4,6] x", "[N,4,6] x, int64[1] i1").replace("int64[1] i1 = {1}, ", "")) == {}
+
+
+def test_a_size_copied_from_an_unknown_shape_has_a_name_of_its_own() -> None:
+    text = "(float[N] z, int64[R] r) => (float y) <int64[2] t = {0, -1}> { x = Expand(z, r) a = Reshape(x, t) y = Relu(a) }"
+    assert told(text) == {"a": ["a.0", "a.1"]}

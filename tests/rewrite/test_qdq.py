@@ -20,10 +20,11 @@ from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import check_written, constants, load_model, to_proto, with_outputs
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.qdq import apply_plan, integer_name, planned_linear, planned_products
+from onnxvitq.rewrite import qdq
+from onnxvitq.rewrite.qdq import FUSED_INTO_GEMM, apply_plan, integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import Stats
-from onnxvitq.steps.policy import make_plan
+from onnxvitq.spec import QParams, Stats
+from onnxvitq.steps.policy import ACTIVATION, make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 
 FLOAT_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "MatMulNBits"}
@@ -54,10 +55,13 @@ def case_of(graph: gs.Graph, **options: object) -> Case:
     canonicalise(graph)
     blockmap = find_blocks(graph, "test")
     names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    names |= {product.constant for product in blockmap.products if product.constant}
     problem = Problem(blockmap=blockmap, constants=constants(graph, names))
     plan = make_plan(blockmap, QuantConfig(**options))
     feeds = feeds_of(proto_of(graph), batch=2)
-    tensors = sorted(name for name, decision in plan.decisions.items() if decision.site.kind == "activation")
+    tensors = sorted(
+        name for name, decision in plan.decisions.items() if decision.site.kind == "activation" and name not in names
+    )
     values = run(to_proto(with_outputs(graph, tensors), {}), feeds) if tensors else []
     ranges = {name: (float(value.min()), float(value.max())) for name, value in zip(tensors, values, strict=True)}
     plan, _ = MinMaxRanges().apply(problem, plan, Stats(count=1, ranges=ranges))
@@ -378,6 +382,121 @@ def test_attention_over_channels_keeps_its_order() -> None:
     assert (
         difference(run(written, case.feeds), run(proto_of(case.graph), case.feeds)) < 0.1
     )  # 8 bits, not another product
+
+
+# ------------------------------------------------------------------------------------------ products outside attentions
+
+GRAM = (
+    "(float[N,5,8] x) => (float[A,B,C] y, float[D,E,F,G] z) <float[8,8] W, int64[4] split = {0, 0, 2, 4}, float[2,4,9] table>"
+    "{ w = MatMul(x, W) t = Transpose<perm = [0, 2, 1]>(w) y = MatMul(t, w) r = Reshape(w, split)"
+    " h = Transpose<perm = [0, 2, 1, 3]>(r) z = MatMul(h, table) }"
+)
+
+
+def with_exact_steps(case: Case, tensors: dict[str, float]) -> QuantPlan:
+    """The plan with steps that are powers of two and a zero point of 120: every sum of codes is exact in float32."""
+    return case.plan.with_params(
+        {
+            name: QParams(spec=ACTIVATION, scale=np.float32(step), zero_point=np.array(120))
+            for name, step in tensors.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("level", ["disabled", "all"])
+def test_products_compute_what_fake_quantization_says_to_the_bit(level: str) -> None:
+    case = case_of(graph_of(GRAM), nodes_to_exclude=("w",))
+    assert [(product.name, product.constant) for product in case.blockmap.products] == [("y", ""), ("z", "table")]
+    plan = with_exact_steps(case, {"t": 2**-5, "w": 2**-6, "h": 2**-4, "table": 2**-7})
+    params = {name: plan.params(name) for name in ("t", "w", "h", "table")}
+    w = run(to_proto(with_outputs(case.graph, ["w"]), {}), case.feeds)[0]
+    cut = w.reshape(*w.shape[:2], 2, 4).swapaxes(1, 2)
+    operands = {"t": w.swapaxes(1, 2), "w": w, "h": cut, "table": case.problem.constants["table"]}
+    quantized = {name: fake_quantize(np.ascontiguousarray(value), params[name]) for name, value in operands.items()}
+    outputs = run(case.written(plan), case.feeds, level)
+    assert np.array_equal(outputs[0], quantized["t"] @ quantized["w"])
+    assert np.array_equal(outputs[1], quantized["h"] @ quantized["table"])
+    assert not np.array_equal(outputs[1], cut @ operands["table"])
+
+
+def test_products_run_on_integer_kernels(tmp_path: Path) -> None:
+    case = case_of(graph_of(GRAM))
+    assert planned_products(case.plan, case.blockmap) == ("y", "z")
+    ran = counts(optimised(case.written(), tmp_path))
+    assert (ran["QGemm"], ran["MatMulIntegerToFloat"]) == (1, 2)
+    assert not ran.keys() & FLOAT_PRODUCTS
+
+
+def test_a_constant_operand_is_stored_as_codes() -> None:
+    written = case_of(graph_of(GRAM)).written()
+    values = initializers(written)
+    assert "table" not in values
+    assert (values["table_codes"].dtype, values["table_codes"].shape) == (np.uint8, (2, 4, 9))
+    assert "table" not in {
+        name for node in written.graph.node if node.op_type == "QuantizeLinear" for name in node.input
+    }
+
+
+def test_a_constant_that_two_products_read_is_stored_once() -> None:
+    text = GRAM.replace("z = MatMul(h, table)", "n = Neg(h) m = MatMul(n, table) o = MatMul(h, table) z = Add(m, o)")
+    written = case_of(graph_of(text)).written()
+    assert [value.shape for value in initializers(written).values() if value.dtype == np.uint8 and value.ndim == 3] == [
+        (2, 4, 9)
+    ]
+
+
+@pytest.mark.parametrize("excluded", ["product0", "product1"])
+def test_one_product_can_stay_float(excluded: str) -> None:
+    case = case_of(graph_of(GRAM), nodes_to_exclude=(excluded,))
+    left, kept = ("y", "z") if excluded == "product0" else ("z", "y")
+    assert planned_products(case.plan, case.blockmap) == (kept,)
+    written = case.written()
+    assert not [name for name in node_of(written, left).input if name.endswith("_dequantize")]
+    assert all(name.endswith("_dequantize") for name in node_of(written, kept).input)
+
+
+# ---------------------------------------------------------------------------------- linears of two dimensions, activated
+
+
+def activated(op: str, batch: str, opset: int = 17) -> Case:
+    """Two linears that read one tensor (batch, 32), each followed by an activation, beside an attention."""
+    text = (
+        f"(float[{batch},32] x, float[{batch},5,4] q) => (float[A,B] y, float[C,D,E] z)"
+        " <float[32,24] W, float[32,24] U, float[24] b>"
+        f"{{ p = MatMul(x, W) pb = Add(p, b) pa = {op}(pb) r = MatMul(x, U) ra = {op}(r) y = Add(pa, ra)"
+        " k = Transpose<perm = [0, 2, 1]>(q) s = MatMul(q, k) w = Softmax<axis = -1>(s) z = MatMul(w, q) }"
+    )
+    return case_of(graph_of(text, opset=opset))
+
+
+@pytest.mark.parametrize("batch", ["N", "3"], ids=["dynamic", "static"])
+@pytest.mark.parametrize("op", sorted(FUSED_INTO_GEMM))
+def test_an_activation_behind_a_linear_of_two_dimensions_leaves_it_on_integers(
+    tmp_path: Path, op: str, batch: str
+) -> None:
+    case = activated(op, batch)
+    written = case.written()
+    ran = counts(optimised(written, tmp_path))
+    assert (ran["QGemm"], ran[op]) == (2, 2)
+    assert not ran.keys() & FLOAT_PRODUCTS
+    for level in ("disabled", "all"):
+        assert difference(run(written, case.feeds, level), run(proto_of(case.graph), case.feeds)) < 0.1  # 8 bits
+
+
+@pytest.mark.parametrize("batch", ["N", "3"], ids=["dynamic", "static"])
+def test_without_a_reshape_between_a_relu_would_take_the_product_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
+) -> None:
+    # Seen in onnxruntime 1.31 where two linears read the codes of one tensor, for Relu alone of the list.
+    monkeypatch.setattr(qdq, "FUSED_INTO_GEMM", frozenset())
+    assert counts(optimised(activated("Relu", batch).written(), tmp_path))["FusedGemm"] == 2
+
+
+@pytest.mark.parametrize("op", ["Gelu", "Erf", "HardSwish", "Mish", "Sin"])
+def test_other_activations_need_no_reshape(tmp_path: Path, op: str) -> None:
+    written = activated(op, "N", opset=20).written()
+    assert counts(written)["Reshape"] == 0
+    assert counts(optimised(written, tmp_path))["QGemm"] == 2
 
 
 # -------------------------------------------------------------------------------------------------------- partial plans

@@ -1,9 +1,11 @@
 """A quantization problem made by hand: two linears that read one tensor, one that reads its own, one attention."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp
+from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Product
 from onnxvitq.config import QuantConfig
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import Stats
@@ -89,3 +91,23 @@ def plan(problem: Problem, stats: Stats) -> QuantPlan:
     """Formats and min-max parameters for everything."""
     fitted, _ = MinMaxRanges().apply(problem, make_plan(problem.blockmap, QuantConfig()), stats)
     return fitted
+
+
+def product(name: str, left: str, right: str, constant: str = "") -> Product:
+    return Product(name=name, left=left, right=right, constant=constant, reason="no attention explains it")
+
+
+@pytest.fixture
+def with_products(problem: Problem) -> Problem:
+    """The same problem with three products more: two of computed tensors, of which one is a linear's input, and a table."""
+    products = (product("/gram", "a", "h"), product("/sum", "b", "a"), product("/table", "q", "table", "table"))
+    table = np.linspace(-0.5, 1.5, 24, dtype=np.float32).reshape(2, 4, 3)
+    table.setflags(write=False)
+    blockmap = replace(problem.blockmap, products=products)
+    return Problem(blockmap=blockmap, constants={**problem.constants, "table": table})
+
+
+@pytest.fixture
+def more_stats(stats: Stats) -> Stats:
+    """Ranges of the products' operands as well."""
+    return replace(stats, ranges={**stats.ranges, "a": (-1.0, 3.0), "b": (0.0, 2.0)})

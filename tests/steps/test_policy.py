@@ -5,7 +5,7 @@ import pytest
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.config import QuantConfig
 from onnxvitq.errors import ConfigError
-from onnxvitq.plan import QuantPlan
+from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QuantSpec, Site
 from onnxvitq.steps.policy import ACTIVATION, make_plan, operand_sites, weight_spec
 
@@ -114,3 +114,48 @@ def test_a_near_miss_gets_suggestions(blockmap: BlockMap) -> None:
     with pytest.raises(ConfigError) as caught:
         excluding(blockmap, "§§§")
     assert caught.value.hint == ""
+
+
+# ------------------------------------------------------------------------------------------ products outside attentions
+
+
+def test_products_are_planned_after_the_attentions(with_products: Problem) -> None:
+    plan = make_plan(with_products.blockmap, QuantConfig())
+    assert list(plan.decisions) == [*EVERYTHING, "a", "b", "table"]
+    sites = {name: decision.site for name, decision in plan.decisions.items()}
+    assert sites["a"] == Site(name="a", kind="activation", role="product0.left", consumers=(("/gram", 0), ("/sum", 1)))
+    assert sites["b"] == Site(name="b", kind="activation", role="product1.left", consumers=(("/sum", 0),))
+    assert sites["table"] == Site(name="table", kind="activation", role="product2.right", consumers=(("/table", 1),))
+    # Tensors that a linear or an attention reads as well keep the role of the first reader.
+    assert (sites["h"].role, sites["h"].consumers) == ("block0.mlp.fc1.input", ((FC1, 0), ("/gram", 1)))
+    assert (sites["q"].role, sites["q"].consumers) == ("block0.attn.query", ((SCORES, 0), ("/table", 0)))
+    assert all(plan.decisions[name].spec == ACTIVATION for name in ("a", "b", "table"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [("/gram", ["/gram"]), ("product0", ["/gram"]), ("product*", ["/gram", "/sum", "/table"]), ("/ta*", ["/table"])],
+)
+def test_a_product_is_excluded_by_its_name_or_its_number(with_products: Problem, pattern: str, kept: list[str]) -> None:
+    plan = excluding(with_products.blockmap, pattern)
+    assert plan.kept_float == dict.fromkeys(kept, f"excluded by {pattern!r}")
+    readers = {node for decision in plan.decisions.values() for node, _ in decision.site.consumers}
+    assert readers == {QUERY, KEY, FC1, SCORES, CONTEXT, "/gram", "/sum", "/table"} - set(kept)
+    assert plan.decisions["h"].site.consumers[0] == (FC1, 0)
+
+
+def test_a_products_number_does_not_move_when_another_is_excluded(with_products: Problem) -> None:
+    sites = excluding(with_products.blockmap, "product0").decisions
+    assert (sites["b"].site.role, sites["a"].site.role) == ("product1.left", "product1.right")
+
+
+def test_products_stay_float_with_the_attention(with_products: Problem) -> None:
+    plan = make_plan(with_products.blockmap, QuantConfig(attention="float"))
+    assert list(plan.decisions) == EVERYTHING[:5]
+    assert plan.kept_float == dict.fromkeys((SCORES, CONTEXT, "/gram", "/sum", "/table"), "attention kept float")
+
+
+def test_a_near_miss_of_a_product_gets_a_suggestion(with_products: Problem) -> None:
+    with pytest.raises(ConfigError) as caught:
+        excluding(with_products.blockmap, "product3")
+    assert "product2" in caught.value.hint

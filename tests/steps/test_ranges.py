@@ -50,3 +50,17 @@ def test_a_tensor_that_was_always_empty_is_named(problem: Problem, unfitted: Qua
     with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
         MinMaxRanges().apply(problem, unfitted, empty)
     assert caught.value.where == "h"
+
+
+def test_a_constant_operand_is_not_measured_and_has_the_range_of_its_values(
+    with_products: Problem, more_stats: Stats
+) -> None:
+    unfitted = make_plan(with_products.blockmap, QuantConfig())
+    wanted = [request.tensor for request in MinMaxRanges().needs(with_products, unfitted)]
+    assert wanted == ["x", "h", "q", "k", "p", "v", "a", "b"]
+    plan, outcome = MinMaxRanges().apply(with_products, unfitted, more_stats)
+    assert (outcome.kept, outcome.layers) == (12, 12)
+    for name, (low, high) in {"table": (-0.5, 1.5), "a": (-1.0, 3.0)}.items():
+        params, expected = plan.params(name), params_from_range(low, high, ACTIVATION)
+        assert params is not None
+        assert (params.scale, params.zero_point) == (expected.scale, expected.zero_point)
