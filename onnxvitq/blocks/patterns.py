@@ -7,8 +7,8 @@ The graph is canonical when these are matched: NaN guards, scale Muls, packed pr
 from onnxvitq.graph.pattern import Const, OneOf, Op, Pattern, Through, Var
 
 LAYOUT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
-# Between the product Q K and the Softmax: scaling, relative position bias (written in place, too), masks, windows.
-BEFORE_SOFTMAX = LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "ScatterND"}
+# Between the product Q K and the Softmax: scaling, relative position bias (written in place, too), masks, windows, soft caps.
+BEFORE_SOFTMAX = LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "ScatterND", "Tanh"}
 # Between the Softmax and the product with V: dropout, a NaN guard that could not be removed, a gate between two maps.
 AFTER_SOFTMAX = LAYOUT | {"Where", "Dropout", "Mul", "Add", "Sub", "Div"}
 # Between a projection and the operand of an attention product: heads, rotary embedding, normalisation, pooling.

@@ -84,13 +84,24 @@ def run_exporter(name: str, request: Request, scratch: Path, where: str) -> onnx
     """
     other = next(key for key in EXPORTERS if key != name)
     hint = f"try --exporter {other}"
-    with foreign_code(where, f"the {name} exporter failed", hint), quiet(), torch.no_grad():
+    with foreign_code(where, f"the {name} exporter failed", hint), quiet(), torch.no_grad(), _plain_attention():
         model = EXPORTERS[name](request, scratch)
     written = next(entry.version for entry in model.opset_import if entry.domain == "")
     if request.opset is not None and written != request.opset:  # the dynamo exporter falls back with only a warning
         problem = f"the {name} exporter cannot write opset {request.opset}, got {written}"
         raise ExportError(where, problem, f"leave out --opset, or {hint}")
     return model
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Torch's encoder layers without their fused kernel, which has no ONNX form."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def torch_outputs(module: nn.Module, inputs: tuple[torch.Tensor, ...], where: str) -> list[NDArray[np.generic]]:
