@@ -32,7 +32,8 @@ class Attention:
     """softmax(Q K) V. ``query``, ``key``, ``probs``, ``value`` are the four operands of its two products.
 
     heads, tokens (keys) and width are None where the shape does not tell. The linears are names of ``Linear``; empty
-    where the operand does not come straight from one. ``probs_first`` tells P V from V P.
+    where there is none, or several. ``probs_first`` tells P V from V P. ``direct``: nothing but layout lies between the
+    linears and the operands, between the softmax and P, and between the result and the projection.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Attention:
     key_linear: str = ""
     value_linear: str = ""
     proj_linear: str = ""
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class Norm:
     """One layer or root-mean-square normalisation; ``form`` is the label of the pattern that matched.
 
     ``gamma`` and ``beta`` are constants of the width of the last axis; ``beta`` is "" where there is none.
+    ``only_linears``: nothing but linear layers reads the result (no residual stream does).
     """
 
     name: str
@@ -92,6 +95,7 @@ class Norm:
     output: str
     gamma: str
     beta: str
+    only_linears: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

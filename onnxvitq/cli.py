@@ -224,6 +224,15 @@ def _quantize_parser() -> argparse.ArgumentParser:
         "--bias-correction", action=argparse.BooleanOptionalAction, default=None, help="fold the mean error into biases"
     )
     fitting.add_argument(
+        "--reparametrise", action=argparse.BooleanOptionalAction, default=None, help="shift and scale channels, exactly"
+    )
+    fitting.add_argument(
+        "--rebuild",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="solve the weights again against the quantized inputs",
+    )
+    fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
     fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")

@@ -19,7 +19,8 @@ class QuantConfig:
 
     objective: how scales are chosen; "minmax" searches nothing. candidates, rounds: size of the search.
     bias_correction: subtract the expected output error from each bias. acceptance: of what a step proposes, keep what the
-    model's output gains from on held-out calibration samples, or everything. attention: "int8" quantizes both products.
+    model's output gains from on held-out calibration samples, or everything. reparametrise: shift and scale channels, exactly.
+    rebuild: solve the weights again against the quantized inputs. attention: "int8" quantizes both products.
     weight_bits: 8, or 7 for processors whose u8 x s8 products saturate (AVX2 and AVX512 without VNNI).
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
@@ -31,6 +32,8 @@ class QuantConfig:
     rounds: int = 2
     bias_correction: bool = True
     acceptance: Literal["held-out", "always"] = "held-out"
+    reparametrise: bool = True
+    rebuild: bool = True
     attention: Literal["int8", "float"] = "int8"
     weight_bits: int = 8
     nodes_to_exclude: tuple[str, ...] = ()
@@ -54,10 +57,20 @@ class QuantConfig:
 
     @property
     def judged(self) -> bool:
-        """Whether steps are accepted by the model's output. The baseline "minmax" searches nothing and stays quick: its bias
-        correction is accepted layer by layer only.
+        """Whether steps are accepted by the model's output. The baseline "minmax" stays quick: it searches and changes
+        nothing, and its bias correction is accepted layer by layer only.
         """
         return self.acceptance == "held-out" and self.objective != "minmax"
+
+    @property
+    def reparametrises(self) -> bool:
+        """Whether channels are mapped; not for the baseline "minmax"."""
+        return self.reparametrise and self.objective != "minmax"
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether weights are solved again; not for the baseline "minmax"."""
+        return self.rebuild and self.objective != "minmax"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

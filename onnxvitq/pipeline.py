@@ -27,50 +27,31 @@ from onnxvitq.data.images import SUFFIXES
 from onnxvitq.data.labelled import Labelled, open_labelled
 from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
 from onnxvitq.data.source import Source, open_source
-from onnxvitq.errors import DataError, InvalidGraphError
+from onnxvitq.errors import DataError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
-from onnxvitq.evaluation.bench import FREE_SIDE, Timing, bench, random_feed
+from onnxvitq.evaluation.bench import Timing, bench, random_feed
 from onnxvitq.evaluation.compare import compare
-from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
-from onnxvitq.graph.canonical import canonicalise
+from onnxvitq.fitting import Fitter, Progress, Replay, bring_to_canonical_form
 from onnxvitq.graph.io import (
     LoadedModel,
     atomic_file,
     check_written,
-    constants,
     load_model,
     refuse_output,
-    save_for_session,
     save_model,
     to_proto,
-    with_outputs,
 )
-from onnxvitq.graph.scratch import scratch_error, scratch_folder
-from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
-from onnxvitq.numerics.fit import Search
-from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.qdq import apply_plan, products
+from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
-from onnxvitq.runtime.shapes import observe_shapes
-from onnxvitq.runtime.sweep import sweep
-from onnxvitq.spec import InputSpec, StatRequest, Stats
-from onnxvitq.steps.accept import accept_parts, drop_harmful_products
-from onnxvitq.steps.bias import CorrectBias
-from onnxvitq.steps.policy import make_plan
-from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.scales import SearchScales
-from onnxvitq.steps.step import Step, is_held_out
+from onnxvitq.spec import InputSpec
 
 logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "onnxvitq.recipe"
-HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
-KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again, for the comparison
-
-Progress = Callable[[str, int, int | None], None]  # stage, done, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,27 +103,20 @@ def quantize(
         for file in loaded.files:
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
-        graph = loaded.graph
-        _canonicalise(loaded, config.threads)
-        blockmap = find_blocks(graph, str(model))
-        problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
-        plan = make_plan(blockmap, config)
-    steps = _steps(config)
-    requests = (*_requests(steps, problem, plan), StatRequest(tensor=loaded.outputs[0], kind="whole"))
-    feeds = _Replay(source, again=_gives_the_same_again(data))
+        bring_to_canonical_form(loaded, config.threads)
+        fitter = Fitter(loaded, Replay(source, again=_gives_the_same_again(data)), config, progress)
     with watch("calibrate"):
-        count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
-        stats = _measure(loaded, feeds, requests, config, _stage(progress, "calibrate", count))
+        fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))
     with watch("fit"):
-        plan, outcomes = _fit(loaded, problem, (plan, steps, stats), feeds, config, progress)
-    reference = stats.wholes[loaded.outputs[0]][: feeds.kept]
-    del stats
+        fitted = fitter.fit()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
-        proto = to_proto(apply_plan(graph, problem, plan), metadata)
+        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan), metadata)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
-    del graph, problem, loaded
+    blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
+    reference, outcomes = fitted.reference, fitted.outcomes
+    del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
             sizes["quantized"] = save_model(proto, temporary) / 1e6
@@ -173,117 +147,6 @@ def quantize(
         "environment": reports.environment(config.threads),
     }
     return Result(output=output, plan=plan, audit=audited, report=report)
-
-
-def _canonicalise(loaded: LoadedModel, threads: int) -> dict[str, int]:
-    """Bring the graph to canonical form; where nothing tells the shape of a tensor, two runs on noise do."""
-    graph = loaded.graph
-    edits = canonicalise(graph)
-    unknown = unknown_tensors(graph)
-    if not unknown:
-        return edits
-    feeds = [random_feed(loaded.inputs, batch, seed=0, side=FREE_SIDE * batch) for batch in (1, 2)]
-    with scratch_folder() as folder:
-        probe = folder / "probe.onnx"
-        try:
-            save_for_session(to_proto(with_outputs(graph, unknown), {}), probe)
-        except OSError as error:
-            raise scratch_error(folder, error) from error
-        try:
-            observed = observe_shapes(probe, feeds[0], feeds[1], threads)
-        except InvalidGraphError as error:  # noise of that size is no input for it: the shapes stay unknown
-            logger.warning("shapes of %d tensors stay unknown: %s", len(unknown), error.problem)
-            return edits
-    tensors = graph.tensors()
-    for name, (shape, dtype) in observed.items():
-        tensors[name].shape, tensors[name].dtype = shape, dtype
-    infer_shapes(graph)
-    more = canonicalise(graph)
-    return {name: count + more[name] for name, count in edits.items()}
-
-
-def _steps(config: QuantConfig) -> list[Step]:
-    steps: list[Step] = [MinMaxRanges()]
-    if config.objective != "minmax":
-        search = Search(candidates=config.candidates, rounds=config.rounds)
-        steps.append(SearchScales(objective=config.objective, search=search, workers=config.threads))
-    if config.bias_correction:
-        steps.append(CorrectBias(workers=config.threads))
-    return steps
-
-
-def _fit(
-    loaded: LoadedModel,
-    problem: Problem,
-    work: tuple[QuantPlan, Sequence[Step], Stats],
-    feeds: "_Replay",
-    config: QuantConfig,
-    progress: Progress,
-) -> tuple[QuantPlan, list[dict[str, Any]]]:
-    """Run the steps in order; of each after the first, keep what the model's output gains from on held-out samples."""
-    plan, steps, stats = work
-    wholes = stats.wholes[loaded.outputs[0]]
-    held = [(feed, wholes[index]) for index, feed in feeds.held_out() if index < len(wholes)]
-    judge = OutputJudge(
-        graph=loaded.graph,
-        problem=problem,
-        feeds=[feed for feed, _ in held],
-        references=[reference for _, reference in held],
-        threads=config.threads,
-    )
-    outcomes: list[dict[str, Any]] = []
-    score: float | None = None
-    for number, step in enumerate(steps):
-        proposed, outcome = step.apply(problem, plan, stats)
-        if number == 0:
-            plan, dropped = (
-                drop_harmful_products(proposed, problem, judge) if problem.blockmap.products else (proposed, ())
-            )
-            entry = {**asdict(outcome), "parts": [asdict(part) for part in dropped]}
-        elif not config.judged:
-            plan, entry = proposed, {**asdict(outcome), "parts": []}
-        else:
-            before = judge(plan) if score is None else score
-            plan, score, parts = accept_parts(plan, proposed, problem, judge, before)
-            kept = any(part.accepted for part in parts)
-            entry = {**asdict(outcome), "accepted": kept, "before": round(before, 3), "after": round(score, 3)}
-            entry["parts"] = [asdict(part) for part in parts]
-        outcomes.append(entry)
-        progress("fit", number + 1, len(steps))
-    return plan, outcomes
-
-
-def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
-    """What all steps need, each statistic once: one sweep serves them all."""
-    return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
-
-
-def _operand_names(blockmap: BlockMap) -> set[str]:
-    """Weights, biases, and the operands of products, a few of which are constants."""
-    linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
-    return linears | {tensor for _, pair in products(blockmap) for tensor in pair}
-
-
-def _measure(
-    loaded: LoadedModel,
-    feeds: Iterable[Mapping[str, np.ndarray]],
-    requests: Sequence[StatRequest],
-    config: QuantConfig,
-    progress: Callable[[int], None],
-) -> Stats:
-    """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
-    with scratch_folder() as folder:
-        observed = folder / "observed.onnx"
-        try:  # the message is not kept: it would hold every weight once more
-            save_for_session(
-                to_proto(with_outputs(loaded.graph, [request.tensor for request in requests]), {}), observed
-            )
-        except OSError as error:
-            raise scratch_error(folder, error) from error
-        try:
-            return sweep(observed, feeds, requests, seed=config.seed, threads=config.threads, progress=progress)
-        except InvalidGraphError as error:  # it names the temporary file
-            raise InvalidGraphError(str(loaded.path), error.problem, error.hint) from error
 
 
 def _open(
@@ -327,40 +190,6 @@ def _holds_images(data: object) -> bool:
 def _gives_the_same_again(data: object) -> bool:
     """Whether a second pass over ``data`` gives what the first gave: a loader that shuffles can be read again, too."""
     return isinstance(data, str | os.PathLike | np.ndarray | Mapping | list | tuple)
-
-
-class _Replay:
-    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``."""
-
-    def __init__(self, source: Source, *, again: bool) -> None:
-        self.kept = None if again else KEPT_FEEDS
-        self._source = source
-        self._first: list[Mapping[str, np.ndarray]] = []
-        self._held: list[tuple[int, Mapping[str, np.ndarray]]] = []
-        self._room = HELD_OUT_BYTES
-        self._read = False
-
-    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        if self._read:
-            yield from self._source if self.kept is None else self._first
-            return
-        self._read = True
-        for index, feed in enumerate(self._source):
-            if self.kept is not None and len(self._first) < self.kept:
-                self._first.append(feed)
-            self._hold(index, feed)
-            yield feed
-
-    def _hold(self, index: int, feed: Mapping[str, np.ndarray]) -> None:
-        if index and not is_held_out(index):
-            return
-        self._room -= sum(value.nbytes for value in feed.values())
-        if len(self._held) < 2 or self._room >= 0:
-            self._held.append((index, feed))
-
-    def held_out(self) -> list[tuple[int, Mapping[str, np.ndarray]]]:
-        """(number, feed) of held-out samples seen in the first pass; of the first sample when there was no other."""
-        return self._held[1:] or self._held
 
 
 class _Stopwatch:
@@ -438,7 +267,7 @@ def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
     """
     loaded = load_model(Path(model))
     graph = loaded.graph
-    edits = _canonicalise(loaded, threads=0)
+    edits = bring_to_canonical_form(loaded, threads=0)
     blockmap = find_blocks(graph, str(model))
     described = {
         "model": str(model),

@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,6 +85,22 @@ def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     for copy in copies.values():
         copy.setflags(write=False)
     return copies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChannelMap:
+    """u -> (u - shift) / scale for the output u of ``source``, taken back by ``readers``.
+
+    kind: "norm" (a normalisation and linears), "value" (value linear and projection), "scores" (query linear and key linear:
+    the query is divided by the scale, the key loses the shift and is multiplied by it). gain_db: on held-out rows.
+    """
+
+    kind: Literal["norm", "value", "scores"]
+    source: str
+    readers: tuple[str, ...]
+    shift: FloatArray
+    scale: FloatArray
+    gain_db: float
 
 
 def plan_to_bytes(plan: QuantPlan) -> bytes:

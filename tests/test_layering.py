@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
-MAY_IMPORT["pipeline"] = EVERYTHING_BELOW
-MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {"pipeline", "cli"}
+MAY_IMPORT["fitting"] = EVERYTHING_BELOW
+MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"fitting"}
+MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {"fitting", "pipeline", "cli"}
 
 # Library -> the units that may import it.
 HOMES: dict[str, frozenset[str]] = {
@@ -47,6 +48,7 @@ HOMES: dict[str, frozenset[str]] = {
 # A file that names a library's type and does nothing with it but hand it on.
 TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
+    ("fitting.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
 }

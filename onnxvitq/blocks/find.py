@@ -1,6 +1,6 @@
 """Find linears, attentions, MLPs and norms in a canonical graph, and account for every node that multiplies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
@@ -13,6 +13,7 @@ from onnxvitq.blocks.patterns import (
     BEFORE_ACTIVATION,
     BEFORE_PROJECTION,
     GATED,
+    LAYOUT,
     LEARNED_QUERY,
     LINEAR,
     NORM,
@@ -22,6 +23,7 @@ from onnxvitq.blocks.patterns import (
 from onnxvitq.blocks.walk import linear_ahead, linears_behind, made_by_layers
 from onnxvitq.errors import NoBlocksFoundError
 from onnxvitq.graph.pattern import Match, Miss, match
+from onnxvitq.graph.query import is_output
 
 ACCOUNTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Softmax", "Attention"})
 NORM_ENDS = frozenset({"LayerNormalization", "RMSNormalization", "Add", "Mul"})  # the last nodes of the forms of NORM
@@ -69,7 +71,7 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
         blocks=blocks,
         attentions=tuple(attentions),
         linears=found,
-        norms=tuple(_norms(graph)),
+        norms=tuple(_norms(graph, linears)),
         unmatched=unmatched,
         products=products,
     )
@@ -214,9 +216,22 @@ def _with_linears(graph: gs.Graph, attentions: Sequence[Attention], linears: Map
             key_linear=_made_by(tensors[attention.key], by_output),
             value_linear=_made_by(tensors[attention.value], by_output),
             proj_linear=linear_ahead(nodes[attention.context_node].outputs[0], BEFORE_PROJECTION, by_input),
+            direct=_is_direct(attention, nodes, by_output, by_input),
         )
         for attention in attentions
     ]
+
+
+def _is_direct(
+    attention: Attention, nodes: Mapping[str, gs.Node], by_output: Mapping[str, str], by_input: Mapping[str, str]
+) -> bool:
+    scores, context = nodes[attention.scores_node], nodes[attention.context_node]
+    operands = [*scores.inputs, context.inputs[1 if attention.probs_first else 0]]
+    made = all(
+        not isinstance(operand, gs.Constant) and linears_behind(operand, LAYOUT, by_output) for operand in operands
+    )
+    plain = attention.probs == nodes[attention.softmax_node].outputs[0].name
+    return made and plain and bool(linear_ahead(context.outputs[0], LAYOUT, by_input))
 
 
 def _made_by(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
@@ -291,7 +306,11 @@ def _roles(
     return roles
 
 
-def _norms(graph: gs.Graph) -> Iterator[Norm]:
+def _only_linears(tensor: gs.Tensor, graph: gs.Graph, linears: Collection[str]) -> bool:
+    return not is_output(tensor, graph) and all(node.name in linears for node in tensor.outputs)
+
+
+def _norms(graph: gs.Graph, linears: Collection[str]) -> Iterator[Norm]:
     norms: dict[str, Norm] = {}
     for node in graph.nodes:
         if node.op not in NORM_ENDS:
@@ -306,6 +325,7 @@ def _norms(graph: gs.Graph) -> Iterator[Norm]:
                 output=node.outputs[0].name,
                 gamma=found.tensors["gamma"].name,
                 beta=beta.name if isinstance(beta, gs.Constant) else "",
+                only_linears=_only_linears(node.outputs[0], graph, linears),
             )
             if "scaled" in found.nodes:  # alone, it is the root-mean-square norm of what was centred
                 norms.pop(found.nodes["scaled"].name, None)

@@ -128,7 +128,8 @@ def summary(report: Mapping[str, Any]) -> Table:
         f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %)",
     )
     for step in report["steps"]:
-        gain = "" if step["before"] is None else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
+        judged = step["before"] is not None and step["after"] is not None
+        gain = "" if not judged else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
         table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
     table.add_row("seconds", seconds)

@@ -1,6 +1,6 @@
 """A model run piece by piece over all calibration samples, with the linear layers computed by the caller in between."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,15 @@ from onnxvitq.graph.segments import Gap, Segments
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
 
-IN_MEMORY = 768 * 2**20  # bytes of stored tensors; beyond, they go to files that are mapped
+IN_MEMORY = 64 * 2**20  # bytes of stored tensors of one network; what comes after goes to files
 
 
 class Store:
-    """Tensors of every sample by name: in memory up to a limit, then in files."""
+    """Tensors of every sample by name: in memory up to a limit, then in files that are read when asked for."""
 
     def __init__(self, folder: Path, limit: int = IN_MEMORY) -> None:
         self._folder, self._room, self._files = folder, limit, 0
-        self._values: dict[str, list[np.ndarray]] = {}
+        self._values: dict[str, list[np.ndarray | Path]] = {}
 
     def append(self, name: str, value: np.ndarray) -> None:
         """The next sample's value of a tensor.
@@ -28,29 +28,28 @@ class Store:
         Raises:
             OSError: no room in the scratch folder.
         """
+        values = self._values.setdefault(name, [])
         if value.nbytes <= self._room:
             self._room -= value.nbytes
-        else:
-            path = self._folder / f"tensor{self._files}.npy"
-            self._files += 1
-            np.save(path, value)
-            value = np.load(path, mmap_mode="r")
-        self._values.setdefault(name, []).append(value)
+            values.append(value)
+            return
+        path = self._folder / f"tensor{self._files}.npy"
+        self._files += 1
+        np.save(path, value)
+        values.append(path)
+
+    def get(self, name: str, sample: int) -> np.ndarray:
+        """One sample's value of a tensor."""
+        value = self._values[name][sample]
+        return np.load(value) if isinstance(value, Path) else value
 
     def drop(self, name: str) -> None:
         """Forget a tensor."""
         for value in self._values.pop(name):
-            if isinstance(value, np.memmap):
-                Path(str(value.filename)).unlink()
+            if isinstance(value, Path):
+                value.unlink()
             else:
                 self._room += value.nbytes
-
-    def __getitem__(self, name: str) -> list[np.ndarray]:
-        """One array a sample."""
-        return self._values[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +63,7 @@ class Pieces:
     Args:
         graph: canonical; its linear layers are left to the caller.
         linears: those layers.
-        feeds: one a sample, held until the last reader of the inputs has run.
+        feeds: one a sample, read once and stored.
         folder: for files; the caller removes it.
         threads: of onnxruntime.
     """
@@ -73,17 +72,18 @@ class Pieces:
         self,
         graph: gs.Graph,
         linears: Sequence[Linear],
-        feeds: Sequence[Mapping[str, np.ndarray]],
+        feeds: Iterable[Mapping[str, np.ndarray]],
         folder: Path,
         threads: int,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self._segments, self._threads = Segments(graph, [_gap(linear) for linear in linears]), threads
-        self._folder, self._count, self._samples = folder, 0, len(feeds)
+        self._folder, self._count, self.samples = folder, 0, 0
         self.values = Store(folder)
         for feed in feeds:
             for name, value in feed.items():
                 self.values.append(name, value)
+            self.samples += 1
 
     def reach(self, targets: Collection[str]) -> None:
         """Run what ``targets`` need, over all samples; they and what later pieces read are in ``values`` then.
@@ -100,8 +100,8 @@ class Pieces:
         onnx.save(segment.model, path)
         session = Session(path, threads=self._threads)
         path.unlink()
-        for sample in range(self._samples):
-            feed = {name: self.values[name][sample] for name in segment.inputs}
+        for sample in range(self.samples):
+            feed = {name: self.values.get(name, sample) for name in segment.inputs}
             for name, value in zip(segment.outputs, session.run(feed, segment.outputs), strict=True):
                 self.values.append(name, value)
         self._forget(targets)
@@ -112,8 +112,8 @@ class Pieces:
 
     def compute(self, linear: Linear, apply: Callable[[FloatArray], FloatArray]) -> None:
         """A linear layer's output (after the bias), from its input, sample by sample."""
-        for value in self.values[linear.input]:
-            self.values.append(linear.output, apply(value))
+        for sample in range(self.samples):
+            self.values.append(linear.output, apply(self.values.get(linear.input, sample)))
         self._segments.provide(_gap(linear))
 
     def _forget(self, kept: Collection[str]) -> None:

@@ -10,7 +10,7 @@ A layer whose output is added to a residual stream is solved against the *float*
 of earlier errors as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def rebuild_weights(
     graph: gs.Graph,
     problem: Problem,
     plan: QuantPlan,
-    feeds: Sequence[Mapping[str, np.ndarray]],
+    feeds: Iterable[Mapping[str, np.ndarray]],
     folder: Path,
     options: Rebuild,
 ) -> tuple[QuantPlan, StepOutcome]:
@@ -197,13 +197,12 @@ class _Solver:
     def _moments(self, exact: Pieces, coded: Pieces, stream: str) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out (the same where there are none)."""
         sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
-        for sample, (real, seen) in enumerate(
-            zip(exact.values[self.linear.input], coded.values[self.linear.input], strict=True)
-        ):
+        for sample in range(exact.samples):
+            real, seen = (one.values.get(self.linear.input, sample) for one in (exact, coded))
             target = times(real, self.weight) + self.bias
             if stream:
-                target = target + (exact.values[stream][sample] - coded.values[stream][sample])
-            rows = fake_quantize(np.asarray(seen), self.input_params).reshape(-1, seen.shape[-1])
+                target = target + (exact.values.get(stream, sample) - coded.values.get(stream, sample))
+            rows = fake_quantize(seen, self.input_params).reshape(-1, seen.shape[-1])
             side = int(is_held_out(sample))
             sums[side] = add(sums[side], rows, target.reshape(len(rows), -1), self._mass(seen.shape))
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])

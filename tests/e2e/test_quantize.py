@@ -21,7 +21,8 @@ import onnxvitq
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
 from onnxvitq.errors import DataError, OnnxVitqError
-from onnxvitq.pipeline import KEPT_FEEDS, RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+from onnxvitq.fitting import KEPT_FEEDS
+from onnxvitq.pipeline import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 NAMES = ["dynamo-dynamic", "dynamo-static", "torchscript-dynamic", "torchscript-static"]

@@ -1,0 +1,323 @@
+"""From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
+
+Order: channels are mapped (exact), ranges are measured, scales are searched, biases corrected, weights solved again. Each of
+these is kept only if the model's *output* on held-out calibration samples gains.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxvitq.blockmap import BlockMap
+from onnxvitq.blocks.find import find_blocks
+from onnxvitq.blocks.positions import decisive_positions
+from onnxvitq.config import QuantConfig
+from onnxvitq.data.source import Source
+from onnxvitq.errors import InvalidGraphError
+from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
+from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.graph.canonical import canonicalise
+from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
+from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
+from onnxvitq.numerics.fit import Search
+from onnxvitq.plan import ChannelMap, Problem, QuantPlan
+from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
+from onnxvitq.rewrite.qdq import products
+from onnxvitq.rewrite.transforms import apply_maps
+from onnxvitq.runtime.session import Session
+from onnxvitq.runtime.shapes import observe_shapes
+from onnxvitq.runtime.sweep import sweep
+from onnxvitq.spec import FloatArray, StatRequest, Stats
+from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
+from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.policy import make_plan
+from onnxvitq.steps.ranges import MinMaxRanges
+from onnxvitq.steps.reparametrise import choose_maps, rows_needed
+from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.step import Step, is_held_out
+
+HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
+KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
+EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
+DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
+
+Progress = Callable[[str, int, int | None], None]  # stage, done, total
+
+logger = logging.getLogger(__name__)
+
+
+def bring_to_canonical_form(loaded: LoadedModel, threads: int) -> dict[str, int]:
+    """Bring the graph to canonical form; where nothing tells the shape of a tensor, two runs on noise do."""
+    graph = loaded.graph
+    edits = canonicalise(graph)
+    unknown = unknown_tensors(graph)
+    if not unknown:
+        return edits
+    feeds = [random_feed(loaded.inputs, batch, seed=0, side=FREE_SIDE * batch) for batch in (1, 2)]
+    with scratch_folder() as folder:
+        probe = folder / "probe.onnx"
+        _save(to_proto(with_outputs(graph, unknown), {}), probe, folder)
+        try:
+            observed = observe_shapes(probe, feeds[0], feeds[1], threads)
+        except InvalidGraphError as error:  # noise of that size is no input for it: the shapes stay unknown
+            logger.warning("shapes of %d tensors stay unknown: %s", len(unknown), error.problem)
+            return edits
+    tensors = graph.tensors()
+    for name, (shape, dtype) in observed.items():
+        tensors[name].shape, tensors[name].dtype = shape, dtype
+    infer_shapes(graph)
+    more = canonicalise(graph)
+    return {name: count + more[name] for name, count in edits.items()}
+
+
+class Replay:
+    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``."""
+
+    def __init__(self, source: Source, *, again: bool) -> None:
+        self.kept = None if again else KEPT_FEEDS
+        self._source = source
+        self._first: list[Mapping[str, np.ndarray]] = []
+        self._held: list[tuple[int, Mapping[str, np.ndarray]]] = []
+        self._room = HELD_OUT_BYTES
+        self._read = False
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        if self._read:
+            yield from self._source if self.kept is None else self._first
+            return
+        self._read = True
+        for index, feed in enumerate(self._source):
+            if self.kept is not None and len(self._first) < self.kept:
+                self._first.append(feed)
+            self._hold(index, feed)
+            yield feed
+
+    def _hold(self, index: int, feed: Mapping[str, np.ndarray]) -> None:
+        if index and not is_held_out(index):
+            return
+        self._room -= sum(value.nbytes for value in feed.values())
+        if len(self._held) < 2 or self._room >= 0:
+            self._held.append((index, feed))
+
+    def held_out(self) -> list[tuple[int, Mapping[str, np.ndarray]]]:
+        """(number, feed) of held-out samples seen in the first pass; of the first sample when there was no other."""
+        return self._held[1:] or self._held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept.
+    """
+
+    graph: gs.Graph
+    problem: Problem
+    plan: QuantPlan
+    feeds: Replay
+    reference: Sequence[FloatArray]
+    outcomes: list[dict[str, Any]]
+
+
+class Fitter:
+    """Runs the steps on one model.
+
+    Args:
+        loaded: its graph is canonical.
+        feeds: calibration samples.
+        config: options.
+        progress: called with (stage, done, total).
+    """
+
+    def __init__(self, loaded: LoadedModel, feeds: Replay, config: QuantConfig, progress: Progress) -> None:
+        self._loaded, self._feeds, self._config, self._progress = loaded, feeds, config, progress
+        self._output = loaded.outputs[0]
+        self._outcomes: list[dict[str, Any]] = []
+        self._steps = _steps(config)
+        self._take(loaded.graph)
+
+    def _take(self, graph: gs.Graph) -> None:
+        """Work on this graph from here on."""
+        blockmap = find_blocks(graph, str(self._loaded.path))
+        self._graph = graph
+        self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
+        self._plan = make_plan(blockmap, self._config)
+
+    def calibrate(self, count: int | None) -> None:
+        """The first sweep: everything that the steps need of the graph as it is, and the float outputs.
+
+        Args:
+            count: of samples, where it is known.
+        """
+        wanted = rows_needed(self._problem.blockmap) if self._config.reparametrises else ()
+        requests = (*wanted, *_requests(self._steps, self._problem, self._plan))
+        outputs = StatRequest(tensor=self._output, kind="whole")
+        self._count = count
+        self._stats = self._measure((*requests, outputs))
+        self._wholes = self._stats.wholes[self._output]
+
+    def fit(self) -> Fitted:
+        """All steps in order."""
+        total = len(self._steps) + self._config.reparametrises + self._config.rebuilds
+        self._plan, self._score = self._start()
+        if self._config.reparametrises:
+            self._map_channels()
+            self._progress("fit", 1, total)
+        for step in self._steps[1:]:
+            self._run(step)
+            self._progress("fit", len(self._outcomes), total)
+        if self._config.rebuilds:
+            self._rebuild()
+            self._progress("fit", total, total)
+        return Fitted(
+            graph=self._graph,
+            problem=self._problem,
+            plan=self._plan,
+            feeds=self._feeds,
+            reference=self._wholes[: self._feeds.kept],
+            outcomes=self._outcomes,
+        )
+
+    def _start(self) -> tuple[QuantPlan, float | None]:
+        """Min-max for every site, and the output's SQNR with it; products outside attentions that do harm stay float."""
+        first = self._steps[0]
+        plan, outcome = first.apply(self._problem, self._plan, self._stats)
+        parts: tuple[PartOutcome, ...] = ()
+        if self._problem.blockmap.products:
+            plan, parts = drop_harmful_products(plan, self._problem, self._judge())
+        self._outcomes.append({**asdict(outcome), "parts": [asdict(part) for part in parts]})
+        return plan, self._judge()(plan) if self._config.judged else None
+
+    def _map_channels(self) -> None:
+        """Shift and scale channels where that quantizes better, if the float model stays what it is."""
+        before = (self._graph, self._problem, self._plan, self._stats, self._score)
+        maps = choose_maps(self._problem, self._plan, self._stats)
+        entry = {"name": "channels", "accepted": False, "before": self._score, "after": None}
+        entry |= {"kept": 0, "layers": len(maps), "parts": [_described(one) for one in maps]}
+        self._outcomes.append(entry)
+        if not maps:
+            return
+        self._take(apply_maps(self._graph, self._problem.blockmap, maps))
+        if self._is_exact():
+            self._stats = self._measure(_requests(self._steps, self._problem, self._plan))
+            outcomes = list(self._outcomes)
+            self._plan, self._score = self._start()
+            self._outcomes = outcomes
+            entry["after"] = self._score
+            if before[4] is None or (self._score is not None and self._score > before[4]):
+                entry |= {"accepted": True, "kept": len(maps)}
+                return
+        self._graph, self._problem, self._plan, self._stats, self._score = before
+
+    def _is_exact(self) -> bool:
+        """Whether the graph still computes the float outputs of the first sample."""
+        feed = next(iter(self._feeds))
+        with scratch_folder() as folder:
+            path = folder / "mapped.onnx"
+            _save(to_proto(self._graph.copy(), {}), path, folder)
+            value = Session(path, threads=self._config.threads).run(feed, [self._output])[0]
+        reference = self._wholes[0]
+        return bool(np.abs(value - reference).max() <= EXACT * np.abs(reference).max())
+
+    def _run(self, step: Step) -> None:
+        """One step; of what it proposes, keep what the output gains from."""
+        proposed, outcome = step.apply(self._problem, self._plan, self._stats)
+        if self._score is None:
+            self._plan = proposed
+            self._outcomes.append({**asdict(outcome), "parts": []})
+            return
+        before = self._score
+        self._plan, self._score, parts = accept_parts(self._plan, proposed, self._problem, self._judge(), before)
+        entry = {**asdict(outcome), "accepted": any(part.accepted for part in parts)}
+        entry |= {"before": round(before, 3), "after": round(self._score, 3)}
+        self._outcomes.append({**entry, "parts": [asdict(part) for part in parts]})
+
+    def _rebuild(self) -> None:
+        """Solve the weights again; all of them or none, as each is solved against those before it."""
+        options = Rebuild(positions=self._positions(), threads=self._config.threads)
+        with scratch_folder() as folder:
+            try:
+                plan, outcome = rebuild_weights(self._graph, self._problem, self._plan, self._feeds, folder, options)
+            except OSError as error:
+                raise scratch_error(folder, error) from error
+        before, after = self._score, self._judge()(plan)
+        accepted = before is None or after > before
+        if accepted:
+            self._plan, self._score = plan, after
+        entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after, 3), "parts": []}
+        self._outcomes.append(entry)
+
+    def _positions(self) -> FloatArray | None:
+        """How much each token's row counts: more where the output picks single tokens; None where all count alike."""
+        decisive = decisive_positions(self._graph, self._problem.blockmap)
+        tokens = max((a.tokens or 0 for a in self._problem.blockmap.attentions), default=0)
+        if not decisive or max(decisive) >= tokens:
+            return None
+        weights = np.ones(tokens, np.float32)
+        weights[list(decisive)] = DECISIVE
+        return weights
+
+    def _judge(self) -> OutputJudge:
+        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
+        return OutputJudge(
+            graph=self._graph,
+            problem=self._problem,
+            feeds=[feed for feed, _ in held],
+            references=[reference for _, reference in held],
+            threads=self._config.threads,
+        )
+
+    def _measure(self, requests: Sequence[StatRequest]) -> Stats:
+        """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
+        requests = tuple(dict.fromkeys(requests))
+
+        def report(done: int) -> None:
+            self._progress("calibrate", done, self._count)
+
+        with scratch_folder() as folder:
+            observed = folder / "observed.onnx"
+            _save(to_proto(with_outputs(self._graph, [request.tensor for request in requests]), {}), observed, folder)
+            config = self._config
+            try:
+                return sweep(observed, self._feeds, requests, seed=config.seed, threads=config.threads, progress=report)
+            except InvalidGraphError as error:  # it names the temporary file
+                raise InvalidGraphError(str(self._loaded.path), error.problem, error.hint) from error
+
+
+def _described(one: ChannelMap) -> dict[str, Any]:
+    return {"part": f"{one.kind} {one.source}", "gain_db": one.gain_db}
+
+
+def _save(proto: onnx.ModelProto, path: Path, folder: Path) -> None:
+    """For a session to open; the message is not kept, it would hold every weight once more."""
+    try:
+        save_for_session(proto, path)
+    except OSError as error:
+        raise scratch_error(folder, error) from error
+
+
+def _steps(config: QuantConfig) -> list[Step]:
+    steps: list[Step] = [MinMaxRanges()]
+    if config.objective != "minmax":
+        search = Search(candidates=config.candidates, rounds=config.rounds)
+        steps.append(SearchScales(objective=config.objective, search=search, workers=config.threads))
+    if config.bias_correction:
+        steps.append(CorrectBias(workers=config.threads))
+    return steps
+
+
+def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    """What all steps need, each statistic once: one sweep serves them all."""
+    return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
+
+
+def _operand_names(blockmap: BlockMap) -> set[str]:
+    """Weights, biases, and the operands of products, a few of which are constants."""
+    linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    return linears | {tensor for _, pair in products(blockmap) for tensor in pair}

@@ -1,0 +1,218 @@
+"""Which channels are shifted and scaled before anything is quantized: exact in float, and easier to quantize.
+
+* A normalisation and the linears that read it: RepQ's shift and scale, or smoothing, whichever strength quantizes best.
+* The value channels, taken back by the projection; query against key, which cancels in the scores; the key's mean, which the
+  softmax does not see.
+
+What is chosen here is proven exact on the model before it is used (``pipeline``).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from onnxvitq.blockmap import Attention, BlockMap, Linear
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.fit import times
+from onnxvitq.numerics.transform import (
+    balance_query_key,
+    channel_shift,
+    fold_into_linear,
+    smoothing_scale,
+    value_to_proj,
+)
+from onnxvitq.plan import ChannelMap, Problem, QuantPlan
+from onnxvitq.spec import FloatArray, QuantSpec, StatRequest, Stats
+from onnxvitq.steps.step import split_samples
+
+STRENGTHS = (0.25, 0.5, 0.65, 0.8, 1.0)
+WEIGHT_EXPONENTS = (0.0, 0.5)  # how much the weight's rows count against the activation's channels
+WORTH_DB = 0.2  # a smaller gain on held-out rows is noise, and no change is simpler
+ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
+
+
+def rows_needed(blockmap: BlockMap) -> tuple[StatRequest, ...]:
+    """Rows of every tensor that may be mapped, and of those that read it."""
+    names = [tensor for tensor, _, _ in _normed(blockmap)]
+    for _, query, key in _query_key(blockmap):
+        names += [query.output, key.output]
+    for _, value, proj in _value_proj(blockmap):
+        names += [value.output, proj.input]
+    return tuple(StatRequest(tensor=name, kind="rows") for name in dict.fromkeys(names))
+
+
+def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[ChannelMap]:
+    """The maps that quantize better on held-out rows, each of other tensors."""
+    chosen: list[ChannelMap] = []
+    for tensor, norm, readers in _normed(problem.blockmap):
+        if all(_planned(plan, one) for one in readers):
+            chosen += _best_norm_map(problem, plan, stats.rows[tensor], norm, readers)
+    for attention, query, key in _query_key(problem.blockmap):
+        if attention.query in plan.decisions:
+            chosen += _best_scores_map(problem, plan, stats, (attention, query, key))
+    for attention, value, proj in _value_proj(problem.blockmap):
+        if attention.value in plan.decisions and _planned(plan, proj):
+            chosen += _best_value_map(problem, plan, stats, (attention, value, proj))
+    return chosen
+
+
+def _planned(plan: QuantPlan, linear: Linear) -> bool:
+    return linear.input in plan.decisions and linear.weight in plan.decisions
+
+
+def _normed(blockmap: BlockMap) -> Iterator[tuple[str, str, list[Linear]]]:
+    """(tensor, name of the norm that makes it, linears that read it)."""
+    norms = {norm.output: norm for norm in blockmap.norms if norm.only_linears}
+    readers: dict[str, list[Linear]] = {}
+    for linear in blockmap.linears:
+        readers.setdefault(linear.input, []).append(linear)
+    for tensor, linears in readers.items():
+        if tensor in norms:
+            yield tensor, norms[tensor].name, linears
+
+
+def _query_key(blockmap: BlockMap) -> Iterator[tuple[Attention, Linear, Linear]]:
+    for attention in blockmap.attentions:
+        if attention.direct and attention.query_linear and attention.key_linear not in ("", attention.query_linear):
+            yield attention, blockmap.linear(attention.query_linear), blockmap.linear(attention.key_linear)
+
+
+def _value_proj(blockmap: BlockMap) -> Iterator[tuple[Attention, Linear, Linear]]:
+    for attention in blockmap.attentions:
+        others = ("", attention.query_linear, attention.key_linear)
+        if attention.direct and attention.proj_linear and attention.value_linear not in others:
+            yield attention, blockmap.linear(attention.value_linear), blockmap.linear(attention.proj_linear)
+
+
+Candidate = tuple[FloatArray, FloatArray]  # shift and scale, (C,)
+
+
+def _best_norm_map(
+    problem: Problem, plan: QuantPlan, rows: FloatArray, norm: str, readers: Sequence[Linear]
+) -> list[ChannelMap]:
+    fitting, held = split_samples(rows)
+    weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
+    bias = np.concatenate([problem.bias(one.name) for one in readers])
+    specs = (plan.decisions[readers[0].input].spec, plan.decisions[readers[0].weight].spec)
+    beta = next(one.beta for one in problem.blockmap.norms if one.name == norm)
+    may_shift = bool(beta) and all(one.bias for one in readers)
+    candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
+    reference = times(held, weight)
+
+    def noise(candidate: Candidate) -> float:
+        moved, taken_back = fold_into_linear(weight, bias, *candidate)
+        seen = times(_seen((held - candidate[0]) / candidate[1], specs[0]), _rounded(moved, specs[1]))
+        return _power(seen + (taken_back - bias), reference)
+
+    return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
+
+
+def _best_value_map(
+    problem: Problem, plan: QuantPlan, stats: Stats, layers: tuple[Attention, Linear, Linear]
+) -> list[ChannelMap]:
+    attention, value, proj = layers
+    values, context = split_samples(stats.rows[value.output]), split_samples(stats.rows[proj.input])
+    weight, bias = problem.weight(proj.name), problem.bias(proj.name)
+    if weight.shape[0] != value.out_features:
+        return []
+    specs = (plan.decisions[proj.input].spec, plan.decisions[proj.weight].spec, plan.decisions[attention.value].spec)
+    shifted = bool(value.bias) and bool(proj.bias)
+    candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
+    reference = times(context[1], weight)
+    own = (problem.weight(value.name), problem.bias(value.name))
+
+    def noise(candidate: Candidate) -> float:
+        shift, scale = candidate
+        _, (moved, taken_back) = value_to_proj(own, (weight, bias), shift, scale)
+        rounded = _rounded(moved, specs[1])
+        seen = times(_seen((context[1] - shift) / scale, specs[0]), rounded) + (taken_back - bias)
+        mapped = (values[1] - shift) / scale
+        return _power(seen, reference) + ATTENUATION * _power(
+            times(_seen(mapped, specs[2]), moved), times(mapped, moved)
+        )
+
+    return _better("value", value.name, (proj.name,), candidates, noise)
+
+
+def _best_scores_map(
+    problem: Problem, plan: QuantPlan, stats: Stats, layers: tuple[Attention, Linear, Linear]
+) -> list[ChannelMap]:
+    attention, query, key = layers
+    width, channels = attention.width, query.out_features
+    if width is None or channels % width or key.out_features != channels:
+        return []
+    queries, keys = split_samples(stats.rows[query.output]), split_samples(stats.rows[key.output])
+    spec = plan.decisions[attention.query].spec
+    heads = (channels // width, width)
+    none, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    shift = channel_shift(*_bounds(keys[0])) if query.bias and key.bias else none
+    spreads = [np.abs(rows).reshape(-1, channels).max(axis=0).reshape(heads) for rows in (queries[0], keys[0] - shift)]
+    scale = balance_query_key(*spreads).reshape(-1)
+    candidates = [(none, ones), (shift, ones), (none, scale), (shift, scale)]
+    held_query, held_key = queries[1], keys[1]
+    reference = _scores(held_query, held_key, heads)
+
+    def noise(candidate: Candidate) -> float:
+        moved, balance = candidate
+        q, k = _seen(held_query / balance, spec), _seen((held_key - moved) * balance, spec)
+        return _power(_scores(q, k, heads), reference)
+
+    del problem
+    return _better("scores", query.name, (key.name,), candidates, noise)
+
+
+def _scores(query: FloatArray, key: FloatArray, heads: tuple[int, int]) -> FloatArray:
+    """(S, r, H D) twice -> (S, H, r, r) scores of each head, each row about its mean, as the softmax sees it."""
+    count = min(query.shape[1], key.shape[1])
+    q, k = (rows[:, :count].reshape(len(rows), count, *heads).transpose(0, 2, 1, 3) for rows in (query, key))
+    scores = q @ k.transpose(0, 1, 3, 2)
+    return scores - scores.mean(axis=-1, keepdims=True)
+
+
+def _candidates(rows: FloatArray, weight_spread: FloatArray, *, shifted: bool) -> list[Candidate]:
+    """No change first, then every strength with and without the shift."""
+    low, high = _bounds(rows)
+    none = np.zeros(rows.shape[-1], np.float32)
+    shifts = [none, channel_shift(low, high)] if shifted else [none]
+    candidates: list[Candidate] = [(none, np.ones_like(none))]
+    candidates += [(shift, np.ones_like(none)) for shift in shifts[1:]]
+    for shift, strength, exponent in product(shifts, STRENGTHS, WEIGHT_EXPONENTS):
+        spread = np.maximum(high - shift, shift - low)
+        candidates.append((shift, smoothing_scale(np.maximum(spread, 0), weight_spread, strength, exponent)))
+    return candidates
+
+
+def _bounds(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+    flat = rows.reshape(-1, rows.shape[-1])
+    return flat.min(axis=0), flat.max(axis=0)
+
+
+def _better(
+    kind: Literal["norm", "value", "scores"],
+    source: str,
+    readers: tuple[str, ...],
+    candidates: Sequence[Candidate],
+    noise: Callable[[Candidate], float],
+) -> list[ChannelMap]:
+    """The candidate with the least noise, if it is worth it against the first, which changes nothing."""
+    powers = [noise(candidate) for candidate in candidates]
+    best = int(np.argmin(powers))
+    gain = 10 * float(np.log10(max(powers[0], 1e-30) / max(powers[best], 1e-30)))
+    if gain < WORTH_DB:
+        return []
+    shift, scale = candidates[best]
+    return [ChannelMap(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
+
+
+def _seen(rows: FloatArray, spec: QuantSpec) -> FloatArray:
+    return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
+
+
+def _rounded(weight: FloatArray, spec: QuantSpec) -> FloatArray:
+    return fake_quantize(weight, params_from_weight(weight, spec))
+
+
+def _power(got: FloatArray, reference: FloatArray) -> float:
+    return float(np.mean((got - reference) ** 2, dtype=np.float64))
