@@ -30,7 +30,7 @@ from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.rewrite.qdq import products
-from onnxvitq.rewrite.transforms import apply_maps
+from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
 from onnxvitq.runtime.sweep import sweep
@@ -39,8 +39,9 @@ from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_produc
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import choose_maps, rows_needed
+from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
 from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step, is_held_out
 
 HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
@@ -125,6 +126,9 @@ class Fitted:
     outcomes: list[dict[str, Any]]
 
 
+_Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
+
+
 class Fitter:
     """Runs the steps on one model.
 
@@ -164,11 +168,11 @@ class Fitter:
 
     def fit(self) -> Fitted:
         """All steps in order."""
-        total = len(self._steps) + self._config.reparametrises + self._config.rebuilds
+        total = len(self._steps) + 3 * self._config.reparametrises + self._config.rebuilds
         self._plan, self._score = self._start()
         if self._config.reparametrises:
-            self._map_channels()
-            self._progress("fit", 1, total)
+            self._reparametrise()
+            self._progress("fit", 3, total)
         for step in self._steps[1:]:
             self._run(step)
             self._progress("fit", len(self._outcomes), total)
@@ -194,26 +198,52 @@ class Fitter:
         self._outcomes.append({**asdict(outcome), "parts": [asdict(part) for part in parts]})
         return plan, self._judge()(plan) if self._config.judged else None
 
-    def _map_channels(self) -> None:
-        """Shift and scale channels where that quantizes better, if the float model stays what it is."""
-        before = (self._graph, self._problem, self._plan, self._stats, self._score)
+    def _reparametrise(self) -> None:
+        """Exact changes of the float model that quantize better: first what folds into constants, then what costs time."""
+        for name, worth, propose in (
+            ("channels", 0.0, self._fold_channels),
+            ("online channels", WORTH_DB, self._scale_channels),
+            ("softmax", WORTH_DB, self._divide_late),
+        ):
+            parts, graph = propose()
+            entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._score, "after": None}
+            entry |= {"kept": 0, "layers": len(parts), "parts": parts}
+            if parts:
+                entry |= self._try(graph, len(parts), worth)
+            self._outcomes.append(entry)
+
+    def _fold_channels(self) -> "_Proposal":
         maps = choose_maps(self._problem, self._plan, self._stats)
-        entry = {"name": "channels", "accepted": False, "before": self._score, "after": None}
-        entry |= {"kept": 0, "layers": len(maps), "parts": [_described(one) for one in maps]}
-        self._outcomes.append(entry)
-        if not maps:
-            return
-        self._take(apply_maps(self._graph, self._problem.blockmap, maps))
+        return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
+
+    def _scale_channels(self) -> "_Proposal":
+        maps = choose_online_maps(self._problem, self._plan, self._stats)
+        return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
+
+    def _divide_late(self) -> "_Proposal":
+        gains = attentions_to_divide_late(self._problem, self._plan, self._stats)
+        parts = [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
+        return parts, divide_late(self._graph, self._problem.blockmap, list(gains))
+
+    def _try(self, graph: gs.Graph, parts: int, worth: float) -> dict[str, Any]:
+        """Work on the changed graph from here on, if the float model stays what it is and the output gains more than
+        ``worth`` dB; what the report says of it.
+        """
+        before = (self._graph, self._problem, self._plan, self._stats, self._score)
+        outcomes = self._outcomes
+        after: float | None = None
+        self._take(graph)
         if self._is_exact():
-            self._stats = self._measure(_requests(self._steps, self._problem, self._plan))
-            outcomes = list(self._outcomes)
-            self._plan, self._score = self._start()
+            requests = (*rows_needed(self._problem.blockmap), *_requests(self._steps, self._problem, self._plan))
+            self._stats = self._measure(requests)
+            self._outcomes = []
+            self._plan, after = self._start()
             self._outcomes = outcomes
-            entry["after"] = self._score
-            if before[4] is None or (self._score is not None and self._score > before[4]):
-                entry |= {"accepted": True, "kept": len(maps)}
-                return
+            if before[4] is None or (after is not None and after > before[4] + worth):
+                self._score = after
+                return {"accepted": True, "kept": parts, "after": after}
         self._graph, self._problem, self._plan, self._stats, self._score = before
+        return {"after": after}
 
     def _is_exact(self) -> bool:
         """Whether the graph still computes the float outputs of the first sample."""

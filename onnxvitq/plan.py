@@ -92,10 +92,11 @@ class ChannelMap:
     """u -> (u - shift) / scale for the output u of ``source``, taken back by ``readers``.
 
     kind: "norm" (a normalisation and linears), "value" (value linear and projection), "scores" (query linear and key linear:
-    the query is divided by the scale, the key loses the shift and is multiplied by it). gain_db: on held-out rows.
+    the query is divided by the scale, the key loses the shift and is multiplied by it), "online" (``source`` is the tensor
+    itself: nothing before it takes the scale, so a Mul is written; it costs time). gain_db: on held-out rows.
     """
 
-    kind: Literal["norm", "value", "scores"]
+    kind: Literal["norm", "value", "scores", "online"]
     source: str
     readers: tuple[str, ...]
     shift: FloatArray

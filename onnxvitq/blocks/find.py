@@ -178,7 +178,7 @@ def _same_map(scores: gs.Node, softmax: gs.Node) -> bool:
 
 
 def _attention(found: Match, context: gs.Node, index: int) -> Attention:
-    first = found.tags["order"] == "probs_first"
+    first = found.tags["order"] != "value_first"
     probs = context.inputs[0 if first else 1]
     query, value = found.tensors["query"], found.tensors["value"]
     shape = query.shape or []

@@ -18,7 +18,16 @@ AFTER_PROJECTION = LAYOUT | {
     *("Conv", "MaxPool", "AveragePool", "ReduceMax", "ReduceMean", "ReduceL2", "Sqrt", "Reciprocal", "Pow", "Relu"),
 }
 # Between an attention's result and the projection that reads it.
-BEFORE_PROJECTION = LAYOUT | {"Mul", "Concat", "Slice", "LayerNormalization", "Sigmoid", "HardSigmoid", "HardSwish"}
+BEFORE_PROJECTION = LAYOUT | {
+    "Mul",
+    "Div",
+    "Concat",
+    "Slice",
+    "LayerNormalization",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+}
 # Between the first linear of an MLP and its activation, and between the activation and the second.
 BEFORE_ACTIVATION = LAYOUT | {"Add", "Conv", "BatchNormalization", "Slice", "Split"}
 AFTER_ACTIVATION = LAYOUT | {"Dropout", "LayerNormalization", "RMSNormalization"}
@@ -46,10 +55,16 @@ SEPARABLE = Op(
 def attention(query: Pattern) -> OneOf:
     """Softmax(query key) value, or value softmax(query key)."""
     scores = Op("MatMul", (query, Var("key")), name="scores")
-    softmax = Op("Softmax", (Through(BEFORE_SOFTMAX, scores, mixing=True),), name="softmax")
+    masked = Through(BEFORE_SOFTMAX, scores, mixing=True)
+    softmax = Op("Softmax", (masked,), name="softmax")
     probs = Through(AFTER_SOFTMAX, softmax, mixing=True)
+    powers = Op("Exp", (Op("Sub", (masked, Op("ReduceMax"))),), name="softmax")
     return OneOf(
         (
+            (
+                "powers_first",
+                Op("MatMul", (powers, Var("value")), name="context"),
+            ),  # divided by the row sums afterwards
             ("probs_first", Op("MatMul", (probs, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
             ("value_first", Op("MatMul", (Var("value"), probs), name="context")),  # attention over channels
         ),

@@ -120,12 +120,13 @@ IR_VERSION = 10  # of the pieces, which only onnxruntime reads
 
 
 def _reads(node: gs.Node) -> set[str]:
-    """Names of the tensors that a node reads, in the bodies of an If or a Loop as well."""
+    """Names of the tensors that a node reads, in the bodies of an If or a Loop as well; a body carries its own constants."""
     names = {tensor.name for tensor in node.inputs if tensor.name}
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
             own = {tensor.name for inner in value.nodes for tensor in inner.outputs}
             own |= {tensor.name for tensor in value.inputs}
+            own |= {name for name, tensor in value.tensors().items() if isinstance(tensor, gs.Constant)}
             inside = {name for inner in value.nodes for name in _reads(inner)}
             names |= (inside | {tensor.name for tensor in value.outputs}) - own
     return names

@@ -18,6 +18,7 @@ from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes
+from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams
@@ -115,6 +116,12 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
             raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
 
 
+def _row_sums(powers: gs.Tensor) -> list[gs.Node]:
+    """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
+    made = producer(powers)
+    return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
+
+
 class _Writer:
     """Writes into one graph; remembers what several layers share."""
 
@@ -160,9 +167,10 @@ class _Writer:
             assert params is not None  # _reads said so
             source = self.nodes[node].inputs[index]
             constant = isinstance(source, gs.Constant)
-            self.nodes[node].inputs[index] = (
-                self._constant_codes(source, params) if constant else self._codes(source, params, tensor)
-            )
+            codes = self._constant_codes(source, params) if constant else self._codes(source, params, tensor)
+            self.nodes[node].inputs[index] = codes
+            for total in _row_sums(source):  # or they would not be the sums of what is multiplied
+                total.inputs[0] = codes
 
     def _once(self, key: tuple[object, ...], make: Callable[[], gs.Tensor]) -> gs.Tensor:
         if key not in self._shared:

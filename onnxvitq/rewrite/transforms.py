@@ -1,4 +1,4 @@
-"""Write channel maps into a canonical graph: constants change, nodes do not, the function stays what it was."""
+"""Write channel maps into a canonical graph: constants change, a Mul may be added, the function stays what it was."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.transform import fold_into_linear, fold_into_norm, query_to_key, value_to_proj
 from onnxvitq.plan import ChannelMap
+
+AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input; ReduceSum does from 13
 
 
 def apply_maps(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelMap]) -> gs.Graph:
@@ -24,6 +26,39 @@ def apply_maps(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelMap]) 
     return written.cleanup().toposort()
 
 
+def divide_late(graph: gs.Graph, blockmap: BlockMap, names: Sequence[str]) -> gs.Graph:
+    """A new graph in which the named attentions compute exp(S - max S) V / sum exp(S - max S) in place of softmax(S) V.
+
+    The powers fill the range [0, 1] row by row, where probabilities are small, so their codes are finer (METHODS.md, section
+    7); the writer lets the row sums read the codes as well. Only attentions without anything between softmax and product.
+    """
+    written = graph.copy()
+    edit, nodes = Editor(written), {node.name: node for node in written.nodes}
+    for attention in blockmap.attentions:
+        softmax, context = nodes[attention.softmax_node], nodes[attention.context_node]
+        if attention.name not in names or softmax.op != "Softmax" or context.inputs[0] is not softmax.outputs[0]:
+            continue
+        scores, probs, result = softmax.inputs[0], softmax.outputs[0], context.outputs[0]
+        last = edit.constant(f"{attention.name}_last", np.array([-1], np.int64))
+        if graph.opset >= AXES_AS_INPUT:
+            largest = edit.node("ReduceMax", f"{attention.name}_largest", [scores, last], keepdims=1)
+        else:
+            largest = edit.node("ReduceMax", f"{attention.name}_largest", [scores], axes=[-1], keepdims=1)
+        shifted = edit.node("Sub", f"{attention.name}_shifted", [scores, largest])
+        powers = edit.node("Exp", f"{attention.name}_powers", [shifted])
+        total = edit.node("ReduceSum", f"{attention.name}_total", [powers, last], keepdims=1)
+        powers.shape = shifted.shape = probs.shape
+        softmax.outputs.clear()
+        edit.redirect(probs, powers)
+        product = gs.Variable(edit.unique(f"{context.name}_undivided"), dtype=np.float32, shape=result.shape)
+        context.outputs.clear()
+        context.outputs.append(product)
+        written.nodes.append(
+            gs.Node("Div", edit.unique(f"{context.name}_divided"), inputs=[product, total], outputs=[result])
+        )
+    return written.cleanup().toposort()
+
+
 class _Writer:
     def __init__(self, graph: gs.Graph, blockmap: BlockMap) -> None:
         self.edit, self.blockmap = Editor(graph), blockmap
@@ -33,6 +68,9 @@ class _Writer:
     def write(self, one: ChannelMap) -> None:
         """Fold one map into the constants of its source and of its readers."""
         readers = [self.blockmap.linear(name) for name in one.readers]
+        if one.kind == "online":
+            self._online(readers, one)
+            return
         if one.kind == "norm":
             self._norm(self.norms[one.source], one)
             for reader in readers:
@@ -43,6 +81,16 @@ class _Writer:
         layers = fold(self._layer(source), self._layer(readers[0]), one.shift, one.scale)
         for linear, layer in zip((source, readers[0]), layers, strict=True):
             self._replace(linear, layer)
+
+    def _online(self, readers: Sequence[Linear], one: ChannelMap) -> None:
+        """Divide the tensor before the linears read it."""
+        tensor = next(tensor for tensor in self.nodes[readers[0].name].inputs if tensor.name == one.source)
+        inverse = self.edit.constant(f"{one.source}_inverse", (1.0 / one.scale.astype(np.float64)).astype(np.float32))
+        scaled = self.edit.node("Mul", f"{one.source}_scaled", [tensor, inverse])
+        scaled.shape = tensor.shape
+        for reader in readers:
+            self.nodes[reader.name].inputs[0] = scaled
+            self._replace(reader, fold_into_linear(*self._layer(reader), one.shift, one.scale))
 
     def _layer(self, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias as the graph has them now; zeros for a missing bias."""

@@ -8,6 +8,7 @@ What is chosen here is proven exact on the model before it is used (``pipeline``
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -30,12 +31,13 @@ from onnxvitq.steps.step import split_samples
 STRENGTHS = (0.25, 0.5, 0.65, 0.8, 1.0)
 WEIGHT_EXPONENTS = (0.0, 0.5)  # how much the weight's rows count against the activation's channels
 WORTH_DB = 0.2  # a smaller gain on held-out rows is noise, and no change is simpler
+ONLINE_DB = 3.0  # the gain that is worth an operator: about 3 % of a ViT-S's time where every block has one
 ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
 
 
 def rows_needed(blockmap: BlockMap) -> tuple[StatRequest, ...]:
     """Rows of every tensor that may be mapped, and of those that read it."""
-    names = [tensor for tensor, _, _ in _normed(blockmap)]
+    names = [tensor for tensor, _, _ in _normed(blockmap)] + [tensor for tensor, _ in _unfolded(blockmap)]
     for _, query, key in _query_key(blockmap):
         names += [query.output, key.output]
     for _, value, proj in _value_proj(blockmap):
@@ -56,6 +58,26 @@ def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[Channel
         if attention.value in plan.decisions and _planned(plan, proj):
             chosen += _best_value_map(problem, plan, stats, (attention, value, proj))
     return chosen
+
+
+def choose_online_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[ChannelMap]:
+    """Scales for inputs of linears that nothing can be folded into: behind an activation, or shared with a residual stream."""
+    chosen: list[ChannelMap] = []
+    for tensor, readers in _unfolded(problem.blockmap):
+        if all(_planned(plan, one) for one in readers):
+            found = _best_norm_map(problem, plan, stats.rows[tensor], "", readers)
+            chosen += [replace(one, kind="online", source=tensor) for one in found if one.gain_db >= ONLINE_DB]
+    return chosen
+
+
+def _unfolded(blockmap: BlockMap) -> Iterator[tuple[str, list[Linear]]]:
+    """(tensor, linears that read it) where the tensor is made by neither a norm of theirs alone nor an attention."""
+    folded = {tensor for tensor, _, _ in _normed(blockmap)} | {proj.input for _, _, proj in _value_proj(blockmap)}
+    readers: dict[str, list[Linear]] = {}
+    for linear in blockmap.linears:
+        if linear.kind == "linear" and linear.input not in folded:
+            readers.setdefault(linear.input, []).append(linear)
+    yield from readers.items()
 
 
 def _planned(plan: QuantPlan, linear: Linear) -> bool:
@@ -96,7 +118,7 @@ def _best_norm_map(
     weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
     bias = np.concatenate([problem.bias(one.name) for one in readers])
     specs = (plan.decisions[readers[0].input].spec, plan.decisions[readers[0].weight].spec)
-    beta = next(one.beta for one in problem.blockmap.norms if one.name == norm)
+    beta = next((one.beta for one in problem.blockmap.norms if one.name == norm), "")
     may_shift = bool(beta) and all(one.bias for one in readers)
     candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
     reference = times(held, weight)
