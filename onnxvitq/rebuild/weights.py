@@ -10,6 +10,8 @@ A layer whose output is added to a residual stream is solved against the *float*
 of earlier errors as well.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
-from onnxvitq.fanout import fan_out
+from onnxvitq.fanout import one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, params_from_weight
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import Moments, add, centred, empty, output_error
@@ -30,7 +32,9 @@ from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams
 from onnxvitq.steps.step import StepOutcome, is_held_out, outcome
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
+MAX_ROWS = 8192  # of a layer's inputs over all samples: a few times the widest layer's number of inputs
+Errors = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
 
 
@@ -79,37 +83,29 @@ def rebuild_weights(
     exact = Pieces(graph, linears, feeds, folder / "float", options.threads)
     coded = Pieces(apply_products(graph, problem, plan), linears, feeds, folder / "quantized", options.threads)
     residuals = _residuals(graph, linears)
-    before: list[float] = []
-    after: list[float] = []
-    kept = 0
-    for tensor, group in _groups(linears).items():
-        streams = {one.name: residuals.get(one.output, "") for one in group}
-        streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
-        exact.reach([tensor, *streams.values()])
-        coded.reach([tensor, *streams.values()])
-
-        solvers = [
-            (_Solver(problem, plan, one, options), streams.get(one.name, "") if options.stream else "")
-            if planned_linear(plan, one)
-            else None
-            for one in group
-        ]
-        results = fan_out(lambda one: one and one[0].solve(exact, coded, one[1]), solvers, options.threads)
-        for linear, solved in zip(group, results, strict=True):
-            weight, bias = problem.weight(linear.name), problem.bias(linear.name)
-            exact.compute(linear, _affine(weight, bias, None))
-            if solved is None:
-                coded.compute(linear, _affine(weight, bias, None))
-                continue
-            before.append(solved.before)
-            after.append(solved.after)
-            kept += solved.changed
-            plan = plan.with_weights({linear.name: solved.weight}).with_biases({linear.name: solved.bias})
-            plan = plan.with_params({linear.weight: solved.params})
-            coded.compute(
-                linear, _affine(fake_quantize(solved.weight, solved.params), solved.bias, plan.params(tensor))
-            )
-    return plan, outcome("weights", before, after, kept)
+    solved: list[_Solved] = []
+    with one_blas_thread():
+        for tensor, group in _groups(linears).items():
+            streams = {one.name: residuals.get(one.output, "") for one in group}
+            streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
+            exact.reach([tensor, *streams.values()])
+            coded.reach([tensor, *streams.values()])
+            planned = [one for one in group if planned_linear(plan, one)]
+            results = _Solver(problem, plan, planned, options).solve(exact, coded, streams) if planned else []
+            found = {one.linear: one for one in results}
+            for linear in group:
+                weight, bias = problem.weight(linear.name), problem.bias(linear.name)
+                exact.compute(linear, _affine(weight, bias, None))
+                one = found.get(linear.name)
+                if one is None:
+                    coded.compute(linear, _affine(weight, bias, None))
+                    continue
+                solved.append(one)
+                plan = plan.with_weights({linear.name: one.weight}).with_biases({linear.name: one.bias})
+                plan = plan.with_params({linear.weight: one.params})
+                coded.compute(linear, _affine(fake_quantize(one.weight, one.params), one.bias, plan.params(tensor)))
+    before, after = [one.before for one in solved], [one.after for one in solved]
+    return plan, outcome("weights", before, after, sum(one.changed for one in solved))
 
 
 def _groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
@@ -143,6 +139,7 @@ def _affine(weight: FloatArray, bias: FloatArray, params: QParams | None):  # ty
 class _Solved:
     """A layer's new weight (real values), its parameters and bias; held-out SQNR in dB before and after."""
 
+    linear: str
     weight: FloatArray
     params: QParams
     bias: FloatArray
@@ -151,86 +148,121 @@ class _Solved:
     changed: bool
 
 
+_Candidate = tuple[FloatArray, QParams, FloatArray]  # weight (I, O), its parameters, bias (O,)
+
+
 class _Solver:
-    """Solves one linear layer."""
+    """Solves the linear layers that read one tensor, side by side along O: they share the inputs' covariance."""
 
-    def __init__(self, problem: Problem, plan: QuantPlan, linear: Linear, options: Rebuild) -> None:
-        self.linear, self.options = linear, options
-        self.weight, self.bias = problem.weight(linear.name), problem.bias(linear.name)
-        input_params, weight_params = plan.params(linear.input), plan.params(linear.weight)
-        assert input_params is not None  # planned_linear said so
-        assert weight_params is not None
-        self.input_params, self.weight_params = input_params, weight_params
-        self.old_bias = plan.biases.get(linear.name, self.bias)
+    def __init__(self, problem: Problem, plan: QuantPlan, linears: Sequence[Linear], options: Rebuild) -> None:
+        self.linears, self.options = linears, options
+        self.weight = np.concatenate([problem.weight(one.name) for one in linears], axis=1)  # (I, sum of O)
+        self.bias = np.concatenate([problem.bias(one.name) for one in linears])
+        self.old_bias = np.concatenate([plan.biases.get(one.name, problem.bias(one.name)) for one in linears])
+        params = [plan.params(one.weight) for one in linears]
+        known = [one for one in params if one is not None]
+        input_params = plan.params(linears[0].input)
+        assert input_params is not None  # the caller's ``planned_linear`` said so
+        self.input_params = input_params
+        self.weight_params = _columns(known[0], np.concatenate([one.scale for one in known]))
+        # A plan has one scale a weight tensor: one that several layers share stays what it is.
+        readers = Counter(one.weight for one in problem.blockmap.linears)
+        self.tied = np.concatenate([np.full(one.out_features, readers[one.weight] > 1) for one in linears])
+        stops = np.cumsum([0, *(one.out_features for one in linears)])
+        self.slices = [slice(begin, end) for begin, end in itertools.pairwise(stops)]
 
-    def solve(self, exact: Pieces, coded: Pieces, stream: str) -> _Solved:
-        """The best of the candidates on the held-out samples."""
-        fitting, held = self._moments(exact, coded, stream)
-        old = (self.weight, self.weight_params, self.old_bias)
-        candidates = [old, (self.weight, self.weight_params, best_bias(fitting, self._rounded(old[0], old[1])))]
-        errors = [self._error(held, candidate) for candidate in candidates]
-        moved = [self.weight]
+    def solve(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> list[_Solved]:
+        """For each layer the candidate with the least error on the held-out samples; the old weight is the first one."""
+        fitting, held = self._moments(exact, coded, streams if self.options.stream else {})
+        candidates: list[_Candidate] = [
+            (self.weight, self.weight_params, self.old_bias),
+            (self.weight, self.weight_params, best_bias(fitting, fake_quantize(self.weight, self.weight_params))),
+        ]
+        weight = self.weight
         if self.options.ridge:
             path = ridge_path(fitting, self.weight, STRENGTHS)
-            best = min(path, key=lambda one: float(output_error(held, *one).sum()))
-            moved.append(best[0])
-        for weight in moved:
+            weight = min(path, key=lambda one: float(output_error(held, *one).sum()))[0]
+            candidates.append(self._with_bias(fitting, weight, self._scales(weight)))
+        if self.options.feedback:
             params = self._scales(weight)
-            rounded = self._rounded(weight, params)
-            candidates.append((rounded, params, best_bias(fitting, rounded)))
-            if self.options.feedback:
-                rounded = round_with_feedback(weight, params, centred(fitting).gram)
-                candidates.append((rounded, params, best_bias(fitting, rounded)))
-        errors += [self._error(held, candidate) for candidate in candidates[2:]]
-        choice = int(np.argmin(errors))
+            rounded = round_with_feedback(weight, params, centred(fitting).gram)
+            candidates.append(self._with_bias(fitting, rounded, params))
+        errors = np.stack([output_error(held, fake_quantize(w, p), b) for w, p, b in candidates])  # (candidates, O)
+        signal = np.maximum(held.t2 - held.sum_t**2 / held.mass, 0.0)
+        return [
+            self._chosen(linear, part, candidates, errors, signal)
+            for linear, part in zip(self.linears, self.slices, strict=True)
+        ]
+
+    def _chosen(
+        self, linear: Linear, part: slice, candidates: Sequence[_Candidate], errors: Errors, signal: Errors
+    ) -> _Solved:
+        sums = errors[:, part].sum(axis=1)
+        choice = int(sums.argmin())
         weight, params, bias = candidates[choice]
-        signal = float((held.t2 - held.sum_t**2 / held.mass).sum())
+        power = float(signal[part].sum())
         return _Solved(
-            weight=weight,
-            params=params,
-            bias=bias,
-            before=_decibel(signal, errors[0]),
-            after=_decibel(signal, errors[choice]),
+            linear=linear.name,
+            weight=np.ascontiguousarray(weight[:, part]),
+            params=_columns(params, params.scale[part]),
+            bias=bias[part],
+            before=_decibel(power, float(sums[0])),
+            after=_decibel(power, float(sums[choice])),
             changed=choice > 0,
         )
 
-    def _moments(self, exact: Pieces, coded: Pieces, stream: str) -> tuple[Moments, Moments]:
+    def _with_bias(self, fitting: Moments, weight: FloatArray, params: QParams) -> _Candidate:
+        return weight, params, best_bias(fitting, fake_quantize(weight, params))
+
+    def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out (the same where there are none)."""
         sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
+        tensor = self.linears[0].input
         for sample in range(exact.samples):
-            real, seen = (one.values.get(self.linear.input, sample) for one in (exact, coded))
-            target = times(real, self.weight) + self.bias
-            if stream:
-                target = target + (exact.values.get(stream, sample) - coded.values.get(stream, sample))
-            rows = fake_quantize(seen, self.input_params).reshape(-1, seen.shape[-1])
+            real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
+            rows, mass = self._rows(seen.shape, exact.samples, sample)
+            target = real.reshape(-1, real.shape[-1])[rows] @ self.weight + self.bias
+            for linear, part in zip(self.linears, self.slices, strict=True):
+                if linear.name in streams:
+                    float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
+                    target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
+            quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params)
             side = int(is_held_out(sample))
-            sums[side] = add(sums[side], rows, target.reshape(len(rows), -1), self._mass(seen.shape))
+            sums[side] = add(sums[side], quantized, target, mass)
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
 
-    def _mass(self, shape: Sequence[int]) -> FloatArray:
-        """The weight of every row of a tensor (.., T, I)."""
+    def _rows(self, shape: Sequence[int], samples: int, sample: int) -> tuple[np.ndarray, FloatArray]:
+        """Which rows of a sample's tensor (.., T, I) are used, and their weights.
+
+        Every n-th, so that all samples together give about ``MAX_ROWS``; rows that weigh more than others all.
+        """
+        count = int(np.prod(shape[:-1]))
+        weights = np.ones(count, np.float32)
         positions = self.options.positions
-        rows = int(np.prod(shape[:-1]))
-        if positions is None or len(shape) < 3 or shape[-2] != len(positions):
-            return np.ones(rows, np.float32)
-        return np.tile(positions, rows // len(positions))
+        if positions is not None and len(shape) >= 3 and shape[-2] == len(positions):
+            weights = np.tile(positions, count // len(positions))
+        step = max(1, count * samples // MAX_ROWS)
+        used = np.zeros(count, bool)
+        used[sample % step :: step] = True
+        weights = np.where(weights > 1, weights, step)  # a row stands for those left out
+        used |= weights > step
+        rows = np.flatnonzero(used)
+        return rows, weights[rows].astype(np.float32)
 
     def _scales(self, weight: FloatArray) -> QParams:
         """Per channel, the scale among ``WEIGHT_GRID`` with the lowest squared error of the weight."""
-        spec = self.weight_params.spec
-        tried = [params_from_weight(weight, spec, multiplier) for multiplier in WEIGHT_GRID]
+        tried = [params_from_weight(weight, self.weight_params.spec, multiplier) for multiplier in WEIGHT_GRID]
         errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
         best = errors.argmin(axis=0)
         scale = np.stack([one.scale for one in tried])[best, np.arange(weight.shape[1])]
-        return QParams(spec=spec, scale=scale, zero_point=tried[0].zero_point)
+        return _columns(tried[0], np.where(self.tied, self.weight_params.scale, scale))
 
-    def _rounded(self, weight: FloatArray, params: QParams) -> FloatArray:
-        return fake_quantize(weight, params)
 
-    def _error(self, moments: Moments, candidate: tuple[FloatArray, QParams, FloatArray]) -> float:
-        weight, params, bias = candidate
-        return float(output_error(moments, self._rounded(weight, params), bias).sum())
+def _columns(params: QParams, scale: FloatArray) -> QParams:
+    """The parameters of these columns."""
+    return QParams(spec=params.spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
 def _decibel(signal: float, noise: float) -> float:
-    return round(-10.0 * float(np.log10(max(noise, 1e-12 * max(signal, 1e-12)) / max(signal, 1e-12))), 3)
+    """Signal-to-noise ratio, capped at 120 dB."""
+    return round(-10.0 * float(np.log10(max(noise / max(signal, 1e-30), 1e-12))), 3)
