@@ -1,0 +1,247 @@
+"""The quantizers that tools/bench_accuracy.py compares, each used as its own documentation says.
+
+    python tools/bench_tools.py TOOL MODEL CALIBRATION.npz OUTPUT
+
+quantizes once in a process of its own and prints the seconds it took as JSON; imports are not counted. Only numpy is imported
+outside the functions, so that a tool may live in another interpreter than onnxvitq.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Feeds = dict[str, np.ndarray]
+Quantize = Callable[[Path, Feeds, Path], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """One way to quantize. package: what pip calls it; imports: loaded before the clock starts."""
+
+    title: str
+    package: str
+    imports: str
+    prepare: Callable[[], Quantize]
+    calibrated: bool = True
+
+
+def _samples(feeds: Feeds) -> list[Feeds]:
+    """One feed a sample, with a batch axis of 1."""
+    count = len(next(iter(feeds.values())))
+    return [{name: values[index : index + 1] for name, values in feeds.items()} for index in range(count)]
+
+
+def _reader(feeds: Feeds) -> Any:
+    """The samples as onnxruntime's calibration, and Quark's, reads them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rewind()
+
+        def rewind(self) -> None:
+            self.samples = iter(_samples(feeds))
+
+        def get_next(self) -> Feeds | None:
+            return next(self.samples, None)
+
+    return Reader()
+
+
+# --------------------------------------------------------------------------------------------------------- onnxruntime
+
+
+def _static_defaults() -> Quantize:
+    from onnxruntime.quantization import quantize_static
+
+    return lambda model, feeds, output: quantize_static(model, output, _reader(feeds))
+
+
+def _prepared(model: Path, folder: Path) -> Path:
+    """Its preparation; without symbolic shapes where it does not find them."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path = folder / "prepared.onnx"
+    try:
+        quant_pre_process(str(model), str(path))
+    except Exception as error:
+        if "symbolic" not in str(error):
+            raise
+        quant_pre_process(str(model), str(path), skip_symbolic_shape=True)
+    return path
+
+
+def _static_best(calibration: str) -> Quantize:
+    """What suits its CPU provider best: uint8 activations, int8 weights by channel, matrix products only."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+
+    def quantize(model: Path, feeds: Feeds, output: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            quantize_static(
+                _prepared(model, Path(folder)),
+                output,
+                _reader(feeds),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[calibration],
+            )
+
+    return quantize
+
+
+def _dynamic() -> Quantize:
+    """By channel, and after the preparation that it asks for."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    def quantize(model: Path, feeds: Feeds, output: Path) -> None:
+        del feeds
+        with tempfile.TemporaryDirectory() as folder:
+            quantize_dynamic(_prepared(model, Path(folder)), output, per_channel=True, weight_type=QuantType.QInt8)
+
+    return quantize
+
+
+# -------------------------------------------------------------------------------------------------------- other vendors
+
+
+def _nncf() -> Quantize:
+    import nncf
+    import onnx
+
+    def quantize(model: Path, feeds: Feeds, output: Path) -> None:
+        samples = _samples(feeds)
+        quantized = nncf.quantize(
+            onnx.load(model), nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples)
+        )
+        onnx.save(quantized, output)
+
+    return quantize
+
+
+def _quark() -> Quantize:
+    """As onnxruntime's best recipe, with its smoothing and bias correction: of its int8 settings the most accurate here.
+
+    Bias correction needs the convolution quantized as well.
+    """
+    from quark.onnx import (
+        BiasCorrectionConfig,
+        CalibMethod,
+        Int8Spec,
+        ModelQuantizer,
+        QConfig,
+        QLayerConfig,
+        QuantGranularity,
+        SmoothQuantConfig,
+        UInt8Spec,
+    )
+
+    activations = UInt8Spec(calibration_method=CalibMethod.MinMax)
+    weights = Int8Spec(calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)
+    config = QConfig(
+        global_config=QLayerConfig(input_tensors=activations, weight=weights),
+        algo_config=[SmoothQuantConfig(), BiasCorrectionConfig()],
+        OpTypesToQuantize=["Conv", "MatMul", "Gemm"],
+    )
+    return lambda model, feeds, output: ModelQuantizer(config).quantize_model(str(model), str(output), _reader(feeds))
+
+
+def _aimet() -> Quantize:
+    """Weights by channel and its SQNR-searched ranges ("tf_enhanced"), written as QDQ.
+
+    Only what enters a matrix product or a convolution: with everything, as configured, attention masks ruin the encoder.
+    """
+    import aimet_onnx
+    import onnx
+
+    [config] = Path(aimet_onnx.__file__).parent.rglob("default_config_per_channel.json")
+
+    def quantize(model: Path, feeds: Feeds, output: Path) -> None:
+        samples, proto = _samples(feeds), onnx.load(model)
+        read = {name for node in proto.graph.node if node.op_type in {"Conv", "MatMul", "Gemm"} for name in node.input}
+        simulation = aimet_onnx.QuantizationSimModel(
+            proto,
+            param_type=aimet_onnx.int8,
+            activation_type=aimet_onnx.int8,
+            quant_scheme="tf_enhanced",
+            config_file=str(config),
+            dummy_input=samples[0],
+            providers=["CPUExecutionProvider"],
+        )
+        for name, quantizer in simulation.qc_quantize_op_dict.items():
+            quantizer.enabled = quantizer.enabled and name in read
+        simulation.compute_encodings(samples)
+        onnx.save(simulation.to_onnx_qdq(prequantize_constants=True, export_int32_bias=True), output)
+
+    return quantize
+
+
+# ------------------------------------------------------------------------------------------------------------ onnxvitq
+
+
+def _onnxvitq(**options: Any) -> Quantize:
+    import onnxvitq.pipeline
+    from onnxvitq.config import QuantConfig
+
+    def quantize(model: Path, feeds: Feeds, output: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "calibration.npz"
+            np.savez(data, **feeds)
+            onnxvitq.pipeline.quantize(model, data, output, QuantConfig(**options))
+
+    return quantize
+
+
+_ORT = {"package": "onnxruntime", "imports": "onnxruntime.quantization"}
+TOOLS = {
+    "quantize_static": Tool(title="quantize_static, defaults", prepare=_static_defaults, **_ORT),
+    **{
+        f"quantize_static-{name}": Tool(
+            title=f"quantize_static, best recipe, {title}", prepare=lambda member=member: _static_best(member), **_ORT
+        )
+        for name, title, member in (
+            ("minmax", "min-max", "MinMax"),
+            ("entropy", "entropy", "Entropy"),
+            ("percentile", "percentile", "Percentile"),
+        )
+    },
+    "quantize_dynamic": Tool(title="quantize_dynamic, per channel", prepare=_dynamic, calibrated=False, **_ORT),
+    "nncf": Tool(title="NNCF, transformer", package="nncf", imports="nncf", prepare=_nncf),
+    "quark": Tool(title="Quark, smoothing, bias correction", package="amd-quark", imports="quark.onnx", prepare=_quark),
+    "aimet": Tool(title="AIMET, tf_enhanced", package="aimet-onnx", imports="aimet_onnx", prepare=_aimet),
+    "onnxvitq": Tool(title="onnxvitq", package="onnxvitq", imports="onnxvitq", prepare=_onnxvitq),
+    "onnxvitq-minmax": Tool(
+        title="onnxvitq --objective minmax",
+        package="onnxvitq",
+        imports="onnxvitq",
+        prepare=lambda: _onnxvitq(objective="minmax"),
+    ),
+}
+
+
+def main() -> None:
+    """Quantize with one tool; only JSON goes to standard output."""
+    name, model, data, output = sys.argv[1:]
+    tool = TOOLS[name]
+    importlib.import_module(tool.imports)
+    quantize = tool.prepare()
+    with np.load(data) as file:
+        feeds = {key: file[key] for key in file.files}
+    start = time.perf_counter()
+    quantize(Path(model), feeds, Path(output))
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "version": f"{tool.package} {version(tool.package)}"}))
+
+
+if __name__ == "__main__":
+    main()
