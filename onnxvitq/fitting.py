@@ -170,9 +170,10 @@ class Fitter:
         """All steps in order."""
         total = len(self._steps) + 3 * self._config.reparametrises + self._config.rebuilds
         self._plan, self._score = self._start()
+        self._progress("fit", 1, total)
         if self._config.reparametrises:
             self._reparametrise()
-            self._progress("fit", 3, total)
+            self._progress("fit", len(self._outcomes), total)
         for step in self._steps[1:]:
             self._run(step)
             self._progress("fit", len(self._outcomes), total)

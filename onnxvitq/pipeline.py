@@ -64,7 +64,10 @@ class PreprocessOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """What a quantization returns; the model itself is in the file. ``report`` has the documented keys."""
+    """What a quantization returns; the model itself is in the file. ``report`` has the documented keys.
+
+    ``plan`` names tensors of the canonical graph after its channels were mapped, not of the user's graph.
+    """
 
     output: Path
     plan: QuantPlan

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from onnxvitq.config import QuantConfig
 from onnxvitq.pipeline import Result, quantize
 
 Exporter = Callable[[str, bool], onnx.ModelProto]
@@ -96,3 +97,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The small Vision Transformer quantized with the images, with default settings; nobody writes to its file."""
     return quantize(vit_file, images, tmp_path_factory.mktemp("quantized") / "vit_int8.onnx")
+
+
+@pytest.fixture(scope="session")
+def unmapped(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """As ``quantized``, its channels and nodes as they are found in the float model: the plan fits that one's graph."""
+    config = QuantConfig(reparametrise=False, candidates=4)
+    return quantize(vit_file, images, tmp_path_factory.mktemp("unmapped") / "vit_int8.onnx", config)

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxvitq import cli, pipeline
+from onnxvitq import cli, fitting, pipeline
 from onnxvitq.data import source
 from onnxvitq.evaluation import audit, judge
+from onnxvitq.evaluation import compare as comparison
+from onnxvitq.rebuild import pieces
 from onnxvitq.runtime import sweep
 from onnxvitq.steps.scales import SearchScales
 
@@ -29,21 +31,24 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("the model is read", pipeline, "load_model", 1, "before"),
     ("the first image is read", source.ImageReader, "read", 1, "before"),
     ("the folder for temporary files is made", Path, "mkdir", 1, "after"),
-    ("the observed model is half written", pipeline, "save_for_session", 1, "half"),
-    ("the observed model is written", pipeline, "save_for_session", 1, "after"),
+    ("the observed model is half written", fitting, "save_for_session", 1, "half"),
+    ("the observed model is written", fitting, "save_for_session", 1, "after"),
     ("the observed model is loaded", sweep, "Session", 1, "before"),
     ("the third image is calibrated", source.ImageReader, "read", 4, "after"),
     ("the folder for temporary files is removed", shutil, "rmtree", 1, "before"),
     ("scales are fitted", SearchScales, "apply", 1, "before"),
     ("biases are next", SearchScales, "apply", 1, "after"),
     ("a candidate is judged", judge, "Session", 1, "after"),
+    ("weights are next", fitting, "rebuild_weights", 1, "before"),
+    ("a piece of a network is written", pieces, "Session", 3, "before"),
+    ("the weights are solved", fitting, "rebuild_weights", 1, "after"),
     ("the graph is checked", pipeline, "check_written", 1, "after"),
     ("the output is begun", pipeline, "save_model", 1, "before"),
     ("the output is half written", pipeline, "save_model", 1, "half"),
     ("the output is written", pipeline, "save_model", 1, "after"),
     ("the audit has its optimised model", audit, "Session", 1, "after"),
     ("the comparison begins", pipeline, "compare", 1, "before"),
-    ("the comparison is under way", source.ImageReader, "read", 9, "after"),
+    ("the comparison is under way", comparison.OutputDifference, "update", 4, "after"),
     ("the comparison is done", pipeline, "compare", 1, "after"),
 ]
 # From the moment that the output's place is about to be taken, a signal changes nothing any more.

@@ -160,7 +160,7 @@ def test_of_many_skipped_images_the_first_are_named(work: Path, capsys: Capture)
 
 
 def test_progress_is_shown_in_a_terminal_only(work: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("model.onnx", "--calib", "images", "-o", "out.onnx", *QUICK)
+    command = ("model.onnx", "--calib", "images", "-o", "out.onnx", "--objective", "minmax")  # bias correction is a fit
     assert run_cli(capsys, *command).err == ""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # for rich, which draws the bar
     shown = run_cli(capsys, *command).err
@@ -242,6 +242,10 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--threads=1",), "threads", 1),
         (("--no_bias_correction",), "bias_correction", False),
         (("--bias-correction",), "bias_correction", True),
+        (("--no-reparametrise",), "reparametrise", False),
+        (("--reparametrise",), "reparametrise", True),
+        (("--no_rebuild",), "rebuild", False),
+        (("--rebuild",), "rebuild", True),
         (("--nodes_to_exclude", "head", "--nodes-to-exclude", "a", "b*"), "nodes_to_exclude", ("head", "a", "b*")),
     ],
 )

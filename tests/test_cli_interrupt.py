@@ -118,7 +118,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]
         model = save_attention(tmp_path / "model.onnx", image_attention(16))
         np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).normal(size=(samples, 3, 16, 16)).astype("f4"))
         command = [sys.executable, "-c", START, str(model), "--calib", str(tmp_path / "data.npz")]
-        command += ["-o", str(tmp_path / "out/model_int8.onnx"), "--threads", "1", "--candidates", "2"]
+        command += ["-o", str(tmp_path / "out/model_int8.onnx"), "--threads", "1", "--objective", "minmax"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=tmp_path
         )

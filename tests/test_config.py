@@ -15,6 +15,8 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "rounds": 5,
     "bias_correction": False,
     "acceptance": "always",
+    "reparametrise": False,
+    "rebuild": False,
     "attention": "float",
     "weight_bits": 7,
     "nodes_to_exclude": ["*.fc1", "block0*"],
@@ -84,6 +86,8 @@ def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
         ("version", True, "int"),
         ("bias_correction", 1, "bool"),
         ("bias_correction", "true", "bool"),
+        ("reparametrise", 0, "bool"),
+        ("rebuild", "no", "bool"),
         ("objective", 1, "str"),
         ("objective", True, "str"),
         ("attention", None, "str"),
@@ -181,3 +185,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(tmp_path / "missing.json")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["judged", "reparametrises", "rebuilds"])
+def test_the_baseline_runs_none_of_what_is_not_published_with_it(name: str) -> None:
+    assert getattr(QuantConfig(), name)
+    assert not getattr(QuantConfig(objective="minmax"), name)
+
+
+def test_new_steps_can_be_switched_off_alone() -> None:
+    config = QuantConfig(reparametrise=False)
+    assert (config.reparametrises, config.rebuilds) == (False, True)
+    config = QuantConfig(rebuild=False)
+    assert (config.reparametrises, config.rebuilds) == (True, False)
+    assert not QuantConfig(acceptance="always").judged

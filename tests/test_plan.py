@@ -20,7 +20,7 @@ def site(name: str, kind: str) -> Site:
 
 @pytest.fixture
 def plan() -> QuantPlan:
-    """An activation and a weight with parameters, an activation without; a bias; a node kept float."""
+    """An activation and a weight with parameters, an activation without; biases, new weights; a node kept float."""
     return QuantPlan(
         decisions={
             "x": SiteDecision(
@@ -37,6 +37,10 @@ def plan() -> QuantPlan:
         },
         biases={"a/MatMul": np.array([1.5, -2.5, 1e-9], np.float32), "b": np.zeros(1, np.float32)},
         kept_float={"c": "excluded by '*.c'"},
+        weights={
+            "b": np.array([[0.5, -2.0, 0.25], [1e-9, 3.0, -7.5]], np.float32),
+            "größe": np.ones((1, 1), np.float32),
+        },
     )
 
 
@@ -66,6 +70,10 @@ def test_round_trip(plan: QuantPlan) -> None:
         assert again.biases[name].dtype == np.float32
         assert np.array_equal(again.biases[name], bias)
     assert again.kept_float == plan.kept_float
+    assert list(again.weights) == list(plan.weights)
+    for name, weight in plan.weights.items():
+        assert again.weights[name].dtype == np.float32
+        assert np.array_equal(again.weights[name], weight)
 
 
 def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
@@ -74,7 +82,7 @@ def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
     assert plan_to_bytes(plan_from_bytes(data)) == data
 
 
-@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "reason", "consumer"])
+@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer"])
 def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
     decision = plan.decisions["x"]
     assert decision.params is not None
@@ -82,6 +90,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
         "scale": plan.with_params({"x": replace(decision.params, scale=np.float32(0.11))}),
         "zero_point": plan.with_params({"x": replace(decision.params, zero_point=np.array(4))}),
         "bias": plan.with_biases({"b": np.ones(1, np.float32)}),
+        "weight": plan.with_weights({"b": np.ones((2, 3), np.float32)}),
         "reason": replace(plan, kept_float={"c": "another reason"}),
         "consumer": replace(
             plan,
@@ -93,10 +102,10 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
 
 def test_an_empty_plan_round_trips() -> None:
     again = plan_from_bytes(plan_to_bytes(QuantPlan()))
-    assert (again.decisions, again.biases, again.kept_float) == ({}, {}, {})
+    assert (again.decisions, again.biases, again.weights, again.kept_float) == ({}, {}, {}, {})
 
 
-@pytest.mark.parametrize("version", [PLAN_VERSION + 1, 0, "1", None])
+@pytest.mark.parametrize("version", [PLAN_VERSION + 1, 1, 0, "1", None])
 def test_another_version_is_refused(version: object) -> None:
     with pytest.raises(PlanError, match=f"expected version {PLAN_VERSION}, got {version}"):
         plan_from_bytes(archive({"version": version, "decisions": [], "biases": [], "kept_float": {}}))
@@ -108,6 +117,7 @@ def numpy_array() -> bytes:
     return file.getvalue()
 
 
+EMPTY = {"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": [], "kept_float": {}}
 BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
 X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
 X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "axis": None}}
@@ -124,10 +134,12 @@ X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "a
         archive({}),
         archive({"version": PLAN_VERSION}),
         archive({"version": PLAN_VERSION, "decisions": [{}], "biases": [], "kept_float": {}}),
-        archive({"version": PLAN_VERSION, "decisions": [], "biases": ["b"], "kept_float": {}}),
-        archive({"version": PLAN_VERSION, "decisions": [{**X, "spec": BROKEN_SPEC}], "biases": [], "kept_float": {}}),
+        archive({"version": PLAN_VERSION, "decisions": [], "biases": ["b"], "weights": [], "kept_float": {}}),
+        archive({"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": ["b"], "kept_float": {}}),
+        archive({"version": PLAN_VERSION, "decisions": [], "biases": [], "kept_float": {}}),
+        archive({**EMPTY, "decisions": [{**X, "spec": BROKEN_SPEC}]}),
         archive(
-            {"version": PLAN_VERSION, "decisions": [X], "biases": [], "kept_float": {}},
+            {**EMPTY, "decisions": [X]},
             scale0=np.float32(-1),
             zero0=np.array(0),
         ),
@@ -142,6 +154,8 @@ X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "a
         "no-decisions",
         "no-site",
         "no-bias",
+        "no-weight",
+        "no-weights",
         "bits",
         "scale",
     ],
@@ -181,16 +195,17 @@ def test_records_are_frozen_and_arrays_read_only(plan: QuantPlan) -> None:
             some.decisions["x"].params = None  # type: ignore[misc]
         params = some.params("größe/w")
         assert params is not None
-        for array in (params.scale, params.zero_point, some.biases["b"]):
+        for array in (params.scale, params.zero_point, some.biases["b"], some.weights["b"]):
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 1
 
 
-def test_the_callers_bias_is_copied() -> None:
-    bias = np.ones(2, np.float32)
-    plan = QuantPlan().with_biases({"a": bias})
-    bias[0] = 7
+def test_the_callers_bias_and_weight_are_copied() -> None:
+    bias, weight = np.ones(2, np.float32), np.ones((1, 2), np.float32)
+    plan = QuantPlan().with_biases({"a": bias}).with_weights({"a": weight})
+    bias[0] = weight[0, 0] = 7
     assert plan.biases["a"].tolist() == [1.0, 1.0]
+    assert plan.weights["a"].tolist() == [[1.0, 1.0]]
 
 
 def test_params_of_a_tensor(plan: QuantPlan) -> None:
@@ -226,6 +241,17 @@ def test_with_biases_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
     }
     assert after.decisions is plan.decisions
     assert plan.biases["b"].tolist() == [0.0]
+
+
+def test_with_weights_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
+    after = plan.with_weights({"b": np.array([[4.0]]), "new": np.array([[5.0]], np.float32)})
+    assert list(after.weights) == ["b", "größe", "new"]
+    assert after.weights["b"].tolist() == [[4.0]]
+    assert after.weights["b"].dtype == np.float32
+    assert after.weights["größe"].tolist() == [[1.0]]
+    assert after.decisions is plan.decisions
+    assert after.biases.keys() == plan.biases.keys()
+    assert plan.weights["b"].shape == (2, 3)
 
 
 def linear(name: str, bias: str) -> Linear:

@@ -82,7 +82,8 @@ def measure(model: Bench, case: Case, python: str, reference: np.ndarray) -> Rec
         np.savez(data, **model.calibration(case.samples or LARGEST_DRAW, case.draw))
         command = [python, str(Path(__file__).parent / "bench_tools.py"), case.tool, model.model, data, output]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+            # There, because some tools leave files in the current folder.
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=name)
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {PATIENCE} s"}
         if done.returncode:
@@ -198,6 +199,7 @@ def margin(name: str, args: argparse.Namespace) -> Iterator[str]:
         others = {tool: value for tool, value in means.items() if not tool.startswith(OURS)}
         if OURS in means and others:
             best = max(others, key=lambda tool: others[tool])
+            yield ""
             yield f"{samples} samples: {means[OURS] - others[best]:+.2f} dB against the best other, {TOOLS[best].title}."
 
 
@@ -227,13 +229,14 @@ def main() -> None:
     chosen = [tool for tool in TOOLS if tool.startswith(tuple(args.tools))]
     if not chosen:
         parser.error(f"no tool begins with {' or '.join(args.tools)}: {', '.join(TOOLS)}")
+    args.folder, args.peer_python = args.folder.resolve(), [str(Path(python).absolute()) for python in args.peer_python]
     args.folder.mkdir(parents=True, exist_ok=True)
     tables: list[str] = []
     for name in args.only:
         model = BENCHES[name](args.folder, args.limit)
         reference = infer(model.model, model.test)
         run(model, name, chosen, reference, args)
-        tables += ["", *table(model, name, reference, args), "", *margin(name, args)]
+        tables += ["", *table(model, name, reference, args), *margin(name, args)]
     lines = [
         f"W8A8. Mean and worst of {args.draws} draw(s) of calibration samples; seconds to quantize; speed against float on "
         f"one thread, batch 1, median of {RUNS} interleaved runs.",

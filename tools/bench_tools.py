@@ -21,6 +21,7 @@ import numpy as np
 
 Feeds = dict[str, np.ndarray]
 Quantize = Callable[[Path, Feeds, Path], None]
+PRODUCTS = ["MatMul", "Gemm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +81,11 @@ def _prepared(model: Path, folder: Path) -> Path:
     return path
 
 
-def _static_best(calibration: str) -> Quantize:
-    """What suits its CPU provider best: uint8 activations, int8 weights by channel, matrix products only."""
+def _static_best(calibration: str, *, outputs: bool = True) -> Quantize:
+    """What suits its CPU provider best: uint8 activations, int8 weights by channel, matrix products only.
+
+    outputs: quantize what the products give, too, as it does unless told otherwise.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
     def quantize(model: Path, feeds: Feeds, output: Path) -> None:
@@ -90,24 +94,28 @@ def _static_best(calibration: str) -> Quantize:
                 _prepared(model, Path(folder)),
                 output,
                 _reader(feeds),
-                op_types_to_quantize=["MatMul", "Gemm"],
+                op_types_to_quantize=PRODUCTS,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod[calibration],
+                extra_options={} if outputs else {"OpTypesToExcludeOutputQuantization": PRODUCTS},
             )
 
     return quantize
 
 
 def _dynamic() -> Quantize:
-    """By channel, and after the preparation that it asks for."""
+    """By channel, matrix products only (by default convolutions too: slow and coarse), after the preparation it asks for."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     def quantize(model: Path, feeds: Feeds, output: Path) -> None:
         del feeds
         with tempfile.TemporaryDirectory() as folder:
-            quantize_dynamic(_prepared(model, Path(folder)), output, per_channel=True, weight_type=QuantType.QInt8)
+            prepared = _prepared(model, Path(folder))
+            quantize_dynamic(
+                prepared, output, op_types_to_quantize=PRODUCTS, per_channel=True, weight_type=QuantType.QInt8
+            )
 
     return quantize
 
@@ -130,7 +138,7 @@ def _nncf() -> Quantize:
 
 
 def _quark() -> Quantize:
-    """As onnxruntime's best recipe, with its smoothing and bias correction: of its int8 settings the most accurate here.
+    """As onnxruntime's recipe for inputs only, with its smoothing and bias correction: its most accurate int8 settings here.
 
     Bias correction needs the convolution quantized as well.
     """
@@ -151,7 +159,8 @@ def _quark() -> Quantize:
     config = QConfig(
         global_config=QLayerConfig(input_tensors=activations, weight=weights),
         algo_config=[SmoothQuantConfig(), BiasCorrectionConfig()],
-        OpTypesToQuantize=["Conv", "MatMul", "Gemm"],
+        OpTypesToQuantize=["Conv", *PRODUCTS],
+        OpTypesToExcludeOutputQuantization=["Conv", *PRODUCTS],
     )
     return lambda model, feeds, output: ModelQuantizer(config).quantize_model(str(model), str(output), _reader(feeds))
 
@@ -168,7 +177,7 @@ def _aimet() -> Quantize:
 
     def quantize(model: Path, feeds: Feeds, output: Path) -> None:
         samples, proto = _samples(feeds), onnx.load(model)
-        read = {name for node in proto.graph.node if node.op_type in {"Conv", "MatMul", "Gemm"} for name in node.input}
+        read = {name for node in proto.graph.node if node.op_type in {"Conv", *PRODUCTS} for name in node.input}
         simulation = aimet_onnx.QuantizationSimModel(
             proto,
             param_type=aimet_onnx.int8,
@@ -215,6 +224,11 @@ TOOLS = {
             ("percentile", "percentile", "Percentile"),
         )
     },
+    "quantize_static-inputs": Tool(
+        title="quantize_static, best recipe, min-max, only inputs of products",
+        prepare=lambda: _static_best("MinMax", outputs=False),
+        **_ORT,
+    ),
     "quantize_dynamic": Tool(title="quantize_dynamic, per channel", prepare=_dynamic, calibrated=False, **_ORT),
     "nncf": Tool(title="NNCF, transformer", package="nncf", imports="nncf", prepare=_nncf),
     "quark": Tool(title="Quark, smoothing, bias correction", package="amd-quark", imports="quark.onnx", prepare=_quark),

@@ -61,12 +61,9 @@ def attention(query: Pattern) -> OneOf:
     powers = Op("Exp", (Op("Sub", (masked, Op("ReduceMax"))),), name="softmax")
     return OneOf(
         (
-            (
-                "powers_first",
-                Op("MatMul", (powers, Var("value")), name="context"),
-            ),  # divided by the row sums afterwards
             ("probs_first", Op("MatMul", (probs, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
             ("value_first", Op("MatMul", (Var("value"), probs), name="context")),  # attention over channels
+            ("powers_first", Op("MatMul", (powers, Var("value")), name="context")),  # divided late, by the row sums
         ),
         tag="order",
     )

@@ -33,6 +33,7 @@ from onnxvitq.spec import FloatArray, QParams
 from onnxvitq.steps.step import StepOutcome, is_held_out, outcome
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
+ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
 MAX_ROWS = 8192  # of a layer's inputs over all samples: a few times the widest layer's number of inputs
 Errors = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
@@ -179,7 +180,7 @@ class _Solver:
             (self.weight, self.weight_params, best_bias(fitting, fake_quantize(self.weight, self.weight_params))),
         ]
         weight = self.weight
-        if self.options.ridge:
+        if self.options.ridge and self.rows >= ENOUGH * len(self.weight):
             path = ridge_path(fitting, self.weight, STRENGTHS)
             weight = min(path, key=lambda one: float(output_error(held, *one).sum()))[0]
             candidates.append(self._with_bias(fitting, weight, self._scales(weight)))
@@ -217,6 +218,7 @@ class _Solver:
     def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out (the same where there are none)."""
         sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
+        self.rows = 0  # that are fitted to
         tensor = self.linears[0].input
         for sample in range(exact.samples):
             real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
@@ -228,6 +230,7 @@ class _Solver:
                     target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
             quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params)
             side = int(is_held_out(sample))
+            self.rows += 0 if side else len(rows)
             sums[side] = add(sums[side], quantized, target, mass)
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
 

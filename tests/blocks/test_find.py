@@ -48,6 +48,7 @@ def test_an_attention_is_described_whole(small: BlockMap) -> None:
         key_linear="b0_k",
         value_linear="b0_v",
         proj_linear="b0_proj",
+        direct=True,
     )
     assert small.attentions[1].block == 1
 
@@ -82,7 +83,13 @@ def test_blocks_norms_and_roles(small: BlockMap) -> None:
     ]
     assert [norm.name for norm in small.norms] == ["b0_norm1", "b0_norm2", "b1_norm1", "b1_norm2", "norm"]
     assert small.norms[0] == Norm(
-        name="b0_norm1", form="op", input="tokens", output="b0_norm1", gamma="b0_norm1_g", beta="b0_norm1_b"
+        name="b0_norm1",
+        form="op",
+        input="tokens",
+        output="b0_norm1",
+        gamma="b0_norm1_g",
+        beta="b0_norm1_b",
+        only_linears=True,
     )
     assert small.unmatched == ()
 
@@ -261,13 +268,15 @@ DECOMPOSED = (
 
 def test_decomposed_norms_are_found_by_their_last_node_alone() -> None:
     text = beside(DECOMPOSED, weights="float[8] g, float[8] b, float eps = {1e-6}", outputs="float[E,F,G] z")
-    assert found_in(text).norms == (Norm(name="z", form="decomposed", input="x", output="z", gamma="g", beta="b"),)
+    norm = Norm(name="z", form="decomposed", input="x", output="z", gamma="g", beta="b", only_linears=False)
+    assert found_in(text).norms == (norm,)
 
 
 def test_a_root_mean_square_norm_has_no_beta() -> None:
     nodes = DECOMPOSED.replace("m = ReduceMean<axes = [-1]>(x) d = Sub(x, m)", "d = Softsign(x)")
     text = beside(nodes, weights="float[8] g, float[8] b, float eps = {1e-6}", outputs="float[E,F,G] z")
-    assert found_in(text).norms == (Norm(name="w", form="rms", input="d", output="w", gamma="g", beta=""),)
+    norm = Norm(name="w", form="rms", input="d", output="w", gamma="g", beta="", only_linears=False)
+    assert found_in(text).norms == (norm,)
 
 
 # -------------------------------------------------------------------------------------------- what is left, and why

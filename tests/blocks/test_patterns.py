@@ -355,6 +355,17 @@ ORDERS = (
         nodes={"scores": "s", "softmax": "p", "context": "y"},
     ),
     Form(
+        ATTENTION,
+        {"order": "powers_first"},
+        f"{SELF} {GIVEN} {{ s = MatMul(q, k) m = ReduceMax<axes = [-1]>(s) d = Sub(s, m) p = Exp(d) y = MatMul(p, v) }}",
+        (
+            ("Exp(d)", "Sigmoid(d)", "p: expected Softmax, got Sigmoid"),
+            ("Sub(s, m)", "Add(s, m)", "d: expected Sub, got Add"),
+        ),
+        nodes={"scores": "s", "softmax": "p", "context": "y"},
+        label="divided afterwards",
+    ),
+    Form(
         LEARNED_QUERY,
         {"order": "probs_first"},
         f"{SELF} {GIVEN} {{ s = MatMul(V, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}",

@@ -25,15 +25,15 @@ def blockmap(vit_file: Path) -> BlockMap:
 
 
 @pytest.fixture
-def audited(quantized: Result, blockmap: BlockMap, tmp_path: Path) -> Callable[[Edit], Audit]:
+def audited(unmapped: Result, blockmap: BlockMap, tmp_path: Path) -> Callable[[Edit], Audit]:
     """The audit of the quantized model after an edit of its file."""
 
     def run(edit: Edit) -> Audit:
-        proto = onnx.load(quantized.output)
+        proto = onnx.load(unmapped.output)
         edit(proto)
         path = tmp_path / "edited.onnx"
         onnx.save(proto, path)
-        return audit(path, blockmap, quantized.plan, 1)
+        return audit(path, blockmap, unmapped.plan, 1)
 
     return run
 
@@ -98,16 +98,16 @@ def test_a_layer_that_is_gone_from_the_session_is_float(audited: Callable[[Edit]
     assert audited(rename).linears.integer_kernels + audited(rename).patch_embeddings.integer_kernels == 13
 
 
-def test_reasons_come_from_the_plan(quantized: Result, blockmap: BlockMap) -> None:
+def test_reasons_come_from_the_plan(unmapped: Result, blockmap: BlockMap) -> None:
     head = next(linear for linear in blockmap.linears if linear.role == "head")
     plan = QuantPlan(kept_float={head.name: "excluded by 'head'"})
-    result = audit(quantized.output, blockmap, plan, 1)
+    result = audit(unmapped.output, blockmap, plan, 1)
     # The file's layers all run on integer kernels; a plan that does not speak of them has none to miss.
     assert result.sound
     assert (result.linears.quantized, result.linears.integer_kernels, result.linears.float) == (0, 0, ())
 
 
-def test_excluded_and_unplanned_layers_are_named(vit_file: Path, blockmap: BlockMap, quantized: Result) -> None:
+def test_excluded_and_unplanned_layers_are_named(vit_file: Path, blockmap: BlockMap, unmapped: Result) -> None:
     head = next(linear for linear in blockmap.linears if linear.role == "head")
     plan = QuantPlan(kept_float={head.name: "excluded by 'head'"})
     result = audit(vit_file, blockmap, plan, 1)  # the float model itself
@@ -115,14 +115,14 @@ def test_excluded_and_unplanned_layers_are_named(vit_file: Path, blockmap: Block
     assert dict(result.linears.float)[head.name] == "excluded by 'head'"
     assert list(dict(result.linears.float).values()).count("not planned") == 12
     # And with the full plan everything is missing.
-    assert audit(vit_file, blockmap, quantized.plan, 1).linears.integer_kernels == 0
+    assert audit(vit_file, blockmap, unmapped.plan, 1).linears.integer_kernels == 0
 
 
 def test_without_integer_kernels_nothing_is(
-    monkeypatch: pytest.MonkeyPatch, quantized: Result, blockmap: BlockMap
+    monkeypatch: pytest.MonkeyPatch, unmapped: Result, blockmap: BlockMap
 ) -> None:
     monkeypatch.setattr(auditing, "INTEGER_KERNELS", frozenset())
-    result = audit(quantized.output, blockmap, quantized.plan, 1)
+    result = audit(unmapped.output, blockmap, unmapped.plan, 1)
     assert not result.sound
     assert [name for name, _ in result.attention_products.float] == [
         node for attention in blockmap.attentions for node in (attention.scores_node, attention.context_node)
@@ -206,8 +206,8 @@ def inspect_again(result: Result) -> BlockMap:
 
 
 def test_no_temporary_file_is_left(
-    monkeypatch: pytest.MonkeyPatch, quantized: Result, blockmap: BlockMap, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, unmapped: Result, blockmap: BlockMap, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    audit(quantized.output, blockmap, quantized.plan, 1)
+    audit(unmapped.output, blockmap, unmapped.plan, 1)
     assert list(tmp_path.iterdir()) == []

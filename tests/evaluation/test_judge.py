@@ -36,32 +36,32 @@ def test_an_empty_plan_is_the_float_model(judge: Judge) -> None:
     assert judge(QuantPlan()) > 110  # float32 products added up in another order
 
 
-def test_the_figure_is_that_of_the_written_model(judge: OutputJudge, quantized: Result) -> None:
-    outputs = [run(onnx.load(quantized.output), feed, "all")[0] for feed in judge.feeds]
+def test_the_figure_is_that_of_the_written_model(judge: OutputJudge, unmapped: Result) -> None:
+    outputs = [run(onnx.load(unmapped.output), feed, "all")[0] for feed in judge.feeds]
     noise = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(judge.references, outputs, strict=True))
     signal = sum(float((a.astype(np.float64) ** 2).sum()) for a in judge.references)
     # Sessions of different sizes of memory and threads may add up in another order and move a code by one.
-    assert judge(quantized.plan) == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
+    assert judge(unmapped.plan) == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
-def test_a_worse_plan_gets_a_lower_figure(judge: Judge, quantized: Result) -> None:
-    head = next(name for name, decision in quantized.plan.decisions.items() if decision.site.role == "head.weight")
-    params = quantized.plan.params(head)
+def test_a_worse_plan_gets_a_lower_figure(judge: Judge, unmapped: Result) -> None:
+    head = next(name for name, decision in unmapped.plan.decisions.items() if decision.site.role == "head.weight")
+    params = unmapped.plan.params(head)
     assert params is not None
-    worse = quantized.plan.with_params({head: replace(params, scale=params.scale * 4)})
-    assert judge(worse) < judge(quantized.plan) - 3
+    worse = unmapped.plan.with_params({head: replace(params, scale=params.scale * 4)})
+    assert judge(worse) < judge(unmapped.plan) - 3
 
 
 def test_the_same_plan_gets_the_same_figure_and_leaves_no_file(
-    judge: OutputJudge, quantized: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: OutputJudge, unmapped: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert judge(quantized.plan) == judge(quantized.plan)
+    assert judge(unmapped.plan) == judge(unmapped.plan)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said(
-    judge: OutputJudge, quantized: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: OutputJudge, unmapped: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(proto: onnx.ModelProto, path: Path) -> int:
         raise OSError(28, "No space left on device")
@@ -69,5 +69,5 @@ def test_a_full_disk_is_said(
     monkeypatch.setattr(judging, "save_model", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(OutputError, match="temporary files cannot be written: No space left on device"):
-        judge(quantized.plan)
+        judge(unmapped.plan)
     assert list(tmp_path.iterdir()) == []

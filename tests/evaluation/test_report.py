@@ -34,7 +34,15 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert set(report["compare"]) == {"samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
     assert set(report["size_mb"]) == {"float", "quantized"}
     assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
-    assert [step["name"] for step in report["steps"]] == ["minmax", "scales", "bias"]
+    assert [step["name"] for step in report["steps"]] == [
+        "minmax",
+        "channels",
+        "online channels",
+        "softmax",
+        "scales",
+        "bias",
+        "weights",
+    ]
     assert all({"name", "accepted", "before", "after"} <= set(step) for step in report["steps"])
     assert {"onnxvitq", "onnx", "onnxruntime", "numpy", "python", "processor", "threads"} <= set(report["environment"])
 

@@ -1,0 +1,229 @@
+"""The order of the steps, what is accepted, and graphs that only a run tells the shapes of."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fitted_cases import correlated, seeded_transformer
+from textgraph import model_of, run
+from transformer_text import transformer
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.fitting import KEPT_FEEDS, Replay, bring_to_canonical_form
+from onnxvitq.graph.io import load_model
+from onnxvitq.graph.shapes import unknown_tensors
+from onnxvitq.pipeline import quantize
+
+MAPS = ["channels", "online channels", "softmax"]
+STEPS = ["minmax", *MAPS, "scales", "bias", "weights"]
+FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fitting") / "model.onnx"
+    onnx.save(seeded_transformer(0, tokens="9"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def outlying(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With two norm channels thirty times the others."""
+    proto = seeded_transformer(0, tokens="9")
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("b0_norm2_g", "b0_norm2_b", "b0_fc1_W"):
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[[3, 17]] *= 1 / 30 if tensor.name == "b0_fc1_W" else 30
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    path = tmp_path_factory.mktemp("outlying") / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def steps_of(model: Path, folder: Path, data: Any = FEEDS, **options: Any) -> dict[str, dict[str, Any]]:
+    config = QuantConfig(candidates=3, rounds=1, threads=1, **options)
+    report = quantize(model, data, folder / "out.onnx", config).report
+    assert report["audit_passed"]
+    return {step["name"]: step for step in report["steps"]}
+
+
+def test_every_step_has_its_entry_in_order(model: Path, tmp_path: Path) -> None:
+    steps = steps_of(model, tmp_path)
+    assert list(steps) == STEPS
+    for step in steps.values():
+        assert {"name", "accepted", "before", "after", "kept", "layers", "parts"} <= set(step)
+    assert steps["weights"]["layers"] == 13
+
+
+def test_the_baseline_runs_none_of_the_new_ones(model: Path, tmp_path: Path) -> None:
+    assert list(steps_of(model, tmp_path, objective="minmax")) == ["minmax", "bias"]
+    assert list(steps_of(model, tmp_path, objective="minmax", bias_correction=False)) == ["minmax"]
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({"reparametrise": False}, set(MAPS)), ({"rebuild": False}, {"weights"}), ({"bias_correction": False}, {"bias"})],
+    ids=["reparametrise", "rebuild", "bias"],
+)
+def test_each_can_be_switched_off_alone(
+    model: Path, tmp_path: Path, options: dict[str, Any], missing: set[str]
+) -> None:
+    assert list(steps_of(model, tmp_path, **options)) == [step for step in STEPS if step not in missing]
+
+
+def test_what_is_accepted_gains_at_the_output_and_the_score_goes_on(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path)
+    channels = steps["channels"]
+    assert channels["accepted"]
+    assert channels["kept"] == channels["layers"] == len(channels["parts"])
+    assert "norm b0_norm2" in [part["part"] for part in channels["parts"]]
+    assert channels["after"] > channels["before"] + 1
+    score = channels["before"]
+    for name in STEPS[1:]:
+        step = steps[name]
+        assert step["before"] == pytest.approx(score, abs=0.01)  # rounded in some entries
+        if step["accepted"]:
+            assert step["after"] > step["before"]
+            score = step["after"]
+
+
+def test_always_keeps_what_is_proposed(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, acceptance="always")
+    assert list(steps) == STEPS
+    assert steps["channels"]["accepted"]
+    assert steps["weights"]["accepted"]
+    assert steps["channels"]["before"] is None  # nobody judged
+
+
+def test_mapped_channels_are_written(outlying: Path, tmp_path: Path) -> None:
+    quantize(outlying, FEEDS, tmp_path / "on.onnx", QuantConfig(candidates=3, rebuild=False, threads=1))
+    quantize(
+        outlying, FEEDS, tmp_path / "off.onnx", QuantConfig(candidates=3, rebuild=False, reparametrise=False, threads=1)
+    )
+    fresh = np.concatenate([feed["tokens"] for feed in correlated(9, 16)])
+    (reference,) = run(onnx.load(outlying), {"tokens": fresh})
+    noise = {
+        name: float(((run(onnx.load(tmp_path / f"{name}.onnx"), {"tokens": fresh}, "all")[0] - reference) ** 2).sum())
+        for name in ("on", "off")
+    }
+    assert noise["on"] < noise["off"] / 1.5
+
+
+# --------------------------------------------------------------------------------------------------- one-shot iterables
+
+
+def test_a_generator_serves_every_step(outlying: Path, tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def generate() -> Iterator[np.ndarray]:
+        for index in range(20):
+            read.append(index)
+            yield correlated(index, 1)[0]["tokens"]
+
+    assert list(steps_of(outlying, tmp_path, generate())) == STEPS
+    assert read == list(range(20))
+
+
+class Counted:
+    """A source that counts its passes."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.passes = count, 0
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.passes += 1
+        return ({"x": np.full((1, 2), index, np.float32)} for index in range(self.count))
+
+
+def first_values(feeds: Any) -> list[float]:
+    return [float(feed["x"][0, 0]) for feed in feeds]
+
+
+def test_a_source_that_gives_the_same_again_is_read_again() -> None:
+    source = Counted(20)
+    replay = Replay(source, again=True)  # type: ignore[arg-type]
+    assert first_values(replay) == first_values(replay) == list(range(20))
+    assert source.passes == 2
+    assert [index for index, _ in replay.held_out()] == [3, 7, 11, 15, 19]
+
+
+def test_of_another_the_first_are_kept() -> None:
+    source = Counted(20)
+    replay = Replay(source, again=False)  # type: ignore[arg-type]
+    assert first_values(replay) == list(range(20))
+    assert first_values(replay) == first_values(replay) == list(range(KEPT_FEEDS))
+    assert source.passes == 1
+    assert [index for index, _ in replay.held_out()] == [3, 7, 11, 15, 19]
+
+
+def test_one_sample_judges_itself() -> None:
+    replay = Replay(Counted(1), again=True)  # type: ignore[arg-type]
+    assert first_values(replay) == [0]
+    assert [index for index, _ in replay.held_out()] == [0]
+
+
+# ------------------------------------------------------------------------------------------- shapes that only a run tells
+
+BRANCHES = (
+    " zero = Constant<value = int64 {0}>() shape = Shape(x) size = Gather<axis = 0>(shape, zero) some = Less(zero, size)"
+    " h = If(some) <then_branch = yes () => (float[P,Q,R] t) { t = Abs(x) },"
+    " else_branch = no () => (float[S,T] u) { u = ReduceMean<axes = [0], keepdims = 0>(x) }>"
+)
+WITH_IF = (
+    "(float[N,5,8] x) => (float[N,5,8] y) <float[8,8] Wq, float[8,8] Wk, float[8,8] Wv, float[8,8] Wo>{"
+    + BRANCHES
+    + " q = MatMul(h, Wq) k = MatMul(h, Wk) v = MatMul(h, Wv) kt = Transpose<perm = [0, 2, 1]>(k)"
+    " scores = MatMul(q, kt) probs = Softmax<axis = -1>(scores) context = MatMul(probs, v) y = MatMul(context, Wo) }"
+)
+
+
+def test_a_graph_with_branches_of_unknown_shape_is_quantized(tmp_path: Path) -> None:
+    onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
+    values = np.random.default_rng(0).normal(size=(8, 5, 8)).astype(np.float32)
+    result = quantize(tmp_path / "model.onnx", values, tmp_path / "out.onnx", QuantConfig(candidates=3, threads=1))
+    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "float": []}
+    assert result.report["attention_products"]["integer_kernels"] == 2
+    assert result.report["compare"]["sqnr_db"] > 25
+    for size in (1, 3):
+        assert run(onnx.load(result.output), {"x": values[:size]}, "all")[0].shape == (size, 5, 8)
+
+
+def test_a_run_on_noise_tells_shapes_that_inference_does_not(tmp_path: Path) -> None:
+    onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
+    loaded = load_model(tmp_path / "model.onnx")
+    bring_to_canonical_form(loaded, threads=1)
+    assert unknown_tensors(loaded.graph) == []
+    shape = loaded.graph.tensors()["h"].shape
+    assert (len(shape), shape[1:]) == (3, [5, 8])
+    assert isinstance(shape[0], str)
+
+
+def test_where_noise_is_no_input_the_shapes_stay_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from onnxvitq import fitting
+    from onnxvitq.errors import InvalidGraphError
+
+    def fail(*args: object) -> None:
+        raise InvalidGraphError("onnxruntime", "the model does not run on this input: no")
+
+    monkeypatch.setattr(fitting, "observe_shapes", fail)
+    onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
+    loaded = load_model(tmp_path / "model.onnx")
+    bring_to_canonical_form(loaded, threads=1)
+    unknown = unknown_tensors(loaded.graph)
+    assert "h" in unknown
+    assert f"shapes of {len(unknown)} tensors stay unknown: the model does not run" in caplog.text
+
+
+def test_an_ordinary_graph_is_not_run_for_its_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxvitq import fitting
+
+    monkeypatch.delattr(fitting, "observe_shapes")
+    onnx.save(model_of(transformer()), tmp_path / "model.onnx")
+    loaded = load_model(tmp_path / "model.onnx")
+    bring_to_canonical_form(loaded, threads=1)
+    assert unknown_tensors(loaded.graph) == []

@@ -1,0 +1,116 @@
+"""A small transformer as text, calibration samples for it, and a plan whose weights have few bits."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from textgraph import model_of
+from transformer_text import WIDTH, transformer
+
+from onnxvitq.blockmap import Linear
+from onnxvitq.blocks.find import find_blocks
+from onnxvitq.config import QuantConfig
+from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.graph.canonical import canonicalise
+from onnxvitq.graph.io import constants, save_for_session, to_graph, to_proto, with_outputs
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.runtime.session import Session
+from onnxvitq.runtime.sweep import sweep
+from onnxvitq.spec import Stats
+from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.policy import make_plan, weight_spec
+from onnxvitq.steps.ranges import MinMaxRanges
+from onnxvitq.steps.reparametrise import rows_needed
+
+Feeds = list[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A canonical graph with a min-max plan, and what a judge of the output needs."""
+
+    graph: gs.Graph
+    problem: Problem
+    plan: QuantPlan
+    feeds: Feeds
+    folder: Path
+    stats: Stats
+
+    def sqnr(self, plan: QuantPlan, feeds: Feeds) -> float:
+        """Output SQNR of a plan in dB."""
+        path = self.folder / "float.onnx"
+        save_for_session(to_proto(self.graph.copy(), {}), path)
+        session = Session(path, threads=1)
+        references = [session.run(feed)[0] for feed in feeds]
+        return OutputJudge(graph=self.graph, problem=self.problem, feeds=feeds, references=references, threads=1)(plan)
+
+
+def with_bits(plan: QuantPlan, bits: int) -> QuantPlan:
+    """The plan with weights of that many bits, not fitted."""
+    spec = weight_spec(bits)
+    decisions = {
+        name: replace(decision, spec=spec) if decision.site.kind == "weight" else decision
+        for name, decision in plan.decisions.items()
+    }
+    return replace(plan, decisions=decisions)
+
+
+def build_case(
+    model: onnx.ModelProto,
+    feeds: Feeds,
+    folder: Path,
+    *,
+    bits: int = 4,
+    attention: str = "float",
+    exclude: tuple[str, ...] = (),
+) -> Case:
+    """Any model with a min-max plan measured on ``feeds``; weights of that many bits."""
+    graph = to_graph(model)
+    canonicalise(graph)
+    blockmap = find_blocks(graph, "the test's graph")
+    names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    problem = Problem(blockmap=blockmap, constants=constants(graph, names))
+    config = QuantConfig(attention=attention, nodes_to_exclude=exclude)  # type: ignore[arg-type]
+    plan = with_bits(make_plan(blockmap, config), bits)
+    needed = (*MinMaxRanges().needs(problem, plan), *CorrectBias().needs(problem, plan), *rows_needed(blockmap))
+    requests = tuple(dict.fromkeys(needed))
+    path = folder / "observed.onnx"
+    save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), path)
+    stats = sweep(path, feeds, requests, seed=0, threads=1)
+    plan, _ = MinMaxRanges().apply(problem, plan, stats)
+    return Case(graph=graph, problem=problem, plan=plan, feeds=feeds, folder=folder, stats=stats)
+
+
+def linear_of(case: Case, name: str) -> Linear:
+    return case.problem.blockmap.linear(name)
+
+
+def correlated(seed: int, samples: int, *, tokens: int = 9) -> Feeds:
+    """Tokens (1, tokens, 32) that live near 8 directions, with a mean of their own in each channel."""
+    rng = np.random.default_rng(7)  # the directions are the model's, the samples are the seed's
+    mixing, mean = rng.normal(size=(8, WIDTH)), rng.normal(size=WIDTH)
+    rng = np.random.default_rng(seed)
+    values = (
+        rng.normal(size=(samples, 1, tokens, 8)) @ mixing + mean + 0.1 * rng.normal(size=(samples, 1, tokens, WIDTH))
+    )
+    return [{"tokens": value.astype(np.float32)} for value in values]
+
+
+def seeded_transformer(seed: int, **sizes: object) -> onnx.ModelProto:
+    """The text transformer with gamma near one and weights of that seed."""
+    model = model_of(transformer(**sizes))  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or not values.shape:
+            continue
+        if values.ndim == 2:
+            values = rng.normal(size=values.shape) / np.sqrt(len(values))
+        elif tensor.name.endswith("_g"):
+            values = rng.uniform(0.5, 1.5, values.shape)
+        else:
+            values = 0.2 * rng.normal(size=values.shape)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    return model
