@@ -17,7 +17,7 @@ from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import Editor
-from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes
+from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
@@ -57,7 +57,6 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
     for node, operands in products(blockmap):
         writer.product(node, operands)
     written.cleanup().toposort()
-    run_pass(written, merge_layout)
     run_pass(written, merge_reshapes)
     return written
 
