@@ -10,6 +10,7 @@ that fail are kept with --keep. With --write the table also goes to tools/result
 
 import argparse
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from edit_judge import PLENTY_DB, Verdict, blame, judge
 from graph_edits import EDITS, Edited, draw, observe, prepared
 
+MEMORY = 4 * 2**30  # bytes; an edit that folds the batch into the positions makes onnxruntime ask for far more
 RESULTS = Path(__file__).parent / "results" / "fuzz.md"
 MAX_BYTES = 4 * 2**20  # of a graph: larger ones take a minute each
 NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|[\w./:-]*[\d_/][\w./:-]*")
@@ -128,6 +130,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the graphs that fail")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     files = sorted(path for folder in args.folder for path in folder.glob("*.onnx") if path.stat().st_size < MAX_BYTES)
     console, done, start = Console(), [], time.perf_counter()
     for case in cases(files, args.edits, args.seed, args.kind):

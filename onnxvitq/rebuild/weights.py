@@ -12,7 +12,7 @@ of earlier errors as well.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +131,8 @@ def _residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
     return found
 
 
-def _affine(weight: FloatArray, bias: FloatArray, params: QParams | None):  # type: ignore[no-untyped-def]
-    """X -> Q(x) W + b; a params of None leaves x as it is."""
+def _affine(weight: FloatArray, bias: FloatArray, params: QParams | None) -> Callable[[FloatArray], FloatArray]:
+    """X (.., I) -> Q(x) W + b (.., O); a params of None leaves x as it is."""
     return lambda x: times(x if params is None else fake_quantize(x, params), weight) + bias
 
 
