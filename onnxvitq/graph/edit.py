@@ -55,6 +55,12 @@ class Editor:
             if tensor is old:
                 self.graph.outputs[index] = self._as_output(old, new)
 
+    def replace(self, node: gs.Node, tensor: gs.Tensor) -> None:
+        """Let ``tensor`` take the place of a node's first output; the node is left without outputs, to be cleaned up."""
+        output = node.outputs[0]
+        node.outputs.clear()
+        self.redirect(output, tensor)
+
     def _as_output(self, old: gs.Variable, new: gs.Tensor) -> gs.Variable:
         name, old.name = old.name, self.unique(f"{old.name}_replaced")
         if new.inputs and not any(new is tensor for tensor in self.graph.outputs):

@@ -98,3 +98,12 @@ def test_values_of_constants_are_never_written() -> None:
     edit.redirect(graph.tensors()["q"], edit.node("Sin", "s", [graph.tensors()["p"]]))
     edit.constant("W", weight)
     assert graph.tensors()["W"].values is weight
+
+
+def test_a_tensor_takes_the_place_of_a_node() -> None:
+    graph = graph_of("(float[N,4] x) => (float[A,B] y) { r = Relu(x) e = Exp(r) y = Neg(e) }")
+    edit, (relu, exp, neg) = Editor(graph), graph.nodes
+    edit.replace(exp, relu.outputs[0])
+    assert neg.inputs[0] is relu.outputs[0]
+    assert not exp.outputs
+    assert [node.op for node in graph.cleanup().nodes] == ["Relu", "Neg"]

@@ -30,8 +30,6 @@ def fuse_hard_swish(graph: gs.Graph) -> int:
         if any(len(found.tensors[name].shape) > len(x.shape) for name in ("three", "six")):
             continue
         gate = edit.node("HardSigmoid", f"{node.name}_gate", [x], alpha=1 / 6, beta=0.5)
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, edit.node("Mul", f"{node.name}_gated", [x, gate]))
+        edit.replace(node, edit.node("Mul", f"{node.name}_gated", [x, gate]))
         count += 1
     return count

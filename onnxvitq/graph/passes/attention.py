@@ -51,9 +51,7 @@ def open_attention(graph: gs.Graph) -> int:
             context = edit.node("Transpose", f"{name}_joined", [context], perm=[0, 2, 1, 3])
             shape = edit.constant(f"{name}_joined_shape", np.array([0, 0, -1], np.int64))
             context = edit.node("Reshape", f"{name}_output", [context, shape])
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, context)
+        edit.replace(node, context)
         count += 1
     return count
 
@@ -110,8 +108,6 @@ def merge_flat_softmax(graph: gs.Graph) -> int:
             continue  # rule 1
         if any(only_reader(tensor, graph) is None for tensor in (flat.outputs[0], softmax.outputs[0])):
             continue  # rule 2
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, edit.node("Softmax", f"{softmax.name}_rows", [x], axis=-1))
+        edit.replace(node, edit.node("Softmax", f"{softmax.name}_rows", [x], axis=-1))
         count += 1
     return count

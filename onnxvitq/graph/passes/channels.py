@@ -46,9 +46,7 @@ def fold_batch_norm(graph: gs.Graph) -> int:
         if source is None:
             continue  # rule 2
         _apply(edit, source, scale.astype(np.float32), (beta - scale * mean).astype(np.float32))
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, node.inputs[0])
+        edit.replace(node, node.inputs[0])
         count += 1
     return count
 
@@ -78,9 +76,7 @@ def fold_channel_scales(graph: gs.Graph) -> int:
         if source is None or not np.isfinite(gamma).all():
             continue
         _apply(edit, source, gamma.reshape(-1).astype(np.float32) * np.ones(len(source.channels), np.float32), None)
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, x)
+        edit.replace(node, x)
         count += 1
     return count
 
@@ -104,9 +100,7 @@ def fold_channel_shifts(graph: gs.Graph) -> int:
         shift = constant.reshape(-1).astype(np.float32)
         ones = np.ones(len(source.channels), np.float32)
         _apply(edit, source, ones, shift * ones)
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, x)
+        edit.replace(node, x)
         count += 1
     return count
 

@@ -67,9 +67,7 @@ def open_einsum(graph: gs.Graph) -> int:
         product = edit.node(
             "MatMul", f"{node.name}_product", [_moved(edit, x, m) for x, m in zip(operands, moves, strict=False)]
         )
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, _moved(edit, product, moves[2]))
+        edit.replace(node, _moved(edit, product, moves[2]))
         count += 1
     return count
 

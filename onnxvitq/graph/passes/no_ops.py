@@ -81,9 +81,7 @@ def remove_nan_guard(graph: gs.Graph) -> int:
             continue
         if softmax is None or softmax.op != "Softmax" or may_be_infinite(softmax.inputs[0]):
             continue  # rule 1
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, guarded)
+        edit.replace(node, guarded)
         count += 1
     return count
 

@@ -35,9 +35,7 @@ def fold_scalar_scales(graph: gs.Graph) -> int:
         for reader, index in target:
             constant = reader.inputs[index]
             reader.inputs[index] = edit.constant(f"{constant.name}_scaled", constant.values * np.float32(scale))
-        output = node.outputs[0]
-        node.outputs.clear()
-        edit.redirect(output, source)
+        edit.replace(node, source)
         count += 1
     return count
 
