@@ -22,7 +22,7 @@ class Moments:
     """Weighted sums over rows a (I,), targets t (O,) and row weights w; float64, read-only. Memory: (I + O) I doubles.
 
     gram: (I, I), sum of w a a^T. cross: (I, O), sum of w a t^T. sum_a: (I,). sum_t: (O,). t2: (O,), sum of w t^2.
-    mass: sum of w.
+    mass: sum of w. rows: how many.
     """
 
     gram: DoubleArray
@@ -31,6 +31,7 @@ class Moments:
     sum_t: DoubleArray
     t2: DoubleArray
     mass: float
+    rows: int
 
     def __post_init__(self) -> None:
         inputs, outputs = self.cross.shape
@@ -64,6 +65,7 @@ def empty(inputs: int, outputs: int) -> Moments:
         sum_t=np.zeros(outputs),
         t2=np.zeros(outputs),
         mass=0.0,
+        rows=0,
     )
 
 
@@ -97,7 +99,7 @@ def add(moments: Moments, a: FloatArray, t: FloatArray, w: FloatArray) -> Moment
     if not (np.isfinite(gram.diagonal()).all() and np.isfinite(t2).all()):
         raise ValueError("a row, a target or a weight is not finite")
     mass = moments.mass + float(w.sum(dtype=np.float64))
-    return Moments(gram=gram, cross=cross, sum_a=sum_a, sum_t=sum_t, t2=t2, mass=mass)
+    return Moments(gram=gram, cross=cross, sum_a=sum_a, sum_t=sum_t, t2=t2, mass=mass, rows=moments.rows + len(w))
 
 
 def merge(left: Moments, right: Moments) -> Moments:
@@ -115,6 +117,7 @@ def merge(left: Moments, right: Moments) -> Moments:
         sum_t=left.sum_t + right.sum_t,
         t2=left.t2 + right.t2,
         mass=left.mass + right.mass,
+        rows=left.rows + right.rows,
     )
 
 

@@ -20,22 +20,22 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
-from onnxvitq.fanout import one_blas_thread
+from onnxvitq.fanout import fan_out, one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, params_from_weight
 from onnxvitq.numerics.fit import times
-from onnxvitq.numerics.moments import Moments, add, centred, empty, output_error
-from onnxvitq.numerics.ridge import best_bias, ridge_path
+from onnxvitq.numerics.moments import CHUNK, DoubleArray, Moments, add, centred, empty, merge, output_error
+from onnxvitq.numerics.ridge import best_bias, ridge
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams
-from onnxvitq.steps.step import StepOutcome, is_held_out, outcome
+from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
-MAX_ROWS = 8192  # of a layer's inputs over all samples: a few times the widest layer's number of inputs
-Errors = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+ROWS_AN_INPUT, FEW_ROWS = 8, 2048  # rows of a layer's inputs that are used, over all samples; at least FEW_ROWS
+LANES = 2  # of samples that are summed side by side; a fixed number, or the sums would depend on the machine's cores
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
 
 
@@ -149,6 +149,25 @@ class _Solved:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Rows:
+    """Of one sample: quantized inputs (n, I), targets (n, O), weights of the rows (n,)."""
+
+    inputs: FloatArray
+    targets: FloatArray
+    mass: FloatArray
+
+
+def _added(sums: Moments, waiting: list[_Rows]) -> Moments:
+    """The sums with the waiting rows, which wait no longer: a few large products instead of many small ones."""
+    if not waiting:
+        return sums
+    columns = [[getattr(rows, name) for rows in waiting] for name in ("inputs", "targets", "mass")]
+    waiting.clear()
+    inputs, targets, mass = (np.concatenate(column) for column in columns)
+    return add(sums, inputs, targets, mass)
+
+
 _Candidate = tuple[FloatArray, QParams, FloatArray]  # weight (I, O), its parameters, bias (O,)
 
 
@@ -180,23 +199,35 @@ class _Solver:
             (self.weight, self.weight_params, best_bias(fitting, fake_quantize(self.weight, self.weight_params))),
         ]
         weight = self.weight
-        if self.options.ridge and self.rows >= ENOUGH * len(self.weight):
-            path = ridge_path(fitting, self.weight, STRENGTHS)
-            weight = min(path, key=lambda one: float(output_error(held, *one).sum()))[0]
+        if self.options.ridge and fitting.rows >= ENOUGH * len(self.weight):
+            weight = self._regressed(fitting, held)
             candidates.append(self._with_bias(fitting, weight, self._scales(weight)))
         if self.options.feedback:
             params = self._scales(weight)
             rounded = round_with_feedback(weight, params, centred(fitting).gram)
             candidates.append(self._with_bias(fitting, rounded, params))
-        errors = np.stack([output_error(held, fake_quantize(w, p), b) for w, p, b in candidates])  # (candidates, O)
+
+        def judge(one: _Candidate) -> DoubleArray:
+            return output_error(held, fake_quantize(one[0], one[1]), one[2])
+
+        errors = np.stack(fan_out(judge, candidates, self.options.threads))  # (candidates, O)
         signal = np.maximum(held.t2 - held.sum_t**2 / held.mass, 0.0)
         return [
             self._chosen(linear, part, candidates, errors, signal)
             for linear, part in zip(self.linears, self.slices, strict=True)
         ]
 
+    def _regressed(self, fitting: Moments, held: Moments) -> FloatArray:
+        """The weight of the ridge whose strength suits the held-out samples best."""
+
+        def regress(strength: float) -> tuple[FloatArray, float]:
+            weight, bias = ridge(fitting, self.weight, strength)
+            return weight, float(output_error(held, weight, bias).sum())
+
+        return min(fan_out(regress, STRENGTHS, self.options.threads), key=lambda one: one[1])[0]
+
     def _chosen(
-        self, linear: Linear, part: slice, candidates: Sequence[_Candidate], errors: Errors, signal: Errors
+        self, linear: Linear, part: slice, candidates: Sequence[_Candidate], errors: DoubleArray, signal: DoubleArray
     ) -> _Solved:
         sums = errors[:, part].sum(axis=1)
         choice = int(sums.argmin())
@@ -217,34 +248,43 @@ class _Solver:
 
     def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out (the same where there are none)."""
-        sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
-        self.rows = 0  # that are fitted to
-        tensor = self.linears[0].input
-        for sample in range(exact.samples):
-            real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
-            rows, mass = self._rows(seen.shape, exact.samples, sample)
-            target = real.reshape(-1, real.shape[-1])[rows] @ self.weight + self.bias
-            for linear, part in zip(self.linears, self.slices, strict=True):
-                if linear.name in streams:
-                    float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
-                    target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
-            quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params)
-            side = int(is_held_out(sample))
-            self.rows += 0 if side else len(rows)
-            sums[side] = add(sums[side], quantized, target, mass)
+
+        def sum_up(lane: int) -> list[Moments]:
+            sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
+            waiting: list[list[_Rows]] = [[], []]
+            for sample in (one for one in range(exact.samples) if one // HELD_OUT_EVERY % LANES == lane):
+                side = int(is_held_out(sample))
+                waiting[side].append(self._sampled(exact, coded, streams, sample))
+                if sum(len(rows.mass) for rows in waiting[side]) >= CHUNK:
+                    sums[side] = _added(sums[side], waiting[side])
+            return [_added(total, rows) for total, rows in zip(sums, waiting, strict=True)]
+
+        sums = [merge(*pair) for pair in zip(*fan_out(sum_up, range(LANES), self.options.threads), strict=True)]
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
+
+    def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> "_Rows":
+        tensor = self.linears[0].input
+        real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
+        rows, mass = self._rows(seen.shape, exact.samples, sample)
+        target = real.reshape(-1, real.shape[-1])[rows] @ self.weight + self.bias
+        for linear, part in zip(self.linears, self.slices, strict=True):
+            if linear.name in streams:
+                float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
+                target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
+        quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params)
+        return _Rows(inputs=quantized, targets=target, mass=mass)
 
     def _rows(self, shape: Sequence[int], samples: int, sample: int) -> tuple[np.ndarray, FloatArray]:
         """Which rows of a sample's tensor (.., T, I) are used, and their weights.
 
-        Every n-th, so that all samples together give about ``MAX_ROWS``; rows that weigh more than others all.
+        Every n-th, so that all samples together give a few rows an input; rows that weigh more than others all.
         """
         count = int(np.prod(shape[:-1]))
         weights = np.ones(count, np.float32)
         positions = self.options.positions
         if positions is not None and len(shape) >= 3 and shape[-2] == len(positions):
             weights = np.tile(positions, count // len(positions))
-        step = max(1, count * samples // MAX_ROWS)
+        step = max(1, count * samples // max(FEW_ROWS, ROWS_AN_INPUT * len(self.weight)))
         used = np.zeros(count, bool)
         used[sample % step :: step] = True
         weights = np.where(weights > 1, weights, step)  # a row stands for those left out

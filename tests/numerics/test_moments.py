@@ -125,4 +125,4 @@ def test_shapes_and_emptiness_are_checked() -> None:
     with pytest.raises(ValueError, match="expected a layer"):
         output_error(empty(5, 3), np.zeros((3, 5), np.float32), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="got gram"):
-        Moments(gram=np.eye(3), cross=np.eye(2), sum_a=np.ones(2), sum_t=np.ones(2), t2=np.ones(2), mass=1.0)
+        Moments(gram=np.eye(3), cross=np.eye(2), sum_a=np.ones(2), sum_t=np.ones(2), t2=np.ones(2), mass=1.0, rows=3)

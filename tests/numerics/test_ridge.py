@@ -3,7 +3,7 @@ import pytest
 
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.moments import Moments, add, centred, empty, output_error
-from onnxvitq.numerics.ridge import best_bias, ridge, ridge_path
+from onnxvitq.numerics.ridge import best_bias, ridge
 from onnxvitq.spec import QuantSpec
 
 INPUTS, OUTPUTS = 6, 4
@@ -109,17 +109,6 @@ def test_ridge_beats_baseline(seed: int, strength: float) -> None:
         assert found < near
 
 
-@SEEDS
-def test_path_is_ridge_at_each_strength(seed: int) -> None:
-    a, t, w, weight, _ = rows(seed)
-    moments = moments_of(a, t, w)
-    for strength, (new, bias) in zip(STRENGTHS, ridge_path(moments, weight, STRENGTHS), strict=True):
-        expected, expected_bias = ridge(moments, weight, strength)
-        np.testing.assert_allclose(new, expected, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(bias, expected_bias, rtol=0, atol=1e-5)
-        assert new.dtype == bias.dtype == np.float32
-
-
 @pytest.mark.parametrize("strength", [0.0, 0.01, np.inf])
 def test_rank_deficient_inputs(strength: float) -> None:
     # Fewer rows than inputs, one input twice, one dead, one constant.
@@ -128,13 +117,13 @@ def test_rank_deficient_inputs(strength: float) -> None:
     a = np.concatenate([a, *extra], axis=1).astype(np.float32)
     start = np.concatenate([weight, np.ones((3, OUTPUTS), np.float32)])
     moments = moments_of(a, t, w)
-    for new, bias in (ridge(moments, start, strength), *ridge_path(moments, start, [strength])):
-        assert np.isfinite(new).all()
-        assert np.abs(new - start).max() < 100
-        np.testing.assert_array_equal(new[-2:], start[-2:])  # nothing to learn of them
-        assert output_error(moments, new, bias).sum() <= output_error(moments, start, best_bias(moments, start)).sum()
-        if strength == 0:
-            assert output_error(moments, new, bias).sum() < 1e-6 * moments.t2.sum()  # five rows can be met exactly
+    new, bias = ridge(moments, start, strength)
+    assert np.isfinite(new).all()
+    assert np.abs(new - start).max() < 100
+    np.testing.assert_array_equal(new[-2:], start[-2:])  # nothing to learn of them
+    assert output_error(moments, new, bias).sum() <= output_error(moments, start, best_bias(moments, start)).sum()
+    if strength == 0:
+        assert output_error(moments, new, bias).sum() < 1e-6 * moments.t2.sum()  # five rows can be met exactly
 
 
 def test_inputs_that_never_vary_change_the_bias_only() -> None:
@@ -169,8 +158,6 @@ def test_bad_arguments_are_refused() -> None:
     for strength in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="strength"):
             ridge(moments, weight, strength)
-        with pytest.raises(ValueError, match="strength"):
-            ridge_path(moments, weight, [strength])
     with pytest.raises(ValueError, match="expected a weight"):
         ridge(moments, weight.T, 0.1)
     with pytest.raises(ValueError, match="no row has weight"):
