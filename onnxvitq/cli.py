@@ -31,7 +31,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnxvitq.config import ObjectiveName, QuantConfig, load_config
+from onnxvitq.config import Effort, ObjectiveName, QuantConfig, StepName, load_config
 from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
@@ -43,6 +43,7 @@ GRACE = 2.0  # seconds after an interrupt in which another one does not disturb 
 CALIBRATION = ("--calib", "--calibration-data-path")
 SAMPLES = ("--num-samples", "--samples", "--subset-size")
 OBJECTIVE = ("--objective", "--calibration-method")
+HABITS = {"--no-bias-correction": "bias", "--no-rebuild": "weights"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -155,7 +156,7 @@ def _quantize(arguments: Sequence[str]) -> int:
     report = result.report
     _write(args.report, to_json(report))
     _write(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
-    _print_report(report, as_json=args.json, quiet=args.quiet)
+    _print_report(report, args)
     if args.strict and not report["audit_passed"]:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
         return EXIT_BELOW_QUALITY
@@ -191,18 +192,20 @@ def _write(path: Path | None, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _print_report(report: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from onnxvitq.evaluation.report import summary, to_json
+def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
+    from onnxvitq.evaluation.report import ablation_table, summary, to_json
 
     calibration = report["calibration"]
     _warn_skipped(calibration["skipped"])
-    if as_json:
+    if args.json:
         sys.stdout.write(to_json(report))
-    elif not quiet:
+    elif not args.quiet:
         if calibration["preprocessing"] is not None:
             origin = calibration["preprocessing_from"]
             _console().print(f"preprocessing: {calibration['described']} ({origin})", soft_wrap=True)
         _console().print(summary(report))
+        if args.ablation:
+            _console().print(ablation_table(report))
 
 
 def _quantize_parser() -> argparse.ArgumentParser:
@@ -220,18 +223,11 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")
-    fitting.add_argument(
-        "--bias-correction", action=argparse.BooleanOptionalAction, default=None, help="fold the mean error into biases"
-    )
-    fitting.add_argument(
-        "--reparametrise", action=argparse.BooleanOptionalAction, default=None, help="shift and scale channels, exactly"
-    )
-    fitting.add_argument(
-        "--rebuild",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="solve the weights again against the quantized inputs",
-    )
+    fitting.add_argument("--effort", choices=get_args(Effort), help="how much time the fit may take")
+    fitting.add_argument("--skip", nargs="+", action="extend", choices=get_args(StepName), help="steps to leave out")
+    for flag, step in HABITS.items():
+        text = f"the same as --skip {step}"
+        fitting.add_argument(flag, action="append_const", const=step, dest="skip", help=text)
     fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
@@ -254,6 +250,9 @@ def _quantize_parser() -> argparse.ArgumentParser:
     _add_preprocessing(parser)
     results = parser.add_argument_group("results")
     results.add_argument("--report", type=Path, help="write the report as JSON")
+    results.add_argument(
+        "--ablation", action="store_true", help="print what every step did to SQNR and agreement on held-out samples"
+    )
     results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
     results.add_argument(
         "--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel"

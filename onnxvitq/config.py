@@ -11,16 +11,29 @@ from onnxvitq.errors import ConfigError
 
 CONFIG_VERSION = 1
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
+StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
+Effort = Literal["fast", "default", "best"]
+SKIPPED: Mapping[Effort, frozenset[StepName]] = {
+    "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
+    "default": frozenset(),
+    "best": frozenset(),
+}
+SEARCHES: Mapping[Effort, tuple[int, int]] = {
+    "fast": (16, 2),
+    "default": (16, 2),
+    "best": (48, 4),
+}  # candidates, rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantConfig:
     """What to do, not where: paths are arguments.
 
-    objective: how scales are chosen; "minmax" searches nothing. candidates, rounds: size of the search.
-    bias_correction: subtract the expected output error from each bias. acceptance: of what a step proposes, keep what the
-    model's output gains from on held-out calibration samples, or everything. reparametrise: shift and scale channels, exactly.
-    rebuild: solve the weights again against the quantized inputs. attention: "int8" quantizes both products.
+    objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
+    finer and accepts in smaller parts. skip: steps to leave out (channels, online-channels and softmax change the float model
+    exactly; scales, bias and weights fit). candidates, rounds: size of the search; None goes with the effort.
+    acceptance: of what a step proposes, keep what the model's output gains from on held-out calibration samples, or
+    everything. attention: "int8" quantizes both products.
     weight_bits: 8, or 7 for processors whose u8 x s8 products saturate (AVX2 and AVX512 without VNNI).
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
@@ -28,12 +41,11 @@ class QuantConfig:
 
     version: int = CONFIG_VERSION
     objective: ObjectiveName = "pearson"
-    candidates: int = 16
-    rounds: int = 2
-    bias_correction: bool = True
+    effort: Effort = "default"
+    skip: tuple[StepName, ...] = ()
+    candidates: int | None = None
+    rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
-    reparametrise: bool = True
-    rebuild: bool = True
     attention: Literal["int8", "float"] = "int8"
     weight_bits: int = 8
     nodes_to_exclude: tuple[str, ...] = ()
@@ -48,8 +60,13 @@ class QuantConfig:
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
         _one_of("attention", self.attention, ("int8", "float"))
         _one_of("weight_bits", self.weight_bits, (7, 8))
-        _between("candidates", self.candidates, 2, 1000)
-        _between("rounds", self.rounds, 1, 20)
+        _one_of("effort", self.effort, get_args(Effort))
+        for step in self.skip:
+            _one_of("skip", step, get_args(StepName))
+        if self.candidates is not None:
+            _between("candidates", self.candidates, 2, 1000)
+        if self.rounds is not None:
+            _between("rounds", self.rounds, 1, 20)
         _between("threads", self.threads, 0, 1024)
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
@@ -62,19 +79,20 @@ class QuantConfig:
         """
         return self.acceptance == "held-out" and self.objective != "minmax"
 
-    @property
-    def reparametrises(self) -> bool:
-        """Whether channels are mapped; not for the baseline "minmax"."""
-        return self.reparametrise and self.objective != "minmax"
+    def runs(self, step: StepName) -> bool:
+        """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
+        wanted = step not in self.skip and step not in SKIPPED[self.effort]
+        return wanted and (step == "bias" or self.objective != "minmax")
 
     @property
-    def rebuilds(self) -> bool:
-        """Whether weights are solved again; not for the baseline "minmax"."""
-        return self.rebuild and self.objective != "minmax"
+    def search(self) -> tuple[int, int]:
+        """(candidates, rounds) of the scale search."""
+        candidates, rounds = SEARCHES[self.effort]
+        return self.candidates or candidates, self.rounds or rounds
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "nodes_to_exclude": list(self.nodes_to_exclude)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantConfig":
@@ -90,8 +108,8 @@ class QuantConfig:
         given = dict(values)
         for name, value in given.items():
             default = known[name].default
-            expected = int if name == "num_samples" else type(default)
-            accepted = value is None and name == "num_samples"
+            expected = int if default is None else type(default)
+            accepted = value is None and default is None
             if expected is tuple:
                 accepted = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
                 given[name] = tuple(value) if accepted else value

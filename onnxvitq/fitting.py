@@ -17,11 +17,12 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
-from onnxvitq.config import QuantConfig
+from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.data.source import Source
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
 from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
@@ -33,7 +34,7 @@ from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
-from onnxvitq.runtime.sweep import sweep
+from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
@@ -46,6 +47,7 @@ from onnxvitq.steps.step import Step, is_held_out
 
 HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
 KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
+EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
@@ -144,6 +146,7 @@ class Fitter:
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
+        self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
@@ -152,6 +155,7 @@ class Fitter:
         self._graph = graph
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
         self._plan = make_plan(blockmap, self._config)
+        self._positions = _token_weights(graph, blockmap)
 
     def calibrate(self, count: int | None) -> None:
         """The first sweep: everything that the steps need of the graph as it is, and the float outputs.
@@ -159,7 +163,7 @@ class Fitter:
         Args:
             count: of samples, where it is known.
         """
-        wanted = rows_needed(self._problem.blockmap) if self._config.reparametrises else ()
+        wanted = rows_needed(self._problem.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
         requests = (*wanted, *_requests(self._steps, self._problem, self._plan))
         outputs = StatRequest(tensor=self._output, kind="whole")
         self._count = count
@@ -168,18 +172,19 @@ class Fitter:
 
     def fit(self) -> Fitted:
         """All steps in order."""
-        total = len(self._steps) + 3 * self._config.reparametrises + self._config.rebuilds
-        self._plan, self._score = self._start()
-        self._progress("fit", 1, total)
-        if self._config.reparametrises:
-            self._reparametrise()
-            self._progress("fit", len(self._outcomes), total)
+        exact = self._exact_steps()
+        total = len(self._steps) + len(exact) + self._config.runs("weights")
+        self._start()
+        self._report_progress(total)
+        for name, worth, propose in exact:
+            self._change(name, worth, propose)
+            self._report_progress(total)
         for step in self._steps[1:]:
             self._run(step)
-            self._progress("fit", len(self._outcomes), total)
-        if self._config.rebuilds:
+            self._report_progress(total)
+        if self._config.runs("weights"):
             self._rebuild()
-            self._progress("fit", total, total)
+            self._report_progress(total)
         return Fitted(
             graph=self._graph,
             problem=self._problem,
@@ -189,29 +194,56 @@ class Fitter:
             outcomes=self._outcomes,
         )
 
-    def _start(self) -> tuple[QuantPlan, float | None]:
-        """Min-max for every site, and the output's SQNR with it; products outside attentions that do harm stay float."""
-        first = self._steps[0]
-        plan, outcome = first.apply(self._problem, self._plan, self._stats)
+    def _report_progress(self, total: int) -> None:
+        self._progress("fit", len(self._outcomes), total)
+
+    def _record(self, entry: Mapping[str, Any]) -> None:
+        """What the report says of a step; the agreement is that of what was kept so far."""
+        self._outcomes.append({**entry, "agreement": None if self._score is None else self._score.agreement})
+
+    def _start(self) -> None:
+        """Min-max for every site, and the output with it."""
+        self._plan, entry = self._minmax()
+        self._score = self._difference(self._plan) if self._config.judged else None
+        self._record(entry)
+
+    def _minmax(self) -> tuple[QuantPlan, dict[str, Any]]:
+        """Min-max for every site; products outside attentions that do harm stay float."""
+        plan, outcome = self._steps[0].apply(self._problem, self._plan, self._stats)
         parts: tuple[PartOutcome, ...] = ()
         if self._problem.blockmap.products:
             plan, parts = drop_harmful_products(plan, self._problem, self._judge())
-        self._outcomes.append({**asdict(outcome), "parts": [asdict(part) for part in parts]})
-        return plan, self._judge()(plan) if self._config.judged else None
+        return plan, {**asdict(outcome), "parts": [asdict(part) for part in parts]}
 
-    def _reparametrise(self) -> None:
-        """Exact changes of the float model that quantize better: first what folds into constants, then what costs time."""
-        for name, worth, propose in (
-            ("channels", 0.0, self._fold_channels),
-            ("online channels", WORTH_DB, self._scale_channels),
-            ("softmax", WORTH_DB, self._divide_late),
-        ):
-            parts, graph = propose()
-            entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._score, "after": None}
-            entry |= {"kept": 0, "layers": len(parts), "parts": parts}
-            if parts:
-                entry |= self._try(graph, len(parts), worth)
-            self._outcomes.append(entry)
+    def _difference(self, plan: QuantPlan) -> OutputDifference:
+        return self._judge().difference(plan)
+
+    def _exact_steps(self) -> "list[tuple[str, float, Callable[[], _Proposal]]]":
+        """Exact changes of the float model that quantize better, each with the dB that it must be worth: first what folds
+        into constants, then what costs time. With little time they are tried together: one sweep in place of three.
+        """
+        steps: dict[StepName, tuple[float, Callable[[], _Proposal]]] = {
+            "channels": (0.0, self._fold_channels),
+            "online-channels": (WORTH_DB, self._scale_channels),
+            "softmax": (WORTH_DB, self._divide_late),
+        }
+        wanted = {name: step for name, step in steps.items() if self._config.runs(name)}
+        if self._config.effort == "fast" and wanted:
+            return [("+".join(wanted), WORTH_DB, lambda: self._together(list(wanted)))]
+        return [(name, *step) for name, step in wanted.items()]
+
+    def _change(self, name: str, worth: float, propose: "Callable[[], _Proposal]") -> None:
+        """Propose an exact change, and keep it where the output gains more than ``worth`` dB."""
+        parts, graph = propose()
+        entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
+        entry |= {"kept": 0, "layers": len(parts), "parts": parts}
+        if parts:
+            entry |= self._try(graph, len(parts), worth)
+        self._record(entry)
+
+    @property
+    def _sqnr(self) -> float | None:
+        return None if self._score is None else round(self._score.sqnr_db, 3)
 
     def _fold_channels(self) -> "_Proposal":
         maps = choose_maps(self._problem, self._plan, self._stats)
@@ -226,25 +258,34 @@ class Fitter:
         parts = [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
         return parts, divide_late(self._graph, self._problem.blockmap, list(gains))
 
+    def _together(self, steps: "list[StepName]") -> "_Proposal":
+        """All exact changes chosen from the same statistics: they are of different tensors."""
+        maps = choose_maps(self._problem, self._plan, self._stats) if "channels" in steps else []
+        if "online-channels" in steps:
+            maps += choose_online_maps(self._problem, self._plan, self._stats)
+        gains = attentions_to_divide_late(self._problem, self._plan, self._stats) if "softmax" in steps else {}
+        mapped = apply_maps(self._graph, self._problem.blockmap, maps)
+        parts = [_described(one) for one in maps]
+        parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
+        return parts, divide_late(mapped, self._problem.blockmap, list(gains))
+
     def _try(self, graph: gs.Graph, parts: int, worth: float) -> dict[str, Any]:
         """Work on the changed graph from here on, if the float model stays what it is and the output gains more than
         ``worth`` dB; what the report says of it.
         """
-        before = (self._graph, self._problem, self._plan, self._stats, self._score)
-        outcomes = self._outcomes
-        after: float | None = None
+        before = (self._graph, self._problem, self._plan, self._stats, self._positions)
+        after: OutputDifference | None = None
         self._take(graph)
         if self._is_exact():
             requests = (*rows_needed(self._problem.blockmap), *_requests(self._steps, self._problem, self._plan))
             self._stats = self._measure(requests)
-            self._outcomes = []
-            self._plan, after = self._start()
-            self._outcomes = outcomes
-            if before[4] is None or (after is not None and after > before[4] + worth):
+            self._plan, _ = self._minmax()
+            after = self._difference(self._plan) if self._config.judged else None
+            if self._score is None or (after is not None and after.sqnr_db > self._score.sqnr_db + worth):
                 self._score = after
-                return {"accepted": True, "kept": parts, "after": after}
-        self._graph, self._problem, self._plan, self._stats, self._score = before
-        return {"after": after}
+                return {"accepted": True, "kept": parts, "after": self._sqnr}
+        self._graph, self._problem, self._plan, self._stats, self._positions = before
+        return {"after": None if after is None else round(after.sqnr_db, 3)}
 
     def _is_exact(self) -> bool:
         """Whether the graph still computes the float outputs of the first sample."""
@@ -261,38 +302,35 @@ class Fitter:
         proposed, outcome = step.apply(self._problem, self._plan, self._stats)
         if self._score is None:
             self._plan = proposed
-            self._outcomes.append({**asdict(outcome), "parts": []})
+            self._record({**asdict(outcome), "parts": []})
             return
-        before = self._score
-        self._plan, self._score, parts = accept_parts(self._plan, proposed, self._problem, self._judge(), before)
+        before, start, judge = self._sqnr, self._score, self._judge()
+
+        def tried(plan: QuantPlan) -> float:
+            """A part is kept where it is better than all before it, so the best one seen is that of what is kept."""
+            difference = judge.difference(plan)
+            self._score = max(self._score or start, difference, key=lambda one: one.sqnr_db)
+            return difference.sqnr_db
+
+        self._plan, _, parts = accept_parts(self._plan, proposed, self._problem, tried, start.sqnr_db)
         entry = {**asdict(outcome), "accepted": any(part.accepted for part in parts)}
-        entry |= {"before": round(before, 3), "after": round(self._score, 3)}
-        self._outcomes.append({**entry, "parts": [asdict(part) for part in parts]})
+        entry |= {"before": before, "after": self._sqnr}
+        self._record({**entry, "parts": [asdict(part) for part in parts]})
 
     def _rebuild(self) -> None:
         """Solve the weights again; all of them or none, as each is solved against those before it."""
-        options = Rebuild(positions=self._positions(), threads=self._config.threads)
+        options = Rebuild(positions=self._positions, threads=self._config.threads)
         with scratch_folder() as folder:
             try:
                 plan, outcome = rebuild_weights(self._graph, self._problem, self._plan, self._feeds, folder, options)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-        before, after = self._score, self._judge()(plan)
-        accepted = before is None or after > before
+        before, after = self._sqnr, self._difference(plan)
+        accepted = self._score is None or after.sqnr_db > self._score.sqnr_db
         if accepted:
-            self._plan, self._score = plan, after
-        entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after, 3), "parts": []}
-        self._outcomes.append(entry)
-
-    def _positions(self) -> FloatArray | None:
-        """How much each token's row counts: more where the output picks single tokens; None where all count alike."""
-        decisive = decisive_positions(self._graph, self._problem.blockmap)
-        tokens = max((a.tokens or 0 for a in self._problem.blockmap.attentions), default=0)
-        if not decisive or max(decisive) >= tokens:
-            return None
-        weights = np.ones(tokens, np.float32)
-        weights[list(decisive)] = DECISIVE
-        return weights
+            self._plan, self._score = plan, after if self._config.judged else None
+        entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
+        self._record({**entry, "parts": []})
 
     def _judge(self) -> OutputJudge:
         held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
@@ -316,9 +354,21 @@ class Fitter:
             _save(to_proto(with_outputs(self._graph, [request.tensor for request in requests]), {}), observed, folder)
             config = self._config
             try:
-                return sweep(observed, self._feeds, requests, seed=config.seed, threads=config.threads, progress=report)
+                sampling = Sampling(seed=config.seed, positions=self._positions)
+                return sweep(observed, self._feeds, requests, sampling, threads=config.threads, progress=report)
             except InvalidGraphError as error:  # it names the temporary file
                 raise InvalidGraphError(str(self._loaded.path), error.problem, error.hint) from error
+
+
+def _token_weights(graph: gs.Graph, blockmap: BlockMap) -> FloatArray | None:
+    """How much each token's row counts: more where the output picks single tokens; None where all count alike."""
+    decisive = decisive_positions(graph, blockmap)
+    tokens = max((a.tokens or 0 for a in blockmap.attentions), default=0)
+    if not decisive or max(decisive) >= tokens:
+        return None
+    weights = np.ones(tokens, np.float32)
+    weights[list(decisive)] = DECISIVE
+    return weights
 
 
 def _described(one: ChannelMap) -> dict[str, Any]:
@@ -335,10 +385,11 @@ def _save(proto: onnx.ModelProto, path: Path, folder: Path) -> None:
 
 def _steps(config: QuantConfig) -> list[Step]:
     steps: list[Step] = [MinMaxRanges()]
-    if config.objective != "minmax":
-        search = Search(candidates=config.candidates, rounds=config.rounds)
+    if config.runs("scales"):
+        candidates, rounds = config.search
+        search = Search(candidates=candidates, rounds=rounds)
         steps.append(SearchScales(objective=config.objective, search=search, workers=config.threads))
-    if config.bias_correction:
+    if config.runs("bias"):
         steps.append(CorrectBias(workers=config.threads))
     return steps
 

@@ -17,7 +17,7 @@ from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import constants, save_for_session, to_graph, to_proto, with_outputs
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.runtime.session import Session
-from onnxvitq.runtime.sweep import sweep
+from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import Stats
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan, weight_spec
@@ -78,7 +78,7 @@ def build_case(
     requests = tuple(dict.fromkeys(needed))
     path = folder / "observed.onnx"
     save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), path)
-    stats = sweep(path, feeds, requests, seed=0, threads=1)
+    stats = sweep(path, feeds, requests, Sampling(seed=0), threads=1)
     plan, _ = MinMaxRanges().apply(problem, plan, stats)
     return Case(graph=graph, problem=problem, plan=plan, feeds=feeds, folder=folder, stats=stats)
 

@@ -240,12 +240,10 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--acceptance", "always"), "acceptance", "always"),
         (("--seed", "5"), "seed", 5),
         (("--threads=1",), "threads", 1),
-        (("--no_bias_correction",), "bias_correction", False),
-        (("--bias-correction",), "bias_correction", True),
-        (("--no-reparametrise",), "reparametrise", False),
-        (("--reparametrise",), "reparametrise", True),
-        (("--no_rebuild",), "rebuild", False),
-        (("--rebuild",), "rebuild", True),
+        (("--no_bias_correction",), "skip", ("bias",)),
+        (("--no_rebuild", "--no-bias-correction"), "skip", ("weights", "bias")),
+        (("--skip", "softmax", "scales", "--no-rebuild"), "skip", ("softmax", "scales", "weights")),
+        (("--effort", "fast"), "effort", "fast"),
         (("--nodes_to_exclude", "head", "--nodes-to-exclude", "a", "b*"), "nodes_to_exclude", ("head", "a", "b*")),
     ],
 )
@@ -286,9 +284,9 @@ def test_configuration_as_toml(work: Path, recorder: Recorder, capsys: Capture) 
 
 
 def test_the_command_line_wins_over_the_configuration_file(work: Path, recorder: Recorder, capsys: Capture) -> None:
-    Path("config.json").write_text('{"seed": 3, "objective": "pearson", "candidates": 4, "bias_correction": false}')
+    Path("config.json").write_text('{"seed": 3, "objective": "pearson", "candidates": 4, "skip": ["bias"]}')
     report_of(capsys, "model.onnx", "--calib", "images", "--config", "config.json", "--objective", "minmax")
-    assert recorder.config == QuantConfig(seed=3, objective="minmax", candidates=4, bias_correction=False)
+    assert recorder.config == QuantConfig(seed=3, objective="minmax", candidates=4, skip=("bias",))
 
 
 def test_configuration_can_be_saved_over_itself(work: Path, recorder: Recorder, capsys: Capture) -> None:

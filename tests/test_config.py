@@ -1,11 +1,11 @@
 import json
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from onnxvitq.config import CONFIG_VERSION, QuantConfig, load_config
+from onnxvitq.config import CONFIG_VERSION, Effort, QuantConfig, StepName, load_config
 from onnxvitq.errors import ConfigError
 
 OTHER: dict[str, Any] = {  # nothing at its default
@@ -13,10 +13,9 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "objective": "ranking",
     "candidates": 7,
     "rounds": 5,
-    "bias_correction": False,
+    "effort": "best",
+    "skip": ["bias", "weights"],
     "acceptance": "always",
-    "reparametrise": False,
-    "rebuild": False,
     "attention": "float",
     "weight_bits": 7,
     "nodes_to_exclude": ["*.fc1", "block0*"],
@@ -26,7 +25,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
 }
 TOML = """
 objective = "pearson"
-bias_correction = false
+skip = ["bias"]
 nodes_to_exclude = ["*.fc1"]
 seed = 5
 """
@@ -38,7 +37,9 @@ def test_the_example_sets_every_option() -> None:
     assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version"]
 
 
-@pytest.mark.parametrize("values", [{}, OTHER, {"num_samples": None}], ids=["defaults", "other", "null"])
+@pytest.mark.parametrize(
+    "values", [{}, OTHER, {"num_samples": None, "candidates": None}], ids=["defaults", "other", "null"]
+)
 def test_dictionary_round_trip(values: dict[str, Any]) -> None:
     config = QuantConfig.from_dict(values)
     assert QuantConfig.from_dict(config.to_dict()) == config
@@ -65,7 +66,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight-bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, bias_correction") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, candidates") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 
@@ -75,7 +76,6 @@ def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
     [
         ("candidates", "24", "int"),
         ("candidates", 24.0, "int"),
-        ("candidates", None, "int"),
         ("candidates", True, "int"),  # a bool is an int to Python, not to a reader of the file
         ("num_samples", True, "int"),
         ("num_samples", False, "int"),
@@ -84,10 +84,9 @@ def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
         ("weight_bits", "8", "int"),
         ("version", "1", "int"),
         ("version", True, "int"),
-        ("bias_correction", 1, "bool"),
-        ("bias_correction", "true", "bool"),
-        ("reparametrise", 0, "bool"),
-        ("rebuild", "no", "bool"),
+        ("skip", "bias", "tuple"),
+        ("skip", [1], "tuple"),
+        ("effort", 1, "str"),
         ("objective", 1, "str"),
         ("objective", True, "str"),
         ("attention", None, "str"),
@@ -113,6 +112,8 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("objective", "MSE", "expected one of"),
         ("attention", "uint8", "expected one of int8, float"),
         ("weight_bits", 4, "expected one of 7, 8"),
+        ("effort", "slow", "expected one of fast, default, best"),
+        ("skip", ("rounding",), "expected one of channels, online-channels, softmax, scales, bias, weights"),
         ("candidates", 1, "expected 2 to 1000"),
         ("candidates", 1001, "expected 2 to 1000"),
         ("rounds", 0, "expected 1 to 20"),
@@ -151,7 +152,7 @@ def test_a_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
     path.write_text(TOML, encoding="utf-8")
     assert QuantConfig.from_dict(load_config(path)) == QuantConfig(
-        objective="pearson", bias_correction=False, nodes_to_exclude=("*.fc1",), seed=5
+        objective="pearson", skip=("bias",), nodes_to_exclude=("*.fc1",), seed=5
     )
 
 
@@ -187,15 +188,25 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["judged", "reparametrises", "rebuilds"])
-def test_the_baseline_runs_none_of_what_is_not_published_with_it(name: str) -> None:
-    assert getattr(QuantConfig(), name)
-    assert not getattr(QuantConfig(objective="minmax"), name)
+STEPS = get_args(StepName)
 
 
-def test_new_steps_can_be_switched_off_alone() -> None:
-    config = QuantConfig(reparametrise=False)
-    assert (config.reparametrises, config.rebuilds) == (False, True)
-    config = QuantConfig(rebuild=False)
-    assert (config.reparametrises, config.rebuilds) == (True, False)
+def test_the_baseline_runs_none_of_what_is_not_published_with_it() -> None:
+    config = QuantConfig(objective="minmax")
+    assert [step for step in STEPS if config.runs(step)] == ["bias"]
+    assert not config.judged
+    assert QuantConfig().judged
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_can_be_left_out_alone(step: StepName) -> None:
+    assert [one for one in STEPS if not QuantConfig(skip=(step,)).runs(one)] == [step]
+
+
+def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
+    fast, default, best = (QuantConfig(effort=effort) for effort in get_args(Effort))
+    assert [step for step in STEPS if not fast.runs(step)] == ["scales", "weights"]
+    assert all(default.runs(step) and best.runs(step) for step in STEPS)
+    assert default.search < best.search
+    assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
     assert not QuantConfig(acceptance="always").judged

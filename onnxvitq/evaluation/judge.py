@@ -30,7 +30,11 @@ class OutputJudge:
     threads: int
 
     def __call__(self, plan: QuantPlan) -> float:
-        """Write, load and run; -120 to 120 dB."""
+        """SQNR of a plan; -120 to 120 dB."""
+        return self.difference(plan).sqnr_db
+
+    def difference(self, plan: QuantPlan) -> OutputDifference:
+        """Write, load and run."""
         difference = OutputDifference()
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
@@ -41,4 +45,4 @@ class OutputJudge:
             session = Session(path, threads=self.threads, lean=True)
         for feed, reference in zip(self.feeds, self.references, strict=True):
             difference.update(reference, session.run(feed)[0])
-        return difference.sqnr_db
+        return difference

@@ -136,6 +136,30 @@ def summary(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def ablation_table(report: Mapping[str, Any]) -> Table:
+    """What each step did to the output on held-out samples; "not kept" shows what it would have done."""
+    table = Table(title="steps, output on held-out calibration samples", title_justify="left")
+    for name in ("step", "part", "kept", "SQNR before, dB", "SQNR after, dB", "gain, dB", "agreement after, %"):
+        table.add_column(name, overflow="fold")
+    for step in report["steps"]:
+        table.add_row(step["name"], "", *_gain(step), _percent(step["agreement"]))
+        for part in step["parts"]:
+            if "before" in part:
+                table.add_row("", part["part"], *_gain(part), "")
+    return table
+
+
+def _gain(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    before, after = entry["before"], entry["after"]
+    both = before is not None and after is not None
+    figures = ("" if value is None else f"{value:.2f}" for value in (before, after, after - before if both else None))
+    return ("yes" if entry["accepted"] else "no", *figures)  # type: ignore[return-value]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:
     entries = [
         f"{e['name']}: {e['reason']}"

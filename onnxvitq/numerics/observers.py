@@ -42,14 +42,16 @@ class Range:
 class Rows:
     """A sample of at most ``ROWS`` rows, as many of each sample, drawn without replacement.
 
+    With ``positions``, weights of T tokens, a tensor whose rows are T tokens has each row as often as it weighs.
+
     The number of samples need not be known: each gives ``ROWS // FIRST_SHARE`` rows at first; whenever the store is full
     every sample's share is halved, and rows were drawn in random order, so the first half is a random half. Past one row
     a sample, samples replace each other at random (reservoir sampling). Memory: ROWS x features, reached after
     ``FIRST_SHARE`` samples and constant from there.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, positions: FloatArray | None = None) -> None:
+        self._seed, self._positions = seed, positions
         self._share = ROWS // FIRST_SHARE
         # One block for all samples: many small ones, freed and made anew at each halving, leave holes between them.
         self._store = np.empty((0, 0), np.float32)
@@ -61,7 +63,7 @@ class Rows:
         """
         rows = values.reshape(-1, values.shape[-1])
         rng = np.random.default_rng([self._seed, sample, rows.shape[0]])
-        drawn = rows[rng.permutation(rows.shape[0])[: self._share]]
+        drawn = rows[_by_weight(rng, rows.shape[0], self._positions)[: self._share]]
         if not np.isfinite(drawn).all():
             return False
         if not self._counts:
@@ -105,8 +107,8 @@ class Operand:
     operand keeps QUERIES rows of each.
     """
 
-    def __init__(self, seed: int, side: Literal["left", "right"]) -> None:
-        self._seed, self._side = seed, side
+    def __init__(self, seed: int, side: Literal["left", "right"], positions: FloatArray | None = None) -> None:
+        self._seed, self._side, self._positions = seed, side, positions
         self._kept: list[tuple[tuple[int, ...], FloatArray]] = []
 
     def update(self, values: FloatArray, sample: int) -> bool:
@@ -119,7 +121,8 @@ class Operand:
         matrices = values.reshape(-1, *values.shape[-2:])
         matrices = matrices[_drawn(matrices.shape[0], MATRICES, self._seed, sample)]
         if self._side == "left":
-            matrices = matrices[:, _drawn(matrices.shape[1], QUERIES, self._seed, sample)]
+            rng = np.random.default_rng([self._seed, sample, matrices.shape[1]])
+            matrices = matrices[:, np.sort(_by_weight(rng, matrices.shape[1], self._positions)[:QUERIES])]
         self._kept[place : place + 1] = [(values.shape, matrices)]
         return bool(np.isfinite(matrices).all())
 
@@ -127,6 +130,17 @@ class Operand:
         """(S, L, m, k): the kept samples whose tensor had the shape of the first's, before any row was drawn."""
         first = self._kept[0][0]
         return np.stack([part for shape, part in self._kept if shape == first])
+
+
+def _by_weight(rng: np.random.Generator, size: int, positions: FloatArray | None) -> NDArray[np.intp]:
+    """All of ``size`` rows in random order; where they are tokens that weigh unequally, each about as often as it weighs.
+
+    Any part from the start is a sample, so a mean over it is the weighted mean. Weights are rounded to whole repetitions.
+    """
+    if positions is None or size % len(positions):
+        return rng.permutation(size)
+    repetitions = np.maximum(np.rint(np.tile(positions, size // len(positions))), 1).astype(np.intp)
+    return rng.permutation(np.repeat(np.arange(size), repetitions))
 
 
 def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:

@@ -1,6 +1,7 @@
 """One streaming pass over the calibration data that measures everything that was asked for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,25 @@ import numpy as np
 from onnxvitq.errors import CalibrationError
 from onnxvitq.numerics.observers import Operand, Range, Rows, Whole
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import StatRequest, Stats
+from onnxvitq.spec import FloatArray, StatRequest, Stats
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampling:
+    """How rows are drawn: by the seed, and each token as often as it weighs in ``positions`` (T,); None weighs all alike."""
+
+    seed: int
+    positions: FloatArray | None = None
 
 
 def sweep(
     model: Path,
     feeds: Iterable[Mapping[str, np.ndarray]],
     requests: Sequence[StatRequest],
+    sampling: Sampling,
     *,
-    seed: int,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Stats:
@@ -29,7 +38,7 @@ def sweep(
         model: a model whose outputs include every requested tensor.
         feeds: one dictionary a sample; consumed once, one held at a time.
         requests: what to measure.
-        seed: of the sampling of rows; the same rows are drawn from every tensor with as many rows.
+        sampling: of rows; the same rows are drawn from every tensor with as many rows.
         threads: of onnxruntime; 0 takes one a core.
         progress: called with the number of samples done.
 
@@ -40,7 +49,7 @@ def sweep(
         CalibrationError: a tensor holds a NaN or an infinity (it is named), or there was no sample.
     """
     session = Session(model, threads=threads)
-    observers = {request: _OBSERVERS[request.kind](seed) for request in requests}
+    observers = {request: _OBSERVERS[request.kind](sampling) for request in requests}
     wanted = sorted({request.tensor for request in requests})
     count = 0
     for feed in feeds:
@@ -69,10 +78,10 @@ def sweep(
     )
 
 
-_OBSERVERS: dict[str, Callable[[int], Range | Rows | Operand | Whole]] = {
-    "range": lambda seed: Range(),  # noqa: ARG005 - a range draws nothing at random
-    "rows": Rows,
-    "left": lambda seed: Operand(seed, "left"),
-    "right": lambda seed: Operand(seed, "right"),
-    "whole": lambda seed: Whole(),  # noqa: ARG005 - nor does this
+_OBSERVERS: dict[str, Callable[[Sampling], Range | Rows | Operand | Whole]] = {
+    "range": lambda _: Range(),
+    "rows": lambda sampling: Rows(sampling.seed, sampling.positions),
+    "left": lambda sampling: Operand(sampling.seed, "left", sampling.positions),
+    "right": lambda sampling: Operand(sampling.seed, "right"),
+    "whole": lambda _: Whole(),
 }

@@ -17,7 +17,7 @@ from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
 
-MAPS = ["channels", "online channels", "softmax"]
+MAPS = ["channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "bias", "weights"]
 FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
 
@@ -54,24 +54,20 @@ def test_every_step_has_its_entry_in_order(model: Path, tmp_path: Path) -> None:
     steps = steps_of(model, tmp_path)
     assert list(steps) == STEPS
     for step in steps.values():
-        assert {"name", "accepted", "before", "after", "kept", "layers", "parts"} <= set(step)
+        assert {"name", "accepted", "before", "after", "agreement", "kept", "layers", "parts"} <= set(step)
     assert steps["weights"]["layers"] == 13
 
 
 def test_the_baseline_runs_none_of_the_new_ones(model: Path, tmp_path: Path) -> None:
     assert list(steps_of(model, tmp_path, objective="minmax")) == ["minmax", "bias"]
-    assert list(steps_of(model, tmp_path, objective="minmax", bias_correction=False)) == ["minmax"]
+    assert list(steps_of(model, tmp_path, objective="minmax", skip=("bias",))) == ["minmax"]
 
 
 @pytest.mark.parametrize(
-    ("options", "missing"),
-    [({"reparametrise": False}, set(MAPS)), ({"rebuild": False}, {"weights"}), ({"bias_correction": False}, {"bias"})],
-    ids=["reparametrise", "rebuild", "bias"],
+    "missing", [tuple(MAPS), ("weights",), ("bias",), ("scales",)], ids=["maps", "weights", "bias", "scales"]
 )
-def test_each_can_be_switched_off_alone(
-    model: Path, tmp_path: Path, options: dict[str, Any], missing: set[str]
-) -> None:
-    assert list(steps_of(model, tmp_path, **options)) == [step for step in STEPS if step not in missing]
+def test_each_can_be_switched_off_alone(model: Path, tmp_path: Path, missing: tuple[str, ...]) -> None:
+    assert list(steps_of(model, tmp_path, skip=missing)) == [step for step in STEPS if step not in missing]
 
 
 def test_what_is_accepted_gains_at_the_output_and_the_score_goes_on(outlying: Path, tmp_path: Path) -> None:
@@ -90,6 +86,15 @@ def test_what_is_accepted_gains_at_the_output_and_the_score_goes_on(outlying: Pa
             score = step["after"]
 
 
+def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, effort="fast")
+    assert list(steps) == ["minmax", "channels+online-channels+softmax", "bias"]
+    exact = steps["channels+online-channels+softmax"]
+    assert exact["accepted"]
+    assert exact["after"] > exact["before"] + 1
+    assert {part["part"].split()[0] for part in exact["parts"]} >= {"norm", "value"}
+
+
 def test_always_keeps_what_is_proposed(outlying: Path, tmp_path: Path) -> None:
     steps = steps_of(outlying, tmp_path, acceptance="always")
     assert list(steps) == STEPS
@@ -99,10 +104,8 @@ def test_always_keeps_what_is_proposed(outlying: Path, tmp_path: Path) -> None:
 
 
 def test_mapped_channels_are_written(outlying: Path, tmp_path: Path) -> None:
-    quantize(outlying, FEEDS, tmp_path / "on.onnx", QuantConfig(candidates=3, rebuild=False, threads=1))
-    quantize(
-        outlying, FEEDS, tmp_path / "off.onnx", QuantConfig(candidates=3, rebuild=False, reparametrise=False, threads=1)
-    )
+    quantize(outlying, FEEDS, tmp_path / "on.onnx", QuantConfig(candidates=3, skip=("weights",), threads=1))
+    quantize(outlying, FEEDS, tmp_path / "off.onnx", QuantConfig(candidates=3, skip=("weights", *MAPS), threads=1))
     fresh = np.concatenate([feed["tokens"] for feed in correlated(9, 16)])
     (reference,) = run(onnx.load(outlying), {"tokens": fresh})
     noise = {

@@ -26,7 +26,7 @@ from onnxvitq.pipeline import RECIPE_KEY, PreprocessOptions, Result, evaluate_mo
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 NAMES = ["dynamo-dynamic", "dynamo-static", "torchscript-dynamic", "torchscript-static"]
-QUICK = QuantConfig(objective="minmax", bias_correction=False)
+QUICK = QuantConfig(objective="minmax", skip=("bias",))
 ROOT = str(Path(onnxvitq.__file__).parent.parent)
 ExportVit = Callable[[str, bool], onnx.ModelProto]
 

@@ -37,7 +37,7 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert [step["name"] for step in report["steps"]] == [
         "minmax",
         "channels",
-        "online channels",
+        "online-channels",
         "softmax",
         "scales",
         "bias",
@@ -147,3 +147,19 @@ def test_a_narrow_terminal_cuts_nothing(report: dict[str, Any]) -> None:
     text = text_of(report, width=60)
     assert "…" not in text
     assert "MatMul" in "".join(line.split("│")[-2].strip() for line in text.splitlines() if "│" in line)
+
+
+def test_the_ablation_names_every_step_with_what_it_did(report: dict[str, Any]) -> None:
+    steps = [
+        {"name": "scales", "accepted": True, "before": 30.0, "after": 31.5, "agreement": 0.75, "parts": [
+            {"part": "fc1.input", "accepted": False, "before": 30.0, "after": 29.25}]},
+        {"name": "weights", "accepted": False, "before": 31.5, "after": None, "agreement": None, "parts": []},
+    ]  # fmt: skip
+    file = io.StringIO()
+    Console(file=file, width=160).print(reports.ablation_table({**report, "steps": steps}))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in file.getvalue().splitlines() if "│" in line]
+    assert lines == [
+        ["scales", "", "yes", "30.00", "31.50", "1.50", "75.00"],
+        ["", "fc1.input", "no", "30.00", "29.25", "-0.75", ""],
+        ["weights", "", "no", "31.50", "", "", ""],
+    ]

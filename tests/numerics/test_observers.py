@@ -249,3 +249,26 @@ def test_one_whole_tensor_is_kept_however_large() -> None:
 @BAD
 def test_a_whole_tensor_that_is_not_finite_is_refused(bad: float) -> None:
     assert not Whole().update(np.array([0.0, bad], np.float32), 0)
+
+
+@pytest.mark.parametrize("kind", ["rows", "left"])
+def test_rows_come_as_often_as_their_token_weighs(kind: str) -> None:
+    weights = np.ones(64, np.float32)
+    weights[3] = 64.0
+    values = np.tile(np.arange(64, dtype=np.float32)[:, None], (2, 1, 3))  # two heads, tokens numbered
+    counts = np.zeros(64)
+    for seed in range(50):
+        observer = Rows(seed, weights) if kind == "rows" else Operand(seed, "left", weights)
+        assert observer.update(values, 0)
+        counts += np.bincount(observer.result()[..., 0].reshape(-1).astype(int), minlength=64)
+    share = counts / counts.sum()
+    assert share[3] == pytest.approx(64 / 127, abs=0.05)
+    assert np.delete(share, 3).max() < 0.03
+
+
+def test_weights_of_other_tokens_change_nothing() -> None:
+    values = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    plain, weighed = Rows(1), Rows(1, np.array([9.0, 1.0, 1.0], np.float32))  # ten rows are not tokens by three
+    for observer in (plain, weighed):
+        observer.update(values, 0)
+    np.testing.assert_array_equal(plain.result(), weighed.result())

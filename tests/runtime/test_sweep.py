@@ -13,7 +13,7 @@ from textgraph import model_of
 from onnxvitq.errors import CalibrationError, InvalidGraphError
 from onnxvitq.runtime import sweep as sweep_module
 from onnxvitq.runtime.session import Session
-from onnxvitq.runtime.sweep import sweep
+from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import StatRequest
 
 Feed = dict[str, np.ndarray]
@@ -37,7 +37,9 @@ def feeds(count: int, *, low: float = 1.0) -> list[Feed]:
 
 
 def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> None:
-    stats = sweep(model, feeds(7, low=-2.0), (RANGE, StatRequest(tensor="m", kind="range")), seed=0, threads=1)
+    stats = sweep(
+        model, feeds(7, low=-2.0), (RANGE, StatRequest(tensor="m", kind="range")), Sampling(seed=0), threads=1
+    )
     assert stats.count == 7
     assert stats.ranges == {"y": (-1.0, 5.0), "m": (-2.0, 4.0)}
     assert [stats.rows, stats.lefts, stats.rights, stats.wholes] == [{}] * 4
@@ -45,7 +47,7 @@ def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> Non
 
 def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
     kinds = ("range", "rows", "left", "right", "whole")
-    stats = sweep(model, feeds(5), [StatRequest(tensor="m", kind=kind) for kind in kinds], seed=0, threads=1)
+    stats = sweep(model, feeds(5), [StatRequest(tensor="m", kind=kind) for kind in kinds], Sampling(seed=0), threads=1)
     assert stats.ranges == {"m": (1.0, 5.0)}
     assert stats.rows["m"].shape == (5, 3, 4)
     assert stats.lefts["m"].shape == stats.rights["m"].shape == (5, 1, 3, 4)
@@ -54,14 +56,16 @@ def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
 
 
 def test_a_tensor_is_computed_only_when_it_is_asked_for(model: Path) -> None:
-    assert sweep(model, feeds(2, low=-1.0), (RANGE,), seed=0, threads=1).count == 2  # log(-1) is not looked at
+    assert (
+        sweep(model, feeds(2, low=-1.0), (RANGE,), Sampling(seed=0), threads=1).count == 2
+    )  # log(-1) is not looked at
 
 
 def test_the_same_seed_draws_the_same_rows(model: Path) -> None:
     rng = np.random.default_rng(0)
     many = [{"x": rng.normal(size=(1, 200, 4)).astype(np.float32)} for _ in range(3)]
     request = (StatRequest(tensor="m", kind="rows"),)
-    first, second, other = (sweep(model, many, request, seed=seed, threads=1).rows["m"] for seed in (0, 0, 1))
+    first, second, other = (sweep(model, many, request, Sampling(seed=seed), threads=1).rows["m"] for seed in (0, 0, 1))
     assert np.array_equal(first, second)
     assert first.shape == other.shape
     assert not np.array_equal(first, other)
@@ -71,12 +75,12 @@ def test_tensors_with_as_many_rows_are_sampled_alike(model: Path) -> None:
     rng = np.random.default_rng(0)
     many = [{"x": rng.normal(size=(1, 200, 4)).astype(np.float32)} for _ in range(3)]
     requests = [StatRequest(tensor=tensor, kind="rows") for tensor in "ym"]
-    rows = sweep(model, many, requests, seed=0, threads=1).rows
+    rows = sweep(model, many, requests, Sampling(seed=0), threads=1).rows
     assert np.array_equal(rows["y"], rows["m"] + 1)
 
 
 def test_a_request_made_twice_is_measured_once(model: Path) -> None:
-    assert sweep(model, feeds(2), (RANGE, RANGE), seed=0, threads=1).ranges == {"y": (2.0, 3.0)}
+    assert sweep(model, feeds(2), (RANGE, RANGE), Sampling(seed=0), threads=1).ranges == {"y": (2.0, 3.0)}
 
 
 def test_each_feed_is_read_once_and_let_go_before_the_next(model: Path) -> None:
@@ -91,7 +95,7 @@ def test_each_feed_is_read_once_and_let_go_before_the_next(model: Path) -> None:
             yield {"x": sample}
             del sample
 
-    stats = sweep(model, stream(), (RANGE,), seed=0, threads=1)
+    stats = sweep(model, stream(), (RANGE,), Sampling(seed=0), threads=1)
     assert stats.count == len(taken) == 5
 
 
@@ -110,14 +114,14 @@ def test_one_session_serves_all_requests_and_samples(model: Path, monkeypatch: p
 
     monkeypatch.setattr(sweep_module, "Session", Counting)
     requests = [StatRequest(tensor=tensor, kind=kind) for tensor in "ym" for kind in ("range", "rows", "left")]
-    sweep(model, feeds(4), requests, seed=0, threads=1)
+    sweep(model, feeds(4), requests, Sampling(seed=0), threads=1)
     assert made == [model]
     assert runs == [2] * 4  # each sample once, each tensor once
 
 
 def test_progress_is_told_after_every_sample(model: Path) -> None:
     told: list[int] = []
-    sweep(model, iter(feeds(4)), (RANGE,), seed=0, threads=1, progress=told.append)
+    sweep(model, iter(feeds(4)), (RANGE,), Sampling(seed=0), threads=1, progress=told.append)
     assert told == [1, 2, 3, 4]
 
 
@@ -129,16 +133,16 @@ def test_a_value_that_is_not_finite_is_named_with_its_tensor_and_sample(
     good, bad = feeds(2), feeds(1, low=low)
     request = (RANGE, StatRequest(tensor="l", kind=kind))
     with pytest.raises(CalibrationError) as caught:
-        sweep(model, [*good, *bad], request, seed=0, threads=1)
+        sweep(model, [*good, *bad], request, Sampling(seed=0), threads=1)
     assert str(caught.value) == "l: NaN or infinity in the float model, at calibration sample 2"
 
 
 def test_no_samples_are_refused(model: Path) -> None:
     with pytest.raises(CalibrationError, match=r"^calibration data: no samples$"):
-        sweep(model, [], (RANGE,), seed=0, threads=1)
+        sweep(model, [], (RANGE,), Sampling(seed=0), threads=1)
 
 
 def test_a_sample_that_does_not_fit_is_one_line(model: Path) -> None:
     with pytest.raises(InvalidGraphError, match="the model does not run on this input") as caught:
-        sweep(model, [{"x": np.zeros((1, 3, 5), np.float32)}], (RANGE,), seed=0, threads=1)
+        sweep(model, [{"x": np.zeros((1, 3, 5), np.float32)}], (RANGE,), Sampling(seed=0), threads=1)
     assert "\n" not in str(caught.value)
