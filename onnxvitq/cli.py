@@ -31,7 +31,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnxvitq.config import Effort, ObjectiveName, QuantConfig, StepName, load_config
+from onnxvitq.config import Effort, ObjectiveName, QuantConfig, StepName, load_config, parse_bits
 from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
@@ -232,9 +232,25 @@ def _quantize_parser() -> argparse.ArgumentParser:
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
     fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
-    fitting.add_argument("--weight-bits", type=int, choices=(7, 8), help="7 is safe on AVX2 without VNNI")
+    fitting.add_argument("--bits", metavar="wNaM", help="bits of weights and of activations, 2 to 8 each")
+    fitting.add_argument("--weight-bits", type=_integer(2, 8), metavar="N", help="the N of --bits; 7 is safe on AVX2")
     fitting.add_argument(
         "--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7"
+    )
+    fitting.add_argument("--activation-bits", type=_integer(2, 8), metavar="M", help="the M of --bits")
+    fitting.add_argument(
+        "--bits-for",
+        dest="bit_overrides",
+        type=_override,
+        action="append",
+        metavar="PATTERN=wNaM",
+        help="other bits, or float, for globs of node names or roles; the last that matches counts",
+    )
+    fitting.add_argument(
+        "--edges-at-8-bits",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="patch embedding and head keep 8 bits",
     )
     fitting.add_argument(
         "--nodes-to-exclude",
@@ -268,8 +284,19 @@ def _config(args: argparse.Namespace) -> QuantConfig:
     for name in QuantConfig.__dataclass_fields__:
         given = getattr(args, name, None)
         if given is not None:
-            values[name] = given
+            values[name] = dict(given) if name == "bit_overrides" else given
+    if args.weight_bits is not None or args.activation_bits is not None:
+        weights, activations = parse_bits("bits", str(values.get("bits", QuantConfig().bits)))
+        values["bits"] = f"w{args.weight_bits or weights}a{args.activation_bits or activations}"
     return QuantConfig.from_dict(values)
+
+
+def _override(text: str) -> tuple[str, str]:
+    """``block*.mlp.fc2=w4a8``: a pattern may hold a "=" of its own."""
+    pattern, equals, bits = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected PATTERN=wNaM or PATTERN=float, got {text!r}")
+    return pattern, bits
 
 
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Every option of a quantization, as one frozen record that goes to and comes from JSON and TOML."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +11,8 @@ from typing import Any, Literal, get_args
 from onnxvitq.errors import ConfigError
 
 CONFIG_VERSION = 1
+FLOAT = "float"
+BITS = re.compile("w([2-8])a([2-8])")
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 Effort = Literal["fast", "default", "best"]
@@ -30,11 +33,14 @@ class QuantConfig:
     """What to do, not where: paths are arguments.
 
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
-    finer and accepts in smaller parts. skip: steps to leave out (channels, online-channels and softmax change the float model
-    exactly; scales, bias and weights fit). candidates, rounds: size of the search; None goes with the effort.
-    acceptance: of what a step proposes, keep what the model's output gains from on held-out calibration samples, or
-    everything. attention: "int8" quantizes both products.
-    weight_bits: 8, or 7 for processors whose u8 x s8 products saturate (AVX2 and AVX512 without VNNI).
+    finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
+    weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
+    what the model's output gains from on held-out calibration samples, or everything. attention: "int8" quantizes both
+    products.
+    bits: "wNaM", N bits a weight and M bits an activation, each 2 to 8. w7 is for processors whose u8 x s8 products saturate
+    (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
+    matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
+    the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
@@ -47,7 +53,9 @@ class QuantConfig:
     rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
     attention: Literal["int8", "float"] = "int8"
-    weight_bits: int = 8
+    bits: str = "w8a8"
+    bit_overrides: tuple[tuple[str, str], ...] = ()
+    edges_at_8_bits: bool = True
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
     threads: int = 0
@@ -59,10 +67,13 @@ class QuantConfig:
         _one_of("objective", self.objective, get_args(ObjectiveName))
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
         _one_of("attention", self.attention, ("int8", "float"))
-        _one_of("weight_bits", self.weight_bits, (7, 8))
         _one_of("effort", self.effort, get_args(Effort))
         for step in self.skip:
             _one_of("skip", step, get_args(StepName))
+        parse_bits("bits", self.bits)
+        for pattern, bits in self.bit_overrides:
+            if bits != FLOAT:
+                parse_bits(f"bit_overrides: {pattern}", bits)
         if self.candidates is not None:
             _between("candidates", self.candidates, 2, 1000)
         if self.rounds is not None:
@@ -92,7 +103,8 @@ class QuantConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return values | {"bit_overrides": dict(self.bit_overrides)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantConfig":
@@ -110,6 +122,9 @@ class QuantConfig:
             default = known[name].default
             expected = int if default is None else type(default)
             accepted = value is None and default is None
+            if name == "bit_overrides":
+                given[name] = _overrides(value)
+                continue
             if expected is tuple:
                 accepted = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
                 given[name] = tuple(value) if accepted else value
@@ -120,6 +135,24 @@ class QuantConfig:
             if not accepted:
                 raise ConfigError(name, f"expected {expected.__name__}, got {value!r}")
         return cls(**given)
+
+
+def parse_bits(name: str, text: str) -> tuple[int, int]:
+    """(bits a weight, bits an activation) of "wNaM".
+
+    Raises:
+        ConfigError: it is not of that form, or a width is not 2 to 8; ``name`` says where it stood.
+    """
+    found = BITS.fullmatch(text)
+    if found is None:
+        raise ConfigError(name, f"expected wNaM with N and M 2 to 8, such as w4a8, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _overrides(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise ConfigError("bit_overrides", f"expected a table of patterns and bits, got {value!r}")
+    return tuple(value.items())
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

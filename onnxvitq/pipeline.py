@@ -114,7 +114,7 @@ def quantize(
         fitted = fitter.fit()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
-        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan), metadata)
+        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds

@@ -232,8 +232,8 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--samples", "3"), "num_samples", 3),
         (("--objective", "pearson"), "objective", "pearson"),
         (("--calibration_method", "minmax"), "objective", "minmax"),
-        (("--weight_bits", "7"), "weight_bits", 7),
-        (("--reduce_range",), "weight_bits", 7),
+        (("--weight_bits", "7"), "bits", "w7a8"),
+        (("--reduce_range",), "bits", "w7a8"),
         (("--candidates", "9"), "candidates", 9),
         (("--rounds", "1"), "rounds", 1),
         (("--attention", "float"), "attention", "float"),
@@ -271,7 +271,7 @@ def test_saved_configuration_gives_the_same_model(work: Path, capsys: Capture) -
     first = report_of(capsys, *command, "a.onnx", *options, "--save_config_file", "config.json")
     saved = json.loads(Path("config.json").read_text(encoding="utf-8"))
     assert saved == first["config"]
-    assert (saved["num_samples"], saved["nodes_to_exclude"], saved["weight_bits"]) == (5, ["head"], 7)
+    assert (saved["num_samples"], saved["nodes_to_exclude"], saved["bits"]) == (5, ["head"], "w7a8")
     second = report_of(capsys, *command, "b.onnx", "--config", "config.json")
     assert second["config"] == saved
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()

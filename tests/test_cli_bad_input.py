@@ -423,7 +423,7 @@ def test_a_check_that_fails_after_writing_undoes_it(
         (("--nodes-to-exclude", "head", "nothing"), "'nothing' matches no"),
         (("--objective", "magic"), "--objective/--calibration-method: invalid choice: 'magic'"),
         (("--attention", "fp8"), "--attention: invalid choice: 'fp8'"),
-        (("--weight-bits", "4"), "--weight-bits: invalid choice: 4"),
+        (("--weight-bits", "9"), "--weight-bits: expected 2 to 8, got 9"),
         (("--candidates", "1"), "candidates: expected 2 to 1000, got 1"),
         (("--candidates", "many"), "--candidates: invalid int value: 'many'"),
         (("--rounds", "0"), "rounds: expected 1 to 20, got 0"),

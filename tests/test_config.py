@@ -17,7 +17,9 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "skip": ["bias", "weights"],
     "acceptance": "always",
     "attention": "float",
-    "weight_bits": 7,
+    "bits": "w4a6",
+    "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
+    "edges_at_8_bits": False,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
     "threads": 3,
@@ -64,7 +66,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
         config.seed = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight-bits"])
+@pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight_bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, candidates") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
@@ -81,7 +83,7 @@ def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
         ("num_samples", False, "int"),
         ("num_samples", 2.5, "int"),
         ("seed", False, "int"),
-        ("weight_bits", "8", "int"),
+        ("bits", 8, "str"),
         ("version", "1", "int"),
         ("version", True, "int"),
         ("skip", "bias", "tuple"),
@@ -111,9 +113,9 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("objective", "cosine", "expected one of minmax, mse, pearson, ranking"),
         ("objective", "MSE", "expected one of"),
         ("attention", "uint8", "expected one of int8, float"),
-        ("weight_bits", 4, "expected one of 7, 8"),
         ("effort", "slow", "expected one of fast, default, best"),
         ("skip", ("rounding",), "expected one of channels, online-channels, softmax, scales, bias, weights"),
+        ("bits", "w9a8", "expected wNaM with N and M 2 to 8"),
         ("candidates", 1, "expected 2 to 1000"),
         ("candidates", 1001, "expected 2 to 1000"),
         ("rounds", 0, "expected 1 to 20"),

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "runtime": BOTTOM | {"numerics"},
     "plan": BOTTOM | {"blockmap"},
     "steps": BOTTOM | {"plan", "numerics", "config", "blockmap", "fanout"},
-    "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap"},
+    "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap", "blocks"},
     "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
@@ -54,7 +54,10 @@ TYPE_ONLY = {
 }
 
 # What may be taken from a unit by one that must not depend on the rest of it.
-NAMES_ONLY = {("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"}}
+NAMES_ONLY = {
+    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"},
+    ("rewrite", "blocks"): {"ACTIVATION"},
+}
 
 
 def sources() -> list[Path]:

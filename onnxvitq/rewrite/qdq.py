@@ -21,6 +21,8 @@ from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.narrow import lowest_value, narrow_range
+from onnxvitq.rewrite.pack import Packer
 from onnxvitq.spec import QParams
 
 # onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
@@ -41,8 +43,15 @@ FUSED_INTO_GEMM = frozenset(
 )
 
 
-def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
+def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bool = False) -> gs.Graph:
     """A new graph with the plan written into it; ``graph`` is left as it was (constants are shared, never written).
+
+    Args:
+        graph: canonical.
+        problem: what was found in it.
+        plan: with parameters.
+        packed: weights of fewer than 8 bits take that many bits, unpacked when a session loads; else they are int8, which
+            loads faster and computes the same.
 
     Raises:
         PlanError: the plan names a tensor or a node that the graph does not have.
@@ -50,6 +59,7 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
     _check(graph, plan)
     written = graph.copy()
     writer = _Writer(written, problem, plan)
+    writer.packer = Packer(writer.edit, graph.opset) if packed else None
     blockmap = problem.blockmap
     for linear in blockmap.linears:
         if planned_linear(plan, linear):
@@ -129,6 +139,7 @@ class _Writer:
         self.problem, self.plan = problem, plan
         self.nodes = {node.name: node for node in graph.nodes}
         self.tensors = graph.tensors()
+        self.packer: Packer | None = None
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
 
     def linear(self, linear: Linear) -> None:
@@ -208,9 +219,14 @@ class _Writer:
         """DequantizeLinear(QuantizeLinear(x)), one pair a tensor."""
 
         def write() -> gs.Tensor:
+            zero_point, largest = narrow_range(params, lowest_value(x))
             scale = self.edit.constant(f"{site}_scale", params.scale)
-            zero = self.edit.constant(f"{site}_zero_point", params.zero_point)
-            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [x, scale, zero], dtype=params.spec.storage)
+            zero = self.edit.constant(f"{site}_zero_point", zero_point)
+            bounded = x
+            if largest is not None:
+                bounded = self.edit.node("Min", f"{site}_bounded", [x, self.edit.constant(f"{site}_largest", largest)])
+                bounded.shape = x.shape
+            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [bounded, scale, zero], dtype=np.uint8)
             return self.edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
 
         return self._once(("codes", x.name), write)
@@ -231,9 +247,10 @@ class _Writer:
         weight = self.plan.weights.get(linear.name, self.problem.constants[linear.weight])
 
         def write() -> gs.Tensor:
-            codes = quantize(weight, params)
+            codes, name = quantize(weight, params), f"{linear.name}_weight_codes"
+            stored = self.packer.int8(name, codes, params.spec.bits) if self.packer else self.edit.constant(name, codes)
             inputs = [
-                self.edit.constant(f"{linear.name}_weight_codes", codes),
+                stored,
                 self.edit.constant(f"{linear.name}_weight_scale", params.scale),
                 self._zeros(codes.dtype, linear.out_features),
             ]

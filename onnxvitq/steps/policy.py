@@ -1,19 +1,23 @@
 """Which tensors are quantized, and in what format. Softmax, norms, activations functions and residual adds stay float:
 there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5).
+
+Bits are said of layers, and a tensor has one format: where layers that ask for different bits read one tensor (or share a
+weight), it has the most of them.
 """
 
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
-from onnxvitq.config import QuantConfig
+from onnxvitq.config import FLOAT, QuantConfig, parse_bits
 from onnxvitq.errors import ConfigError
 from onnxvitq.plan import QuantPlan, SiteDecision
 from onnxvitq.spec import QuantSpec, Site
 
 ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+Bits = tuple[int, int]  # of the weight (of a product: unused), of the activations
 
 
 def weight_spec(bits: int) -> QuantSpec:
@@ -21,13 +25,18 @@ def weight_spec(bits: int) -> QuantSpec:
     return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
 
 
+def activation_spec(bits: int) -> QuantSpec:
+    """One scale and zero point a tensor, codes from 0."""
+    return QuantSpec(bits=bits, signed=False, symmetric=False)
+
+
 def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
     """A plan of formats without parameters: every linear, both products of every attention, every other product.
 
     Raises:
-        ConfigError: a pattern of ``nodes_to_exclude`` matches nothing.
+        ConfigError: a pattern of ``nodes_to_exclude`` or of ``bit_overrides`` matches nothing.
     """
-    excluded = _excluded(blockmap, config.nodes_to_exclude)
+    bits, excluded = _bits(blockmap, config)
     sites: dict[str, Site] = {}
     for linear in blockmap.linears:
         if linear.name not in excluded:
@@ -41,16 +50,50 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
             if config.attention == "int8" and product.name not in excluded:
                 _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
-    decisions = {
-        name: SiteDecision(site=site, spec=weight_spec(config.weight_bits) if site.kind == "weight" else ACTIVATION)
-        for name, site in sites.items()
-    }
+    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits)) for name, site in sites.items()}
     kept_float = {**excluded}
     if config.attention == "float":
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
         nodes += [product.name for product in blockmap.products]
         kept_float.update(dict.fromkeys(nodes, "attention kept float"))
     return QuantPlan(decisions=decisions, kept_float=kept_float)
+
+
+def edges(blockmap: BlockMap) -> tuple[str, ...]:
+    """Names of the patch embeddings, and of the first and the last linear where they lie outside the blocks (the head)."""
+    ends = {linear.name for linear in (*blockmap.linears[:1], *blockmap.linears[-1:])}
+    return tuple(
+        linear.name
+        for linear in blockmap.linears
+        if linear.kind == "patch_embedding" or (linear.name in ends and not linear.role.startswith("block"))
+    )
+
+
+def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dict[str, str]]:
+    """Bits of every linear and product by its name, and those that stay float, with the reason."""
+    names = dict(_names(blockmap))
+    default = parse_bits("bits", config.bits)
+    bits = dict.fromkeys(names, default)
+    if config.edges_at_8_bits:
+        bits |= dict.fromkeys(edges(blockmap), (7 if default[0] == 7 else 8, 8))
+    excluded: dict[str, str] = {}
+    for pattern in config.nodes_to_exclude:
+        hits = _matching(names, pattern, "--nodes-to-exclude")
+        excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
+    in_float: dict[str, str] = {}
+    for pattern, asked in config.bit_overrides:
+        for node in _matching(names, pattern, "--bits-for"):
+            in_float.pop(node, None)
+            if asked == FLOAT:
+                in_float[node] = f"kept float by {pattern!r}"
+            else:
+                bits[node] = parse_bits("bit_overrides", asked)
+    return bits, {**in_float, **excluded}
+
+
+def _spec(site: Site, bits: Mapping[str, Bits]) -> QuantSpec:
+    side, make = (0, weight_spec) if site.kind == "weight" else (1, activation_spec)
+    return make(max(bits[node][side] for node, _ in site.consumers))
 
 
 def operand_sites(attention: Attention) -> tuple[tuple[str, int, str, str], ...]:
@@ -73,24 +116,18 @@ def _add(sites: dict[str, Site], tensor: str, kind: str, role: str, consumer: tu
         sites[tensor] = Site(name=tensor, kind=known.kind, role=known.role, consumers=(*known.consumers, consumer))
 
 
-def _excluded(blockmap: BlockMap, patterns: Sequence[str]) -> dict[str, str]:
-    """Node name -> reason, for every linear and attention product that a pattern names."""
-    names = dict(_names(blockmap))
-    excluded: dict[str, str] = {}
-    for pattern in patterns:
-        hits = {
-            node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)
-        }
-        if not hits:
-            known = sorted({alias for aliases in names.values() for alias in aliases})
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
-            raise ConfigError(
-                "--nodes-to-exclude",
-                f"{pattern!r} matches no linear or attention product",
-                f"did you mean {' or '.join(near)}?" if near else "",
-            )
-        excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
-    return excluded
+def _matching(names: Mapping[str, tuple[str, ...]], pattern: str, option: str) -> set[str]:
+    """The linears and products, each with the names it may be called by, that a pattern names."""
+    hits = {node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)}
+    if not hits:
+        known = sorted({alias for aliases in names.values() for alias in aliases})
+        near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+        raise ConfigError(
+            option,
+            f"{pattern!r} matches no linear or attention product",
+            f"did you mean {' or '.join(near)}?" if near else "",
+        )
+    return hits
 
 
 def _names(blockmap: BlockMap) -> "list[tuple[str, tuple[str, ...]]]":

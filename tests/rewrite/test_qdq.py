@@ -194,7 +194,7 @@ ONE_LINEAR = (
 
 @pytest.mark.parametrize("level", ["disabled", "all"])
 def test_a_linear_computes_what_fake_quantization_says(level: str) -> None:
-    case = case_of(graph_of(ONE_LINEAR), weight_bits=7)
+    case = case_of(graph_of(ONE_LINEAR), bits="w7a8")
     x, weight = case.plan.params("x"), case.plan.params("W")
     assert x is not None
     assert weight is not None
@@ -275,7 +275,7 @@ def test_a_linear_is_written_as_a_gemm_of_codes(small: Case) -> None:
 
 def test_weights_keep_within_their_bits() -> None:
     for bits, largest in ((8, 127), (7, 63)):
-        case = case_of(graph_of(ONE_LINEAR), weight_bits=bits)
+        case = case_of(graph_of(ONE_LINEAR), bits=f"w{bits}a8")
         codes = initializers(case.written())["p_weight_codes"]
         assert np.abs(codes.astype(int)).max(axis=0).tolist() == [largest] * 24  # min-max: every column reaches it
 

@@ -39,7 +39,7 @@ def test_sites_know_their_readers_and_roles(blockmap: BlockMap) -> None:
 
 def test_formats(blockmap: BlockMap) -> None:
     for bits in (7, 8):
-        plan = make_plan(blockmap, QuantConfig(weight_bits=bits))
+        plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8"))
         for decision in plan.decisions.values():
             assert decision.spec == (weight_spec(bits) if decision.site.kind == "weight" else ACTIVATION)
     assert QuantSpec(bits=8, signed=False, symmetric=False) == ACTIVATION

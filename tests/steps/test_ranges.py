@@ -15,7 +15,7 @@ from onnxvitq.steps.step import Step, StepOutcome
 
 @pytest.fixture
 def unfitted(problem: Problem) -> QuantPlan:
-    return make_plan(problem.blockmap, QuantConfig(weight_bits=7))
+    return make_plan(problem.blockmap, QuantConfig(bits="w7a8"))
 
 
 def test_needs_the_range_of_every_activation(problem: Problem, unfitted: QuantPlan) -> None:

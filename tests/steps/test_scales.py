@@ -212,7 +212,7 @@ def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(problem: Problem,
 
 
 def test_seven_bit_weights_are_searched_as_seven_bits(problem: Problem, stats: Stats) -> None:
-    config = QuantConfig(weight_bits=7)
+    config = QuantConfig(bits="w7a8")
     plan, _ = MinMaxRanges().apply(problem, make_plan(problem.blockmap, config), stats)
     after, _ = searching("mse").apply(problem, plan, stats)
     for name in (QUERY, KEY, FC1):
