@@ -29,7 +29,7 @@ from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
-from onnxvitq.spec import FloatArray, QParams
+from onnxvitq.spec import FloatArray, QParams, QuantSpec
 from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
@@ -37,6 +37,8 @@ ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head h
 ROWS_AN_INPUT, FEW_ROWS = 8, 2048  # rows of a layer's inputs that are used, over all samples; at least FEW_ROWS
 LANES = 2  # of samples that are summed side by side; a fixed number, or the sums would depend on the machine's cores
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
+FEW_BITS = 4
+FEW_BITS_GRID = (*(0.05 * step for step in range(5, 16)), *WEIGHT_GRID)  # a finer step is worth clipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,8 @@ def rebuild_weights(
             exact.reach([tensor, *streams.values()])
             coded.reach([tensor, *streams.values()])
             planned = [one for one in group if planned_linear(plan, one)]
-            results = _Solver(problem, plan, planned, options).solve(exact, coded, streams) if planned else []
-            found = {one.linear: one for one in results}
+            parts = [_Solver(problem, plan, part, options) for part in _formats(plan, planned)]
+            found = {one.linear: one for part in parts for one in part.solve(exact, coded, streams)}
             for linear in group:
                 weight, bias = problem.weight(linear.name), problem.bias(linear.name)
                 exact.compute(linear, _affine(weight, bias, None))
@@ -115,6 +117,14 @@ def _groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
     for linear in linears:
         groups.setdefault(linear.input, []).append(linear)
     return groups
+
+
+def _formats(plan: QuantPlan, linears: Sequence[Linear]) -> list[list[Linear]]:
+    """The linears by the format of their weight."""
+    formats: dict[QuantSpec, list[Linear]] = {}
+    for linear in linears:
+        formats.setdefault(plan.decisions[linear.weight].spec, []).append(linear)
+    return list(formats.values())
 
 
 def _residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
@@ -293,8 +303,10 @@ class _Solver:
         return rows, weights[rows].astype(np.float32)
 
     def _scales(self, weight: FloatArray) -> QParams:
-        """Per channel, the scale among ``WEIGHT_GRID`` with the lowest squared error of the weight."""
-        tried = [params_from_weight(weight, self.weight_params.spec, multiplier) for multiplier in WEIGHT_GRID]
+        """Per channel, the scale on the grid with the lowest squared error of the weight."""
+        spec = self.weight_params.spec
+        grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
+        tried = [params_from_weight(weight, spec, multiplier) for multiplier in grid]
         errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
         best = errors.argmin(axis=0)
         scale = np.stack([one.scale for one in tried])[best, np.arange(weight.shape[1])]

@@ -4,12 +4,14 @@ A code is cut into fields of 4, 2 and 1 bits (6 = 4 + 2), and each field is pack
 together again. It reads constants only, so onnxruntime computes it once, when the session loads, and before it looks for
 quantized layers: what it sees then is the int8 weight of an 8-bit model, and the kernel is the same.
 
-A byte holds values that lie a whole part of the rows apart, not neighbours: each plane of a field is then one shift of the
-whole blob, and a Concat along the rows puts the planes together. Shifts of interleaved values would broadcast over an axis of
-2 to 8 elements (measured: four times the load time).
+* Weights of one width and one number of outputs are unpacked together, row under row, and split at the end: few nodes.
+* A byte holds values that lie a whole part of the rows apart, not neighbours: each plane of a field is then one shift of the
+  whole blob, and a Concat along the rows puts the planes together. Shifts of interleaved values would broadcast over an axis
+  of 2 to 8 elements (measured: four times the load time).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -21,38 +23,69 @@ from onnxvitq.spec import IntArray
 FIELDS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}  # widths whose values fill a byte
 BITWISE_OPSET = 18  # BitwiseAnd and BitwiseOr
 SMALL_ARITHMETIC_OPSET = 14  # Add and Sub of 8-bit integers
-NODE_BYTES = 130  # in the file, with the names
+NODE_BYTES = 120  # in the file, with the names
+LARGEST_GROUP = 2**26  # weights unpacked together: bounds the memory that loading takes for a moment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weight:
+    tensor: gs.Variable
+    codes: IntArray
 
 
 class Packer:
-    """Writes packed weights into one graph; remembers the small constants that all of them share."""
+    """Collects the weights of one graph, and writes them packed; remembers the small constants that all of them share."""
 
     def __init__(self, edit: Editor, opset: int) -> None:
         self._edit, self._opset = edit, opset
         self._shared: dict[tuple[str, int], gs.Constant] = {}
+        self._weights: dict[tuple[int, int], list[_Weight]] = {}
 
     def int8(self, name: str, codes: IntArray, bits: int) -> gs.Tensor:
-        """A tensor of the codes (I, O) int8: a constant, or computed from packed constants where that is smaller.
+        """A tensor of the codes (I, O) int8; one of fewer than 8 bits has no values before ``write``.
 
         Args:
-            name: of the tensor, and the beginning of the names of what computes it.
+            name: of the tensor.
             codes: within -2^(bits - 1) and 2^(bits - 1) - 1.
             bits: 2 to 8.
         """
-        if not is_packed(codes.size, bits):
+        if bits not in FIELDS:
             return self._edit.constant(name, codes)
-        offset = 1 << (bits - 1)
-        values = (codes.astype(np.int16) + offset).astype(np.uint8)
+        tensor = gs.Variable(self._edit.unique(name), dtype=np.int8, shape=codes.shape)
+        self._weights.setdefault((bits, codes.shape[1]), []).append(_Weight(tensor, codes))
+        return tensor
+
+    def write(self) -> None:
+        """Give every tensor its values: packed where that takes fewer bytes, nodes included, than int8."""
+        for (bits, outputs), weights in self._weights.items():
+            for number, group in enumerate(_groups(weights)):
+                if _pays(sum(weight.codes.size for weight in group), bits):
+                    self._group(f"packed{bits}x{outputs}_{number}", group, bits)
+                else:
+                    for weight in group:
+                        weight.tensor.to_constant(weight.codes)
+        self._weights.clear()
+
+    def _group(self, name: str, weights: Sequence[_Weight], bits: int) -> None:
+        offset, rows = 1 << (bits - 1), [len(weight.codes) for weight in weights]
+        stacked = np.concatenate([weight.codes for weight in weights])
+        values = (stacked.astype(np.int16) + offset).astype(np.uint8)
         together, low = None, 0
         for width in FIELDS[bits]:
-            field = self._field(f"{name}_{width}bit", pack(values, width, low, multiple(bits)), (width, low))
+            blob = pack(values, width, low, multiple(bits))
+            field = self._field(f"{name}_{width}bit", blob, (width, low))
             together = field if together is None else self._joined(f"{name}_{low}", together, field)
             low += width
         assert together is not None  # every entry of FIELDS has a field
-        if len(codes) % multiple(bits):
-            ends = [self._constant("rows", value, np.int64) for value in (0, len(codes))]
+        if len(values) % multiple(bits):
+            ends = [self._constant("rows", value, np.int64) for value in (0, len(values))]
             together = self._edit.node("Slice", f"{name}_rows", [together, *ends], dtype=np.uint8)
-        return self._signed(name, together, offset)
+        signed = self._signed(f"{name}_codes", together, offset)
+        sizes = self._edit.constant(f"{name}_sizes", np.array(rows, np.int64))
+        outputs = [weight.tensor for weight in weights]
+        self._edit.graph.nodes.append(
+            gs.Node("Split", self._edit.unique(f"{name}_split"), {"axis": 0}, [signed, sizes], outputs)
+        )
 
     def _field(self, name: str, blob: IntArray, place: tuple[int, int]) -> gs.Tensor:
         """(rows / n, O) bytes of n values -> (rows, O), each value where it belongs in the code: width bits from bit low up."""
@@ -133,9 +166,18 @@ def multiple(bits: int) -> int:
     return 8 // min(FIELDS[bits])
 
 
-def is_packed(count: int, bits: int) -> bool:
-    """Whether ``count`` weights of that many bits take fewer bytes packed, with the nodes that unpack them, than as int8."""
-    if bits not in FIELDS:
-        return False
-    nodes = sum(8 // width + 3 for width in FIELDS[bits]) + 2
+def _groups(weights: Sequence[_Weight]) -> Iterator[list[_Weight]]:
+    """Parts of a list with ``LARGEST_GROUP`` weights at most, or one tensor."""
+    group: list[_Weight] = []
+    for weight in weights:
+        if group and sum(one.codes.size for one in group) + weight.codes.size > LARGEST_GROUP:
+            yield group
+            group = []
+        group.append(weight)
+    yield group
+
+
+def _pays(count: int, bits: int) -> bool:
+    """Whether ``count`` weights take fewer bytes packed, with the nodes that unpack them, than as int8."""
+    nodes = sum(8 // width + 3 for width in FIELDS[bits]) + 3
     return count * (8 - bits) / 8 > nodes * NODE_BYTES

@@ -23,7 +23,7 @@ from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
 from onnxvitq.rewrite.pack import Packer
-from onnxvitq.spec import QParams
+from onnxvitq.spec import IntArray, QParams
 
 # onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
 FUSED_INTO_GEMM = frozenset(
@@ -66,6 +66,8 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bo
             writer.linear(linear)
     for node, operands in products(blockmap):
         writer.product(node, operands)
+    if writer.packer is not None:
+        writer.packer.write()
     written.cleanup().toposort()
     run_pass(written, merge_reshapes)
     return written
@@ -153,11 +155,9 @@ class _Writer:
             bias = self.problem.bias(linear.name)
         weight_params = raise_for_bias(weight_params, bias, float(input_params.scale))
         rows = self._rows(x, linear.in_features)
-        operands = [
-            self._codes(rows, input_params, linear.input),
-            self._weight(linear, weight_params),
-            self._bias(linear, bias, weight_params.scale * input_params.scale),
-        ]
+        operands = [self._codes(rows, input_params, linear.input), self._weight(linear, weight_params)]
+        codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
+        operands.append(self._bias(linear, codes, [operand.inputs[0].inputs[1] for operand in operands]))
         last = self.nodes[linear.bias_node or linear.name]
         output = last.outputs[0]
         last.outputs.clear()
@@ -259,12 +259,16 @@ class _Writer:
         own = linear.name if linear.name in self.plan.weights else linear.weight
         return self._once(("weight", own, params.scale.tobytes()), write)
 
-    def _bias(self, linear: Linear, bias: np.ndarray, scale: np.ndarray) -> gs.Tensor:
-        """DequantizeLinear(int32 (O,)) in units of input scale x weight scale, as QGemm adds it."""
-        codes = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+    def _bias(self, linear: Linear, codes: IntArray, scales: Sequence[gs.Constant]) -> gs.Tensor:
+        """DequantizeLinear(int32 (O,)) in units of input scale x weight scale, as QGemm adds it.
+
+        Where weights are packed the units are not stored either: a Mul computes them when the session loads.
+        """
+        name = f"{linear.name}_bias_scale"
+        product = scales[1].values * scales[0].values
         inputs = [
             self.edit.constant(f"{linear.name}_bias_codes", codes),
-            self.edit.constant(f"{linear.name}_bias_scale", scale.astype(np.float32)),
+            self.edit.node("Mul", name, scales) if self.packer else self.edit.constant(name, product),
             self._zeros(np.dtype(np.int32), linear.out_features),
         ]
         return self.edit.node("DequantizeLinear", f"{linear.name}_bias_dequantize", inputs, axis=0)

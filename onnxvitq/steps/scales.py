@@ -1,17 +1,17 @@
 """Scales by the error of what a tensor is for: the output of the linears that read it, the attention's scores and context."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxvitq.blockmap import Attention
 from onnxvitq.fanout import fan_out
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.numerics.fit import ProductFit, Search, fit_linear, fit_product, times
+from onnxvitq.numerics.fit import Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.spec import FloatArray, QParams, StatRequest, Stats
+from onnxvitq.spec import FloatArray, QParams, QuantSpec, StatRequest, Stats
 from onnxvitq.steps.step import StepOutcome, outcome, split_samples, sqnr_db
 
 
@@ -64,26 +64,20 @@ class SearchScales:
         self, problem: Problem, plan: QuantPlan, stats: Stats, group: tuple[str, list[str]], objective: Objective
     ) -> "_Judged":
         tensor, names = group
+        linears = [problem.blockmap.linear(name) for name in names]
         weights = [problem.weight(name) for name in names]
-        weight = np.concatenate(weights, axis=1)  # (I, sum of O)
         fitting, held = split_samples(stats.rows[tensor])
-        first = plan.decisions[problem.blockmap.linear(names[0]).weight]
-        fit = fit_linear(
-            fitting, weight, (plan.decisions[tensor].spec, first.spec), stats.ranges[tensor], objective, self.search
+        spec, specs = plan.decisions[tensor].spec, [plan.decisions[one.weight].spec for one in linears]
+        left, rights = _fit_formats(fitting, weights, (spec, specs), stats.ranges[tensor], objective, self.search)
+        old = [plan.decisions[one.weight].params for one in linears]
+        judged = _judge(
+            (held, np.concatenate(weights, axis=1)),
+            (_seen(held, plan.decisions[tensor].params), _side_by_side(weights, old)),
+            (_seen(held, left), _side_by_side(weights, rights)),
+            objective,
         )
-        start = _joined([plan.decisions[problem.blockmap.linear(name).weight].params for name in names])
-        old = (plan.decisions[tensor].params, start)
-        judged = _judge(held, weight, old, fit, objective)
-        if not judged.kept:
-            return judged
-        params = {tensor: fit.left}
-        stops = np.cumsum([0, *(w.shape[1] for w in weights)])
-        for name, begin, end in zip(names, stops[:-1], stops[1:], strict=True):
-            part = QParams(
-                spec=fit.right.spec, scale=fit.right.scale[begin:end], zero_point=fit.right.zero_point[begin:end]
-            )
-            params[problem.blockmap.linear(name).weight] = part
-        return _Judged(before=judged.before, after=judged.after, kept=True, params=params)
+        params = {tensor: left, **{one.weight: right for one, right in zip(linears, rights, strict=True)}}
+        return replace(judged, params=params) if judged.kept else judged
 
     def _product(self, plan: QuantPlan, stats: Stats, pair: tuple[str, str], objective: Objective) -> "_Judged":
         left, right = pair
@@ -92,11 +86,15 @@ class SearchScales:
             split_samples(stats.rights[right]),
         )
         bounds = (stats.ranges[left], stats.ranges[right])
-        fit = fit_product(fit_left, fit_right, plan.decisions[left].spec, bounds, objective, self.search)
-        old = (plan.decisions[left].params, plan.decisions[right].params)
-        judged = _judge(held_left, held_right, old, fit, objective)
-        params = {left: fit.left, right: fit.right} if judged.kept else {}
-        return _Judged(before=judged.before, after=judged.after, kept=judged.kept, params=params)
+        specs = (plan.decisions[left].spec, plan.decisions[right].spec)
+        fit = fit_product(fit_left, fit_right, specs, bounds, objective, self.search)
+        judged = _judge(
+            (held_left, held_right),
+            (_seen(held_left, plan.decisions[left].params), _seen(held_right, plan.decisions[right].params)),
+            (_seen(held_left, fit.left), _seen(held_right, fit.right)),
+            objective,
+        )
+        return replace(judged, params={left: fit.left, right: fit.right}) if judged.kept else judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,30 +127,56 @@ def _products(attention: Attention, problem: Problem, plan: QuantPlan) -> list[t
     ]
 
 
-def _joined(params: "list[QParams | None]") -> QParams:
-    """Per-channel weight parameters side by side."""
-    present = [one for one in params if one is not None]
-    return QParams(
-        spec=present[0].spec,
-        scale=np.concatenate([one.scale for one in present]),
-        zero_point=np.concatenate([one.zero_point for one in present]),
-    )
+def _fit_formats(
+    rows: FloatArray,
+    weights: Sequence[FloatArray],
+    specs: tuple[QuantSpec, Sequence[QuantSpec]],
+    bounds: tuple[float, float],
+    objective: Objective,
+    search: Search,
+) -> tuple[QParams, list[QParams]]:
+    """Parameters of one input and of each weight that reads it.
+
+    Weights of one format are searched side by side. Where there are several formats (some layers have fewer bits) each has
+    its own search, and of the input's scales that they end with, the one is taken that all of them together lose least by.
+    """
+    lefts: dict[QuantSpec, QParams] = {}
+    rights: dict[int, QParams] = {}
+    for spec in dict.fromkeys(specs[1]):
+        members = [index for index, one in enumerate(specs[1]) if one == spec]
+        joined = np.concatenate([weights[index] for index in members], axis=1)  # (I, sum of O)
+        fit = fit_linear(rows, joined, (specs[0], spec), bounds, objective, search)
+        lefts[spec] = fit.left
+        stops = np.cumsum([weights[index].shape[1] for index in members])[:-1]
+        for index, scale in zip(members, np.split(fit.right.scale, stops), strict=True):
+            rights[index] = replace(fit.right, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
+    found = [rights[index] for index in range(len(weights))]
+    if len(lefts) == 1:
+        return next(iter(lefts.values())), found
+    reference, rounded = times(rows, np.concatenate(weights, axis=1)), _side_by_side(weights, found)
+    best = min(lefts.values(), key=lambda left: objective(reference, times(fake_quantize(rows, left), rounded)))
+    return best, found
+
+
+def _seen(values: FloatArray, params: QParams | None) -> FloatArray:
+    assert params is not None  # the min-max step ran before
+    return fake_quantize(values, params)
+
+
+def _side_by_side(weights: Sequence[FloatArray], params: Sequence[QParams | None]) -> FloatArray:
+    """Quantized weights, (I, sum of O)."""
+    return np.concatenate([_seen(weight, one) for weight, one in zip(weights, params, strict=True)], axis=1)
 
 
 def _judge(
-    left: FloatArray,
-    right: FloatArray,
-    old: "tuple[QParams | None, QParams | None]",
-    fit: ProductFit,
+    exact: tuple[FloatArray, FloatArray],
+    old: tuple[FloatArray, FloatArray],
+    new: tuple[FloatArray, FloatArray],
     objective: Objective,
 ) -> _Judged:
-    """Compare old and fitted parameters on held-out samples."""
-    assert old[0] is not None  # the min-max step ran before
-    assert old[1] is not None
-    product = times if right.ndim == 2 else np.matmul
-    reference = product(left, right)
-    before = product(fake_quantize(left, old[0]), fake_quantize(right, old[1]))
-    after = product(fake_quantize(left, fit.left), fake_quantize(right, fit.right))
+    """Compare the product of old with that of new quantized operands, on held-out samples."""
+    product = times if exact[1].ndim == 2 else np.matmul
+    reference, before, after = (product(*operands) for operands in (exact, old, new))
     kept = objective(reference, after) <= objective(reference, before)
     old_db = sqnr_db(reference, before)
     return _Judged(before=old_db, after=sqnr_db(reference, after) if kept else old_db, kept=kept, params={})

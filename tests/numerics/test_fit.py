@@ -14,6 +14,17 @@ SEARCH = Search(candidates=8, rounds=3)  # steps of 0.1
 FINE = Search(candidates=15, rounds=2)  # steps of 0.05
 
 
+FOUR_BITS = QuantSpec(bits=4, signed=False, symmetric=False)
+GRID = SEARCH.grid(FOUR_BITS)
+WEIGHT_GRID = SEARCH.grid(QuantSpec(bits=4, signed=True, symmetric=True, axis=1))
+
+
+def cut(multiplier: float, low: float, high: float) -> tuple[float, float]:
+    """A range clipped at a part of its longer side, or widened."""
+    end = multiplier * max(-low, high)
+    return (max(low, -end), min(high, end)) if multiplier < 1 else (multiplier * low, multiplier * high)
+
+
 def bounds(x: np.ndarray) -> tuple[float, float]:
     return float(x.min()), float(x.max())
 
@@ -58,7 +69,7 @@ def fit_p(
     left: np.ndarray, right: np.ndarray, objective: Objective, *, bits: int = 4, search: Search = SEARCH
 ) -> ProductFit:
     spec = QuantSpec(bits=bits, signed=False, symmetric=False)
-    return fit_product(left, right, spec, (bounds(left), bounds(right)), objective, search)
+    return fit_product(left, right, (spec, spec), (bounds(left), bounds(right)), objective, search)
 
 
 def loss_of(left: np.ndarray, right: np.ndarray, fit: ProductFit, objective: Objective) -> float:
@@ -67,11 +78,32 @@ def loss_of(left: np.ndarray, right: np.ndarray, fit: ProductFit, objective: Obj
 
 
 def test_grid_is_the_papers_with_min_max_on_it() -> None:
-    assert Search(candidates=2).grid == [LOWEST, 1.0, HIGHEST] == [0.5, 1.0, 1.2]
-    grid = Search(candidates=24).grid
+    assert Search(candidates=2).grid(INPUT) == [LOWEST, 1.0, HIGHEST] == [0.5, 1.0, 1.2]
+    grid = Search(candidates=24).grid(WEIGHT)
     assert len(grid) == 25
     assert np.diff([step for step in grid if step != 1.0]) == pytest.approx(0.7 / 23, abs=2e-6)  # rounded to 6 places
-    assert len(SEARCH.grid) == 8  # 1 was on it already
+    assert len(SEARCH.grid(INPUT)) == 8  # 1 was on it already
+
+
+def test_fewer_bits_are_searched_further_down() -> None:
+    specs = [QuantSpec(bits=bits, signed=False, symmetric=False) for bits in range(8, 1, -1)]
+    lowest = [Search().grid(spec)[0] for spec in specs]
+    assert lowest == sorted(lowest, reverse=True)
+    assert (lowest[0], lowest[2], lowest[4]) == (0.5, 0.3, 0.1)
+    assert all(1.0 in Search().grid(spec) and Search().grid(spec)[-1] == HIGHEST for spec in specs)
+
+
+def test_the_shorter_side_of_a_range_outlives_the_tail_of_the_longer() -> None:
+    """A GELU's values: most lie below zero, a few far above. Four bits: the tail is worth clipping, the rest is not."""
+    rng = np.random.default_rng(0)
+    rows = read_only(-0.17 * rng.random((4, 200, 6)))
+    rows = read_only(np.where(rng.random(rows.shape) < 0.002, 1.5, rows))
+    weight = read_only(rng.standard_normal((6, 5)))
+    fit = fit_l(rows, weight, mse)
+    top = float(fit.left.scale) * (15 - int(fit.left.zero_point))
+    bottom = -float(fit.left.scale) * int(fit.left.zero_point)
+    assert top < 1.2  # clipped
+    assert bottom < -0.15  # whole: -0.12 if it were clipped alike
 
 
 def test_fit_linear_worked() -> None:
@@ -89,16 +121,16 @@ def test_fit_linear_worked() -> None:
 
 
 def test_fit_product_worked() -> None:
-    # The same numbers in the left operand, and two bits: codes 0 to 3.
+    # The same in the left operand, and two bits, codes 0 to 3: min-max has scale 10, a tenth of it scale 1; 30 becomes 3.
     left = np.ones((1, 1, 1001, 1), np.float32)
-    left[..., -1, 0] = 6
+    left[..., -1, 0] = 30
     right = np.ones((1, 1, 1, 1), np.float32)
     spec = QuantSpec(bits=2, signed=False, symmetric=False)
-    fit = fit_product(left, right, spec, ((0.0, 6.0), (0.0, 1.0)), mse, Search(candidates=2))
+    fit = fit_product(left, right, (spec, spec), ((0.0, 30.0), (0.0, 1.0)), mse, Search(candidates=2))
     assert (fit.left.scale, fit.left.zero_point) == (1.0, 0)
     assert (fit.right.scale, fit.right.zero_point) == (np.float32(1 / 3), 0)
-    assert fit.minmax_loss == pytest.approx(1000 / 1036, rel=1e-6, abs=0)
-    assert fit.loss == pytest.approx(9 / 1036, rel=1e-6, abs=0)
+    assert fit.minmax_loss == pytest.approx(1000 / 1900, rel=1e-6, abs=0)
+    assert fit.loss == pytest.approx(27**2 / 1900, rel=1e-6, abs=0)
 
 
 @EVERY
@@ -149,7 +181,7 @@ def test_fit_linear_differs(objective: Objective) -> None:
     multiplier = fit.right.scale / minmax[0].scale
     assert multiplier.max() - multiplier.min() < 1e-6  # of a float32 of about 1
     assert LOWEST <= multiplier[0] <= HIGHEST
-    assert LOWEST <= fit.left.scale / minmax[1].scale <= HIGHEST
+    assert GRID[0] <= fit.left.scale / minmax[1].scale <= HIGHEST
 
 
 @EVERY
@@ -182,7 +214,7 @@ def table_of(
 
 def product_table(left: np.ndarray, right: np.ndarray, fit: ProductFit, objective: Objective) -> np.ndarray:
     candidates = tuple(
-        [fake_quantize(x, params_from_range(m * low, m * high, fit.left.spec)) for m in SEARCH.grid]
+        [fake_quantize(x, params_from_range(*cut(m, low, high), fit.left.spec)) for m in GRID]
         for x, (low, high) in ((left, bounds(left)), (right, bounds(right)))
     )
     return table_of(candidates, left @ right, objective)
@@ -190,8 +222,8 @@ def product_table(left: np.ndarray, right: np.ndarray, fit: ProductFit, objectiv
 
 def linear_table(rows: np.ndarray, weight: np.ndarray, fit: ProductFit, objective: Objective) -> np.ndarray:
     low, high = bounds(rows)
-    inputs = [fake_quantize(rows, params_from_range(m * low, m * high, fit.left.spec)) for m in SEARCH.grid]
-    weights = [fake_quantize(weight, params_from_weight(weight, fit.right.spec, m)) for m in SEARCH.grid]
+    inputs = [fake_quantize(rows, params_from_range(*cut(m, low, high), fit.left.spec)) for m in GRID]
+    weights = [fake_quantize(weight, params_from_weight(weight, fit.right.spec, m)) for m in WEIGHT_GRID]
     return table_of((inputs, weights), times(rows, weight), objective)
 
 
@@ -201,7 +233,7 @@ def test_fit_product_oracle(objective: Objective, seed: int) -> None:
     operands = product_case(seed)
     fit = fit_p(*operands, objective)
     table = product_table(*operands, fit, objective)
-    one = SEARCH.grid.index(1.0)
+    one = GRID.index(1.0)
     assert fit.minmax_loss == table[one, one]
     assert fit.loss == table.min()  # brute force over both multipliers
     assert fit.loss < table[one].min()  # the right operand alone
@@ -214,11 +246,11 @@ def test_fit_linear_oracle(objective: Objective, seed: int) -> None:
     operands = linear_case(seed)
     fit = fit_l(*operands, objective)
     table = linear_table(*operands, fit, objective)
-    one = SEARCH.grid.index(1.0)
-    assert fit.minmax_loss == table[one, one]
+    one, weight_one = GRID.index(1.0), WEIGHT_GRID.index(1.0)
+    assert fit.minmax_loss == table[one, weight_one]
     assert fit.loss == table.min()
     assert fit.loss < table[one].min()
-    assert fit.loss < table[:, one].min()
+    assert fit.loss < table[:, weight_one].min()
 
 
 @EVERY
@@ -237,7 +269,7 @@ def test_one_operand_in_turn_ends_on_a_pair_that_neither_improves_alone(objectiv
     ((i, j),) = np.argwhere(table == fit.loss)
     assert table.min() <= fit.loss
     assert fit.loss == table[i].min() == table[:, j].min()
-    assert fit.loss <= table[SEARCH.grid.index(1.0)].min()  # the weight goes first, so it is never worse than it alone
+    assert fit.loss <= table[GRID.index(1.0)].min()  # the weight goes first, so it is never worse than it alone
 
 
 def test_more_rounds_never_lose() -> None:

@@ -59,7 +59,8 @@ def fitted_linears(problem: Problem, stats: Stats, tensor: str, names: list[str]
 
 def fitted_product(stats: Stats, left: str, right: str, objective: str) -> ProductFit:
     operands = split_samples(stats.lefts[left])[0], split_samples(stats.rights[right])[0]
-    return fit_product(*operands, ACTIVATION, (stats.ranges[left], stats.ranges[right]), OBJECTIVES[objective], SEARCH)
+    bounds = (stats.ranges[left], stats.ranges[right])
+    return fit_product(*operands, (ACTIVATION, ACTIVATION), bounds, OBJECTIVES[objective], SEARCH)
 
 
 def test_linears_are_grouped_by_the_tensor_they_read(problem: Problem, plan: QuantPlan) -> None:
