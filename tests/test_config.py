@@ -68,7 +68,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight_bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, candidates") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, bit_overrides") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 

@@ -153,7 +153,7 @@ def test_every_objective_gives_a_working_model(sqnr_of: Callable[[QuantConfig], 
 
 
 def test_fewer_bits_are_worse(sqnr_of: Callable[[QuantConfig], float]) -> None:
-    eight, seven = (sqnr_of(QuantConfig(objective="minmax", weight_bits=bits)) for bits in (8, 7))
+    eight, seven = (sqnr_of(QuantConfig(objective="minmax", bits=bits)) for bits in ("w8a8", "w7a8"))
     assert eight > seven > 20
 
 

@@ -121,7 +121,9 @@ def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case
 
 def test_infinite_strength_is_bias_correction(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "STRENGTHS", (float("inf"),))
-    monkeypatch.setattr(weights, "WEIGHT_GRID", (1.0,))
+    for grid in ("WEIGHT_GRID", "FEW_BITS_GRID"):
+        monkeypatch.setattr(weights, grid, (1.0,))
+    monkeypatch.setattr(weights, "FEW_ROWS", 10**6)  # the same rows for both
     plan, _ = rebuilt(one, Rebuild(feedback=False, threads=1))
     assert np.array_equal(plan.weights["o"], one.problem.weight("o"))
     assert np.array_equal(plan.params("W").scale, one.plan.params("W").scale)  # type: ignore[union-attr]
