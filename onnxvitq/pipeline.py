@@ -119,6 +119,7 @@ def quantize(
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
     reference, outcomes = fitted.reference, fitted.outcomes
+    bits = reports.describe_bits(blockmap, plan, proto)
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
@@ -141,6 +142,7 @@ def quantize(
         "output": str(output),
         **reports.describe_graph(blockmap),
         **reports.describe_audit(audited),
+        "bits": bits,
         "compare": reports.describe_comparison(compared),
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),

@@ -9,6 +9,7 @@ import onnx
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.pack import PACKED
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
 
@@ -37,18 +38,19 @@ class Count:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, and
-    other products.
+    other products; names of nodes that unpack weights at every run, where they should be gone when the session has loaded.
     """
 
     linears: Count
     patch_embeddings: Count
     attention_products: Count
     other_products: Count
+    unpacking: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
-        """Whether every planned layer runs on an integer kernel."""
-        return all(
+        """Whether every planned layer runs on an integer kernel, and nothing is unpacked at run time."""
+        return not self.unpacking and all(
             count.sound for count in (self.linears, self.patch_embeddings, self.attention_products, self.other_products)
         )
 
@@ -66,6 +68,7 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
         patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
         other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
+        unpacking=tuple(name for name in kernels if name.startswith(PACKED)),
     )
 
 
