@@ -219,14 +219,17 @@ class _Writer:
         """DequantizeLinear(QuantizeLinear(x)), one pair a tensor."""
 
         def write() -> gs.Tensor:
-            zero_point, largest = narrow_range(params, lowest_value(x))
+            zero_point, bounded = narrow_range(params, lowest_value(x))
             scale = self.edit.constant(f"{site}_scale", params.scale)
             zero = self.edit.constant(f"{site}_zero_point", zero_point)
-            bounded = x
-            if largest is not None:
-                bounded = self.edit.node("Min", f"{site}_bounded", [x, self.edit.constant(f"{site}_largest", largest)])
-                bounded.shape = x.shape
-            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [bounded, scale, zero], dtype=np.uint8)
+            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [x, scale, zero], dtype=np.uint8)
+            if bounded:
+                largest = params.spec.qmax
+                bound = self._once(
+                    ("largest", largest), lambda: self.edit.constant(f"code_{largest}", np.uint8(largest))
+                )
+                ends = [gs.Variable.empty(), bound]
+                codes = self.edit.node("Clip", f"{site}_bounded", [codes, *ends], dtype=np.uint8)
             return self.edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
 
         return self._once(("codes", x.name), write)
