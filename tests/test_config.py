@@ -116,6 +116,9 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("effort", "slow", "expected one of fast, default, best"),
         ("skip", ("rounding",), "expected one of channels, online-channels, softmax, scales, bias, weights"),
         ("bits", "w9a8", "expected wNaM with N and M 2 to 8"),
+        ("bits", "w8a1", "expected wNaM"),
+        ("bits", "W4A8", "expected wNaM"),
+        ("bits", "float", "expected wNaM"),  # for a layer, not for all
         ("candidates", 1, "expected 2 to 1000"),
         ("candidates", 1001, "expected 2 to 1000"),
         ("rounds", 0, "expected 1 to 20"),
@@ -212,3 +215,15 @@ def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
     assert default.search < best.search
     assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
     assert not QuantConfig(acceptance="always").judged
+
+
+@pytest.mark.parametrize("value", [["*.fc1"], "w4a8", {"*.fc1": 4}, {4: "w4a8"}])
+def test_overrides_are_a_table_of_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a table of patterns and bits"):
+        QuantConfig.from_dict({"bit_overrides": value})
+
+
+def test_bits_of_an_override_are_checked() -> None:
+    with pytest.raises(ConfigError, match="expected wNaM") as caught:
+        QuantConfig.from_dict({"bit_overrides": {"head": "w4"}})
+    assert caught.value.where == "bit_overrides: head"

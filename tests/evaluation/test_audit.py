@@ -139,6 +139,7 @@ def test_attention_kept_float_is_named_with_its_reason(vit_file: Path, images: P
 def test_soundness_is_of_all_four_kinds() -> None:
     good, bad = (Count(found=2, quantized=2, integer_kernels=kernels, float=()) for kernels in (2, 1))
     sound = Audit(linears=good, patch_embeddings=good, attention_products=good, other_products=good)
+    assert not replace(sound, unpacking=("onnxvitq_packed4x64_0_codes",)).sound
     assert sound.sound
     for kind in ("linears", "patch_embeddings", "attention_products", "other_products"):
         assert not replace(sound, **{kind: bad}).sound

@@ -33,6 +33,9 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert report["other_products"] == {"found": 0, "quantized": 0, "integer_kernels": 0, "float": []}
     assert set(report["compare"]) == {"samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
     assert set(report["size_mb"]) == {"float", "quantized"}
+    assert set(report["bits"]) == {"layers", "weights_mb", "values_mb", "expected_mb"}
+    assert [layer["bits"] for layer in report["bits"]["layers"]] == ["w8a8"] * 14
+    assert report["unpacked_at_run_time"] == []
     assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
     assert [step["name"] for step in report["steps"]] == [
         "minmax",

@@ -321,6 +321,39 @@ def test_a_tied_weight_is_stored_twice_where_a_bias_needs_a_larger_scale() -> No
     assert [value.shape for value in values.values() if value.dtype == np.int8 and value.ndim == 2] == [(32, 32)] * 2
 
 
+def packed(case: Case) -> onnx.ModelProto:
+    proto = to_proto(apply_plan(case.graph, case.problem, case.plan, packed=True), {})
+    check_written(proto, "test")
+    return proto
+
+
+@pytest.mark.parametrize("level", ["disabled", "all"])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_packed_weights_compute_the_same_to_the_bit(
+    small: Case, monkeypatch: pytest.MonkeyPatch, bits: int, level: str
+) -> None:
+    monkeypatch.setattr("onnxvitq.rewrite.pack.NODE_BYTES", 0)  # or these weights would be too small
+    case = case_of(small.graph.copy(), bits=f"w{bits}a6")
+    model = packed(case)
+    assert {node.op_type for node in model.graph.node} >= {"Split", "BitShift"}
+    assert difference(run(model, case.feeds, level), run(case.written(), case.feeds, level)) == 0
+
+
+def test_packed_weights_run_on_the_same_kernels(small: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("onnxvitq.rewrite.pack.NODE_BYTES", 0)
+    case = case_of(small.graph.copy(), bits="w5a4")
+    before, after = optimised(case.written(), tmp_path), optimised(packed(case), tmp_path)
+    assert counts(before) == counts(after)
+    assert counts(after)["QGemm"] == len(case.blockmap.linears)
+
+
+def test_a_tied_weight_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxvitq.rewrite.pack.NODE_BYTES", 0)
+    case = case_of(graph_of(TIED), bits="w4a8", edges_at_8_bits=False)
+    values = initializers(packed(case)).values()
+    assert [value.shape for value in values if value.dtype == np.uint8 and value.ndim == 2] == [(16, 32)]
+
+
 def test_a_linear_without_a_bias_gets_a_bias_of_zeros() -> None:
     case = case_of(graph_of(TIED))
     written = case.written()
