@@ -235,6 +235,11 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
+    fitting.add_argument(
+        "--activations",
+        choices=("static", "dynamic"),
+        help="ranges of the linears' inputs: calibrated, or of each input",
+    )
     fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
     fitting.add_argument("--weight-bits", type=int, choices=(7, 8), help="7 is safe on AVX2 without VNNI")
     fitting.add_argument(

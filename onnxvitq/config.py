@@ -20,7 +20,8 @@ class QuantConfig:
     objective: how scales are chosen; "minmax" searches nothing. candidates, rounds: size of the search.
     bias_correction: subtract the expected output error from each bias. acceptance: of what a step proposes, keep what the
     model's output gains from on held-out calibration samples, or everything. reparametrise: shift and scale channels, exactly.
-    rebuild: solve the weights again against the quantized inputs. attention: "int8" quantizes both products.
+    rebuild: solve the weights again against the quantized inputs. activations: "static" calibrates the range of every linear's
+    input, "dynamic" measures it at run time. attention: "int8" quantizes both products.
     weight_bits: 8, or 7 for processors whose u8 x s8 products saturate (AVX2 and AVX512 without VNNI).
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
@@ -34,6 +35,7 @@ class QuantConfig:
     acceptance: Literal["held-out", "always"] = "held-out"
     reparametrise: bool = True
     rebuild: bool = True
+    activations: Literal["static", "dynamic"] = "static"
     attention: Literal["int8", "float"] = "int8"
     weight_bits: int = 8
     nodes_to_exclude: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class QuantConfig:
             raise ConfigError("version", f"expected {CONFIG_VERSION}, got {self.version}")
         _one_of("objective", self.objective, get_args(ObjectiveName))
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
+        _one_of("activations", self.activations, ("static", "dynamic"))
         _one_of("attention", self.attention, ("int8", "float"))
         _one_of("weight_bits", self.weight_bits, (7, 8))
         _between("candidates", self.candidates, 2, 1000)

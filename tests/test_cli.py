@@ -236,6 +236,7 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--reduce_range",), "weight_bits", 7),
         (("--candidates", "9"), "candidates", 9),
         (("--rounds", "1"), "rounds", 1),
+        (("--activations", "dynamic"), "activations", "dynamic"),
         (("--attention", "float"), "attention", "float"),
         (("--acceptance", "always"), "acceptance", "always"),
         (("--seed", "5"), "seed", 5),

@@ -17,6 +17,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "acceptance": "always",
     "reparametrise": False,
     "rebuild": False,
+    "activations": "dynamic",
     "attention": "float",
     "weight_bits": 7,
     "nodes_to_exclude": ["*.fc1", "block0*"],
@@ -65,7 +66,9 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight-bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, bias_correction") as caught:
+    with pytest.raises(
+        ConfigError, match="unknown option; known: acceptance, activations, attention, bias_correction"
+    ) as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 
@@ -111,6 +114,7 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("version", CONFIG_VERSION + 1, f"expected {CONFIG_VERSION}"),
         ("objective", "cosine", "expected one of minmax, mse, pearson, ranking"),
         ("objective", "MSE", "expected one of"),
+        ("activations", "int8", "expected one of static, dynamic"),
         ("attention", "uint8", "expected one of int8, float"),
         ("weight_bits", 4, "expected one of 7, 8"),
         ("candidates", 1, "expected 2 to 1000"),

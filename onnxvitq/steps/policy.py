@@ -5,11 +5,12 @@ there is no integer kernel for the first, and quantized residual adds ruin accur
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.config import QuantConfig
 from onnxvitq.errors import ConfigError
+from onnxvitq.numerics.dynamic import DYNAMIC
 from onnxvitq.plan import QuantPlan, SiteDecision
 from onnxvitq.spec import QuantSpec, Site
 
@@ -50,7 +51,17 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
         nodes += [product.name for product in blockmap.products]
         kept_float.update(dict.fromkeys(nodes, "attention kept float"))
-    return QuantPlan(decisions=decisions, kept_float=kept_float)
+    dynamic = dynamic_inputs(decisions) if config.activations == "dynamic" else frozenset()
+    return QuantPlan(decisions=decisions, kept_float=kept_float, dynamic=dynamic)
+
+
+def dynamic_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
+    """Inputs of linears that can be quantized at run time; of fewer than 8 bits none can, it stays static."""
+    return frozenset(
+        name
+        for name, decision in decisions.items()
+        if decision.site.kind == "activation" and decision.site.role.endswith(".input") and decision.spec == DYNAMIC
+    )
 
 
 def operand_sites(attention: Attention) -> tuple[tuple[str, int, str, str], ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.dynamic import fake_quantize_samples
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.transform import (
     balance_query_key,
@@ -122,10 +123,12 @@ def _best_norm_map(
     may_shift = bool(beta) and all(one.bias for one in readers)
     candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
     reference = times(held, weight)
+    dynamic = readers[0].input in plan.dynamic
 
     def noise(candidate: Candidate) -> float:
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
-        seen = times(_seen((held - candidate[0]) / candidate[1], specs[0]), _rounded(moved, specs[1]))
+        read = _seen((held - candidate[0]) / candidate[1], specs[0], dynamic=dynamic)
+        seen = times(read, _rounded(moved, specs[1]))
         return _power(seen + (taken_back - bias), reference)
 
     return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
@@ -144,12 +147,14 @@ def _best_value_map(
     candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
     reference = times(context[1], weight)
     own = (problem.weight(value.name), problem.bias(value.name))
+    dynamic = proj.input in plan.dynamic
 
     def noise(candidate: Candidate) -> float:
         shift, scale = candidate
         _, (moved, taken_back) = value_to_proj(own, (weight, bias), shift, scale)
         rounded = _rounded(moved, specs[1])
-        seen = times(_seen((context[1] - shift) / scale, specs[0]), rounded) + (taken_back - bias)
+        read = _seen((context[1] - shift) / scale, specs[0], dynamic=dynamic)
+        seen = times(read, rounded) + (taken_back - bias)
         mapped = (values[1] - shift) / scale
         return _power(seen, reference) + ATTENUATION * _power(
             times(_seen(mapped, specs[2]), moved), times(mapped, moved)
@@ -228,7 +233,10 @@ def _better(
     return [ChannelMap(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
 
 
-def _seen(rows: FloatArray, spec: QuantSpec) -> FloatArray:
+def _seen(rows: FloatArray, spec: QuantSpec, *, dynamic: bool = False) -> FloatArray:
+    """(S, r, C) rows as they are read: with one range, or with one a sample."""
+    if dynamic:
+        return fake_quantize_samples(rows)
     return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
 
 
