@@ -56,7 +56,7 @@ def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[Channel
         if attention.query in plan.decisions:
             chosen += _best_scores_map(problem, plan, stats, (attention, query, key))
     for attention, value, proj in _value_proj(problem.blockmap):
-        if attention.value in plan.decisions and _planned(plan, proj):
+        if _planned(plan, proj):
             chosen += _best_value_map(problem, plan, stats, (attention, value, proj))
     return chosen
 
@@ -142,7 +142,8 @@ def _best_value_map(
     weight, bias = problem.weight(proj.name), problem.bias(proj.name)
     if weight.shape[0] != value.out_features:
         return []
-    specs = (plan.decisions[proj.input].spec, plan.decisions[proj.weight].spec, plan.decisions[attention.value].spec)
+    specs = (plan.decisions[proj.input].spec, plan.decisions[proj.weight].spec)
+    quantized = plan.decisions.get(attention.value)  # None where the product with V stays float: v has no error of its own
     shifted = bool(value.bias) and bool(proj.bias)
     candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
     reference = times(context[1], weight)
@@ -155,10 +156,11 @@ def _best_value_map(
         rounded = _rounded(moved, specs[1])
         read = _seen((context[1] - shift) / scale, specs[0], dynamic=dynamic)
         seen = times(read, rounded) + (taken_back - bias)
+        power = _power(seen, reference)
+        if quantized is None:
+            return power
         mapped = (values[1] - shift) / scale
-        return _power(seen, reference) + ATTENUATION * _power(
-            times(_seen(mapped, specs[2]), moved), times(mapped, moved)
-        )
+        return power + ATTENUATION * _power(times(_seen(mapped, quantized.spec), moved), times(mapped, moved))
 
     return _better("value", value.name, (proj.name,), candidates, noise)
 

@@ -128,7 +128,7 @@ def test_the_table_speaks_of_other_products_where_there_are_some(report: dict[st
     report["other_products"] = {
         "found": 2,
         "quantized": 1,
-        "integer_kernels": 1,
+        "integer_kernels": 1, "dynamic": 0,
         "float": [{"name": "gram", "reason": reason}],
     }
     text = text_of(report)
