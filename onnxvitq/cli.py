@@ -237,10 +237,12 @@ def _quantize_parser() -> argparse.ArgumentParser:
     )
     fitting.add_argument(
         "--activations",
-        choices=("static", "dynamic"),
-        help="ranges of the linears' inputs: calibrated, or of each input",
+        choices=("static", "dynamic", "token", "auto"),
+        help="ranges of the linears' inputs",
     )
-    fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
+    fitting.add_argument(
+        "--attention", choices=("int8", "mixed", "float", "auto"), help="the two products of each attention"
+    )
     fitting.add_argument("--weight-bits", type=int, choices=(7, 8), help="7 is safe on AVX2 without VNNI")
     fitting.add_argument(
         "--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7"

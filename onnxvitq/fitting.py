@@ -37,6 +37,7 @@ from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
@@ -175,8 +176,15 @@ class Fitter:
             self._reparametrise()
             self._progress("fit", len(self._outcomes), total)
         for step in self._steps[1:]:
+            if isinstance(step, CorrectBias):
+                continue  # after the formats: it is for what the linears will read
             self._run(step)
             self._progress("fit", len(self._outcomes), total)
+        self._choose_formats()
+        for step in self._steps[1:]:
+            if isinstance(step, CorrectBias):
+                self._run(step)
+                self._progress("fit", len(self._outcomes), total)
         if self._config.rebuilds:
             self._rebuild()
             self._progress("fit", total, total)
@@ -222,6 +230,8 @@ class Fitter:
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _divide_late(self) -> "_Proposal":
+        if self._config.attention == "mixed":  # a product in float is as fast as one that is divided late, and exact
+            return [], self._graph
         gains = attentions_to_divide_late(self._problem, self._plan, self._stats)
         parts = [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
         return parts, divide_late(self._graph, self._problem.blockmap, list(gains))
@@ -255,6 +265,24 @@ class Fitter:
             value = Session(path, threads=self._config.threads).run(feed, [self._output])[0]
         reference = self._wholes[0]
         return bool(np.abs(value - reference).max() <= EXACT * np.abs(reference).max())
+
+    def _choose_formats(self) -> None:
+        """What the options leave open: the form of the linears' inputs, and which products stay float."""
+        open_inputs = self._config.activations == "auto"
+        if self._config.attention in ("mixed", "auto"):
+            # What floats gain must not be hidden under an error of the inputs that is about to go.
+            plan = most_accurate(self._plan) if open_inputs else self._plan
+            found = choose_contexts(plan, self._problem.blockmap, self._judge())
+            self._accept_formats("attention", *found)
+        if open_inputs:
+            self._accept_formats("activations", *choose_inputs(self._plan, self._judge()))
+
+    def _accept_formats(self, name: str, plan: QuantPlan, score: float, parts: Sequence[PartOutcome]) -> None:
+        entry: dict[str, Any] = {"name": name, "accepted": any(part.accepted for part in parts)}
+        entry |= {"before": self._score, "after": round(score, 3), "kept": sum(part.accepted for part in parts)}
+        self._outcomes.append({**entry, "layers": len(parts), "parts": [asdict(part) for part in parts]})
+        self._plan = plan
+        self._score = None if self._score is None else score
 
     def _run(self, step: Step) -> None:
         """One step; of what it proposes, keep what the output gains from."""

@@ -48,7 +48,8 @@ class SiteDecision:
 class QuantPlan:
     """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
     float on purpose, with the reason. ``dynamic``: the inputs of linears (tensors) whose range is measured at run time; their
-    parameters in ``decisions`` count where a product reads the same tensor.
+    parameters in ``decisions`` count where a product reads the same tensor. ``per_token``: those of them whose rows are first
+    divided by their largest magnitude.
     """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class QuantPlan:
     kept_float: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, FloatArray] = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
+    per_token: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "biases", _frozen(self.biases))
@@ -121,7 +123,7 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     header: dict[str, Any] = {"version": PLAN_VERSION, "decisions": decisions}
     header |= {"biases": list(plan.biases), "weights": list(plan.weights)}
     header["kept_float"] = dict(plan.kept_float)
-    header["dynamic"] = sorted(plan.dynamic)
+    header["dynamic"], header["per_token"] = sorted(plan.dynamic), sorted(plan.per_token)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     return file.getvalue()
@@ -157,7 +159,11 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
         decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
     weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
-    dynamic = frozenset(header["dynamic"])
     return QuantPlan(
-        decisions=decisions, biases=biases, kept_float=header["kept_float"], weights=weights, dynamic=dynamic
+        decisions=decisions,
+        biases=biases,
+        kept_float=header["kept_float"],
+        weights=weights,
+        dynamic=frozenset(header["dynamic"]),
+        per_token=frozenset(header["per_token"]),
     )

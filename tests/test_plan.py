@@ -119,7 +119,15 @@ def numpy_array() -> bytes:
     return file.getvalue()
 
 
-EMPTY = {"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": [], "kept_float": {}, "dynamic": []}
+EMPTY = {
+    "version": PLAN_VERSION,
+    "decisions": [],
+    "biases": [],
+    "weights": [],
+    "kept_float": {},
+    "dynamic": [],
+    "per_token": [],
+}
 BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
 X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
 X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "axis": None}}

@@ -31,7 +31,7 @@ from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams
-from onnxvitq.steps.step import StepOutcome, input_params, is_held_out, outcome
+from onnxvitq.steps.step import StepOutcome, is_held_out, outcome, seen_input
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
@@ -107,7 +107,7 @@ def rebuild_weights(
                 plan = plan.with_params({linear.weight: one.params})
                 coded.compute(
                     linear,
-                    _affine(fake_quantize(one.weight, one.params), one.bias, partial(input_params, plan, tensor)),
+                    _affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
                 )
     before, after = [one.before for one in solved], [one.after for one in solved]
     return plan, outcome("weights", before, after, sum(one.changed for one in solved))
@@ -135,12 +135,12 @@ def _residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
     return found
 
 
-_InputParams = Callable[[FloatArray], QParams]  # of a linear's input, given its value in one run
+_Quantizer = Callable[[FloatArray], FloatArray]
 
 
-def _affine(weight: FloatArray, bias: FloatArray, params: _InputParams | None) -> Callable[[FloatArray], FloatArray]:
-    """X (.., I) -> Q(x) W + b (.., O); a params of None leaves x as it is."""
-    return lambda x: times(x if params is None else fake_quantize(x, params(x)), weight) + bias
+def _affine(weight: FloatArray, bias: FloatArray, seen: _Quantizer | None) -> _Quantizer:
+    """X (.., I) -> Q(x) W + b (.., O); without a quantizer Q, x is left as it is."""
+    return lambda x: times(x if seen is None else seen(x), weight) + bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,7 +169,7 @@ class _Solver:
         self.old_bias = np.concatenate([plan.biases.get(one.name, problem.bias(one.name)) for one in linears])
         params = [plan.params(one.weight) for one in linears]
         known = [one for one in params if one is not None]
-        self.input_params = partial(input_params, plan, linears[0].input)
+        self.seen = partial(seen_input, plan, linears[0].input)
         self.weight_params = _columns(known[0], np.concatenate([one.scale for one in known]))
         # A plan has one scale a weight tensor: one that several layers share stays what it is.
         readers = Counter(one.weight for one in problem.blockmap.linears)
@@ -233,7 +233,7 @@ class _Solver:
                 if linear.name in streams:
                     float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
                     target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
-            quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params(seen))
+            quantized = self.seen(seen).reshape(-1, seen.shape[-1])[rows]
             side = int(is_held_out(sample))
             self.rows += 0 if side else len(rows)
             sums[side] = add(sums[side], quantized, target, mass)

@@ -19,10 +19,11 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
-from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.edit import Editor, largest_of_rows
 from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
+from onnxvitq.numerics.dynamic import SMALLEST_ROW
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams
 
@@ -114,7 +115,7 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
         for reader, _ in decision.site.consumers:
             if reader not in nodes:
                 raise PlanError(reader, "the plan names a node that the graph does not have", hint)
-    for name in plan.dynamic - tensors.keys():
+    for name in (plan.dynamic | plan.per_token) - tensors.keys():
         raise PlanError(name, "the plan names a tensor that the graph does not have", hint)
     for name in plan.biases:
         if name not in nodes:
@@ -163,7 +164,10 @@ class _Writer:
         """X W + b -> scale of x (,) * scales of W (O,) * MatMulInteger(codes of x, W int8) + b, of any rank."""
         weight_params = self.plan.params(linear.weight)
         assert weight_params is not None  # planned_linear said so
-        codes, scale, zero = self._dynamic_codes(self.tensors[linear.input])
+        x, largest = self.tensors[linear.input], None
+        if linear.input in self.plan.per_token:
+            x, largest = self._divided_rows(x)
+        codes, scale, zero = self._dynamic_codes(x)
         dequantize = producer(self._weight(linear, weight_params))
         assert dequantize is not None
         weight, weight_scale, weight_zero = dequantize.inputs
@@ -172,6 +176,8 @@ class _Writer:
         real = self.edit.node("Cast", f"{name}_sums", [sums], to=np.float32)
         scales = self.edit.node("Mul", f"{name}_scales", [scale, weight_scale])
         result = self.edit.node("Mul", f"{name}_scaled", [real, scales])
+        if largest is not None:
+            result = self.edit.node("Mul", f"{name}_rows", [result, largest])
         bias = self.plan.biases.get(name)
         if bias is None and linear.bias:
             bias = self.problem.bias(name)
@@ -261,6 +267,20 @@ class _Writer:
 
         codes, scale, zero = self._once(("dynamic", x.name), write).inputs[0].outputs
         return codes, scale, zero
+
+    def _divided_rows(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        """(x (.., C) over the largest magnitude of each row, that magnitude (.., 1)), once a tensor."""
+
+        def write() -> gs.Tensor:
+            smallest = self._once(("smallest",), lambda: self.edit.constant("smallest_row", SMALLEST_ROW))
+            one = self._once(("one",), lambda: self.edit.constant("one", np.float32(1.0)))
+            sizes = self.edit.node("Abs", f"{x.name}_sizes", [x])
+            largest = self.edit.node("Max", f"{x.name}_divisor", [largest_of_rows(self.edit, x.name, sizes), smallest])
+            inverse = self.edit.node("Div", f"{x.name}_inverse", [one, largest])
+            return self.edit.node("Mul", f"{x.name}_divided", [x, inverse])
+
+        divided = self._once(("divided", x.name), write)
+        return divided, divided.inputs[0].inputs[1].inputs[0].inputs[1]
 
     def _constant_codes(self, x: gs.Constant, params: QParams) -> gs.Tensor:
         """DequantizeLinear of the codes of a constant operand."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.numerics.dynamic import fake_quantize_samples
+from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.transform import (
     balance_query_key,
@@ -118,17 +118,15 @@ def _best_norm_map(
     fitting, held = split_samples(rows)
     weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
     bias = np.concatenate([problem.bias(one.name) for one in readers])
-    specs = (plan.decisions[readers[0].input].spec, plan.decisions[readers[0].weight].spec)
+    read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
     beta = next((one.beta for one in problem.blockmap.norms if one.name == norm), "")
     may_shift = bool(beta) and all(one.bias for one in readers)
     candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
     reference = times(held, weight)
-    dynamic = readers[0].input in plan.dynamic
 
     def noise(candidate: Candidate) -> float:
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
-        read = _seen((held - candidate[0]) / candidate[1], specs[0], dynamic=dynamic)
-        seen = times(read, _rounded(moved, specs[1]))
+        seen = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
         return _power(seen + (taken_back - bias), reference)
 
     return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
@@ -142,20 +140,20 @@ def _best_value_map(
     weight, bias = problem.weight(proj.name), problem.bias(proj.name)
     if weight.shape[0] != value.out_features:
         return []
-    specs = (plan.decisions[proj.input].spec, plan.decisions[proj.weight].spec)
-    quantized = plan.decisions.get(attention.value)  # None where the product with V stays float: v has no error of its own
+    read, weight_spec = _reader(plan, proj.input), plan.decisions[proj.weight].spec
+    quantized = plan.decisions.get(
+        attention.value
+    )  # None where the product with V stays float: v has no error of its own
     shifted = bool(value.bias) and bool(proj.bias)
     candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
     reference = times(context[1], weight)
     own = (problem.weight(value.name), problem.bias(value.name))
-    dynamic = proj.input in plan.dynamic
 
     def noise(candidate: Candidate) -> float:
         shift, scale = candidate
         _, (moved, taken_back) = value_to_proj(own, (weight, bias), shift, scale)
-        rounded = _rounded(moved, specs[1])
-        read = _seen((context[1] - shift) / scale, specs[0], dynamic=dynamic)
-        seen = times(read, rounded) + (taken_back - bias)
+        rounded = _rounded(moved, weight_spec)
+        seen = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
         power = _power(seen, reference)
         if quantized is None:
             return power
@@ -235,10 +233,19 @@ def _better(
     return [ChannelMap(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
 
 
-def _seen(rows: FloatArray, spec: QuantSpec, *, dynamic: bool = False) -> FloatArray:
-    """(S, r, C) rows as they are read: with one range, or with one a sample."""
-    if dynamic:
-        return fake_quantize_samples(rows)
+_Quantizer = Callable[[FloatArray], FloatArray]
+
+
+def _reader(plan: QuantPlan, tensor: str) -> _Quantizer:
+    """How linears read rows (S, r, C) of a tensor in any scale: with one range, one a sample, or one a token."""
+    spec = plan.decisions[tensor].spec
+    if tensor not in plan.dynamic:
+        return lambda rows: _seen(rows, spec)
+    quantizer = fake_quantize_tokens if tensor in plan.per_token else fake_quantize_dynamic
+    return lambda rows: fake_quantize_samples(rows, quantizer)
+
+
+def _seen(rows: FloatArray, spec: QuantSpec) -> FloatArray:
     return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
 
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.numerics.dynamic import dynamic_params, fake_quantize_samples
+from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.objectives import mse
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.spec import FloatArray, QParams, StatRequest, Stats
+from onnxvitq.spec import FloatArray, StatRequest, Stats
 
 HELD_OUT_EVERY = 4  # of the calibration samples, one in four judges what the other three fitted
 
@@ -60,18 +60,18 @@ def split_samples(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     return (samples[~held], samples[held]) if held.any() else (samples, samples)
 
 
-def input_params(plan: QuantPlan, tensor: str, value: FloatArray) -> QParams:
-    """With which parameters the input of linears is quantized in a run in which it has this value (all of it)."""
-    params = dynamic_params(value) if tensor in plan.dynamic else plan.params(tensor)
+def seen_input(plan: QuantPlan, tensor: str, value: FloatArray) -> FloatArray:
+    """What linears read of their input in a run in which it has this value (.., C), all of it."""
+    if tensor in plan.dynamic:
+        return fake_quantize_tokens(value) if tensor in plan.per_token else fake_quantize_dynamic(value)
+    params = plan.params(tensor)
     assert params is not None  # the min-max step ran before
-    return params
+    return fake_quantize(value, params)
 
 
 def seen_rows(plan: QuantPlan, tensor: str, rows: FloatArray) -> FloatArray:
     """What linears read of sampled rows (S, r, C) of their input."""
-    if tensor in plan.dynamic:
-        return fake_quantize_samples(rows)
-    return fake_quantize(rows, input_params(plan, tensor, rows))
+    return fake_quantize_samples(rows, lambda sample: seen_input(plan, tensor, sample))
 
 
 def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:

@@ -72,7 +72,13 @@ def test_the_audit_is_described_with_its_reasons() -> None:
     short, full = (Count(found=3, quantized=2, integer_kernels=kernels, float=(("fc", "why"),)) for kernels in (1, 2))
     audit = Audit(linears=short, patch_embeddings=full, attention_products=full, other_products=full)
     described = reports.describe_audit(audit)
-    expected = {"found": 3, "quantized": 2, "integer_kernels": 1, "dynamic": 0, "float": [{"name": "fc", "reason": "why"}]}
+    expected = {
+        "found": 3,
+        "quantized": 2,
+        "integer_kernels": 1,
+        "dynamic": 0,
+        "float": [{"name": "fc", "reason": "why"}],
+    }
     assert described["linears"] == expected
     assert described["attention_products"]["integer_kernels"] == 2
     assert described["other_products"] == {**expected, "integer_kernels": 2}
@@ -128,7 +134,8 @@ def test_the_table_speaks_of_other_products_where_there_are_some(report: dict[st
     report["other_products"] = {
         "found": 2,
         "quantized": 1,
-        "integer_kernels": 1, "dynamic": 0,
+        "integer_kernels": 1,
+        "dynamic": 0,
         "float": [{"name": "gram", "reason": reason}],
     }
     text = text_of(report)

@@ -6,7 +6,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxvitq.numerics.affine import dequantize, quantize
-from onnxvitq.numerics.dynamic import DYNAMIC, dynamic_params, fake_quantize_dynamic, fake_quantize_samples
+from onnxvitq.numerics.dynamic import (
+    DYNAMIC,
+    dynamic_params,
+    fake_quantize_dynamic,
+    fake_quantize_samples,
+    fake_quantize_tokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +70,21 @@ def test_fake_quantization_is_the_round_trip() -> None:
 def test_each_sample_has_a_range_of_its_own() -> None:
     rows = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32) * np.array([1e-3, 1, 1e3])[:, None, None]
     rows = rows.astype(np.float32)
-    seen = fake_quantize_samples(rows)
+    seen = fake_quantize_samples(rows, fake_quantize_dynamic)
     assert all(np.array_equal(seen[index], fake_quantize_dynamic(rows[index])) for index in range(3))
     together = fake_quantize_dynamic(rows)
     assert not together[0].any()  # the largest sample's steps are wider than all of the smallest
     assert np.abs(seen[0] - rows[0]).max() < 0.01 * np.abs(rows[0]).max()
-    assert fake_quantize_samples(rows[:0]).shape == (0, 4, 5)
+    assert fake_quantize_samples(rows[:0], fake_quantize_dynamic).shape == (0, 4, 5)
+
+
+def test_each_token_has_steps_of_its_own() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    x *= np.array([1e-6, 1.0, 1e3, 0.0], np.float32)[:, None]
+    error = np.abs(fake_quantize_tokens(x) - x).max(axis=-1)
+    # At most half a step of (largest - smallest) / 255 of what lies in [-1, 1], and the rounding of the division.
+    assert (error <= np.abs(x).max(axis=-1) * (1.001 / 255)).all()
+    assert not np.isnan(error).any()
+    plain = np.abs(fake_quantize_dynamic(x) - x).max(axis=-1)
+    assert (plain[:, :2] > 10 * error[:, :2]).all()  # where the largest token sets the step
+    assert fake_quantize_tokens(x[:, :0]).shape == (2, 0, 5)

@@ -14,7 +14,7 @@ from transformer_text import transformer
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.io import load_model
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.numerics.dynamic import fake_quantize_dynamic
+from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_tokens
 from onnxvitq.rewrite.qdq import integer_name
 
 
@@ -92,3 +92,36 @@ def test_a_plan_for_another_graph_is_refused() -> None:
     case = case_of(graph_of(ONE_LINEAR))
     with pytest.raises(PlanError, match="the plan names a tensor that the graph does not have"):
         case.written(replace(case.plan, dynamic=frozenset({"nowhere"})))
+
+
+# -------------------------------------------------------------------------------------------------------- per token
+
+
+def per_token(text: str, **options: object) -> Case:
+    case = case_of(graph_of(text), activations="token", **options)
+    assert case.plan.per_token
+    return case
+
+
+@pytest.mark.parametrize("level", ["disabled", "all"])
+def test_tokens_are_divided_by_their_largest_value(level: str) -> None:
+    case = per_token(ONE_LINEAR, weight_bits=7)
+    case = replace(case, plan=replace(case.plan, per_token=frozenset({"x"})))
+    weight = case.plan.params("W")
+    assert weight is not None
+    x = case.feeds["x"] * np.array([1e-3, 1, 1e3, 0, 1], np.float32)[:, None]
+    expected = fake_quantize_tokens(x).astype(np.float64) @ fake_quantize(case.problem.weight("p"), weight)
+    got = run(case.written(), {**case.feeds, "x": x}, level)[0] - case.problem.bias("p")
+    # Row by row: each has its own size; the bias that was taken off again leaves its rounding behind.
+    rounding = ROUNDING * (np.abs(expected).max(axis=-1) + np.abs(case.problem.bias("p")).max())
+    assert (np.abs(got - expected).max(axis=-1) <= rounding).all()
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_divided_tokens_run_on_integers(tmp_path: Path, opset: int) -> None:
+    case = case_of(graph_of(transformer(tokens="17"), opset=opset), activations="token")
+    ran = counts(optimised(case.written(), tmp_path))
+    assert not ran.keys() & (FLOAT_PRODUCTS | {"QGemm", "MatMulInteger", "Cast"})
+    assert ran["Abs"] == ran["ReduceMax"] == len(case.plan.per_token)  # once a tensor, whoever reads it
+    for level in ("disabled", "all"):
+        assert difference(run(case.written(), case.feeds, level), run(proto_of(case.graph), case.feeds)) < 0.15
