@@ -227,3 +227,29 @@ def test_an_ordinary_graph_is_not_run_for_its_shapes(tmp_path: Path, monkeypatch
     loaded = load_model(tmp_path / "model.onnx")
     bring_to_canonical_form(loaded, threads=1)
     assert unknown_tensors(loaded.graph) == []
+
+
+# ------------------------------------------------------------------------------------------ formats chosen by the output
+
+
+def test_open_formats_are_chosen_and_reported(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, activations="auto", attention="mixed")
+    assert list(steps) == [*STEPS[:5], "attention", "activations", *STEPS[5:]]
+    assert steps["softmax"]["layers"] == 0  # nothing is divided late where the product may be float
+    assert steps["attention"]["parts"][0]["part"] == "all float"
+    assert steps["activations"]["after"] > steps["scales"]["after"]
+    assert steps["bias"]["before"] == pytest.approx(steps["activations"]["after"], abs=0.01)
+
+
+def test_formats_can_be_chosen_for_the_baseline(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, activations="auto", attention="auto", objective="minmax")
+    assert list(steps) == ["minmax", "attention", "activations", "bias"]
+    assert steps["activations"]["before"] is None
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "token"])
+def test_run_time_ranges_serve_every_step(outlying: Path, tmp_path: Path, activations: str) -> None:
+    steps = steps_of(outlying, tmp_path, activations=activations)
+    static = steps_of(outlying, tmp_path, activations="static")
+    assert list(steps) == STEPS
+    assert steps["channels"]["before"] > static["channels"]["before"]
