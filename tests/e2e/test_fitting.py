@@ -184,7 +184,7 @@ def test_a_graph_with_branches_of_unknown_shape_is_quantized(tmp_path: Path) -> 
     onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
     values = np.random.default_rng(0).normal(size=(8, 5, 8)).astype(np.float32)
     result = quantize(tmp_path / "model.onnx", values, tmp_path / "out.onnx", QuantConfig(candidates=3, threads=1))
-    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "float": []}
+    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "dynamic": 0, "float": []}
     assert result.report["attention_products"]["integer_kernels"] == 2
     assert result.report["compare"]["sqnr_db"] > 25
     for size in (1, 3):
