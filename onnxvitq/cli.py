@@ -231,7 +231,12 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
-    fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
+    fitting.add_argument(
+        "--activations", choices=("static", "dynamic", "token", "auto"), help="ranges of the linears' inputs"
+    )
+    fitting.add_argument(
+        "--attention", choices=("int8", "mixed", "float", "auto"), help="the two products of each attention"
+    )
     fitting.add_argument("--bits", metavar="wNaM", help="bits of weights and of activations, 2 to 8 each")
     fitting.add_argument("--weight-bits", type=_integer(2, 8), metavar="N", help="the N of --bits; 7 is safe on AVX2")
     fitting.add_argument(

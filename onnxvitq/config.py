@@ -15,7 +15,9 @@ FLOAT = "float"
 BITS = re.compile("w([2-8])a([2-8])")
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
+InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
+OPTIONAL: Mapping[str, type] = {"num_samples": int, "candidates": int, "rounds": int, "activations": str}  # may be None
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),
@@ -35,8 +37,12 @@ class QuantConfig:
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
     weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
-    what the model's output gains from on held-out calibration samples, or everything. attention: "int8" quantizes both
-    products.
+    what the model's output gains from on held-out calibration samples, or everything.
+    activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
+    after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
+    cheapest that costs the output little on held-out samples; None goes with the effort. attention: "int8" quantizes both
+    products, "float" none, "mixed" the scores, and probabilities times values where floats gain little on held-out samples,
+    "auto" as mixed where floats gain much, after the late division of the softmax was tried.
     bits: "wNaM", N bits a weight and M bits an activation, each 2 to 8. w7 is for processors whose u8 x s8 products saturate
     (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
@@ -52,7 +58,8 @@ class QuantConfig:
     candidates: int | None = None
     rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
-    attention: Literal["int8", "float"] = "int8"
+    activations: InputForm | None = None
+    attention: Literal["int8", "mixed", "float", "auto"] = "auto"
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
@@ -66,7 +73,9 @@ class QuantConfig:
             raise ConfigError("version", f"expected {CONFIG_VERSION}, got {self.version}")
         _one_of("objective", self.objective, get_args(ObjectiveName))
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
-        _one_of("attention", self.attention, ("int8", "float"))
+        if self.activations is not None:
+            _one_of("activations", self.activations, get_args(InputForm))
+        _one_of("attention", self.attention, ("int8", "mixed", "float", "auto"))
         _one_of("effort", self.effort, get_args(Effort))
         for step in self.skip:
             _one_of("skip", step, get_args(StepName))
@@ -96,6 +105,16 @@ class QuantConfig:
         return wanted and (step == "bias" or self.objective != "minmax")
 
     @property
+    def chooses_products(self) -> bool:
+        """Whether the output says which products of attentions stay float; unasked not where the fit is to be quick."""
+        return self.attention == "mixed" or (self.attention == "auto" and self.judged and self.effort != "fast")
+
+    @property
+    def input_form(self) -> InputForm:
+        """How the inputs of linears are quantized: static unless said otherwise, or no effort is spared."""
+        return self.activations or ("auto" if self.effort == "best" else "static")
+
+    @property
     def search(self) -> tuple[int, int]:
         """(candidates, rounds) of the scale search."""
         candidates, rounds = SEARCHES[self.effort]
@@ -120,7 +139,7 @@ class QuantConfig:
         given = dict(values)
         for name, value in given.items():
             default = known[name].default
-            expected = int if default is None else type(default)
+            expected = OPTIONAL.get(name, type(default))
             accepted = value is None and default is None
             if name == "bit_overrides":
                 given[name] = _overrides(value)

@@ -13,7 +13,7 @@ from onnxvitq.blockmap import BlockMap
 from onnxvitq.errors import PlanError
 from onnxvitq.spec import FloatArray, QParams, QuantSpec, Site
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 # What numpy, zipfile and json raise on bytes that are cut short, altered, or something else altogether.
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, RuntimeError, zipfile.BadZipFile)
 
@@ -47,13 +47,17 @@ class SiteDecision:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
     """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
-    float on purpose, with the reason.
+    float on purpose, with the reason. ``dynamic``: the inputs of linears (tensors) whose range is measured at run time; their
+    parameters in ``decisions`` count where a product reads the same tensor. ``per_token``: those of them whose rows are first
+    divided by their largest magnitude.
     """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, FloatArray] = field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
+    per_token: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "biases", _frozen(self.biases))
@@ -119,6 +123,7 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     header: dict[str, Any] = {"version": PLAN_VERSION, "decisions": decisions}
     header |= {"biases": list(plan.biases), "weights": list(plan.weights)}
     header["kept_float"] = dict(plan.kept_float)
+    header["dynamic"], header["per_token"] = sorted(plan.dynamic), sorted(plan.per_token)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     return file.getvalue()
@@ -154,4 +159,11 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
         decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
     weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
-    return QuantPlan(decisions=decisions, biases=biases, kept_float=header["kept_float"], weights=weights)
+    return QuantPlan(
+        decisions=decisions,
+        biases=biases,
+        kept_float=header["kept_float"],
+        weights=weights,
+        dynamic=frozenset(header["dynamic"]),
+        per_token=frozenset(header["per_token"]),
+    )

@@ -73,7 +73,7 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     run_cli(capsys, "model.onnx", "--calib", "images", "-o", "out.onnx", "--report", "report.json", *QUICK)
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert (report["blocks"], report["attention"]) == (2, 2)
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
+    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
     assert report["unmatched"] == []
     assert {"sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"} <= set(report["compare"])
     assert 0 <= report["compare"]["top1_agreement"] <= 1
@@ -245,6 +245,7 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--no-edges-at-8-bits",), "edges_at_8_bits", False),
         (("--candidates", "9"), "candidates", 9),
         (("--rounds", "1"), "rounds", 1),
+        (("--activations", "dynamic"), "activations", "dynamic"),
         (("--attention", "float"), "attention", "float"),
         (("--acceptance", "always"), "acceptance", "always"),
         (("--seed", "5"), "seed", 5),
@@ -311,6 +312,7 @@ def test_excluded_role_stays_float_with_its_reason(work: Path, capsys: Capture) 
         "found": 13,
         "quantized": 12,
         "integer_kernels": 12,
+        "dynamic": 0,
         "float": [{"name": "/blocks.1/fc2/MatMul", "reason": "excluded by 'block1.mlp.fc2'"}],
     }
     assert [entry["reason"] for entry in report["attention_products"]["float"]] == ["excluded by 'block0.attn.scores'"]

@@ -41,6 +41,7 @@ def plan() -> QuantPlan:
             "b": np.array([[0.5, -2.0, 0.25], [1e-9, 3.0, -7.5]], np.float32),
             "größe": np.ones((1, 1), np.float32),
         },
+        dynamic=frozenset({"x", "größe/x"}),
     )
 
 
@@ -69,7 +70,7 @@ def test_round_trip(plan: QuantPlan) -> None:
     for name, bias in plan.biases.items():
         assert again.biases[name].dtype == np.float32
         assert np.array_equal(again.biases[name], bias)
-    assert again.kept_float == plan.kept_float
+    assert (again.kept_float, again.dynamic) == (plan.kept_float, plan.dynamic)
     assert list(again.weights) == list(plan.weights)
     for name, weight in plan.weights.items():
         assert again.weights[name].dtype == np.float32
@@ -82,7 +83,7 @@ def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
     assert plan_to_bytes(plan_from_bytes(data)) == data
 
 
-@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer"])
+@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer", "dynamic"])
 def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
     decision = plan.decisions["x"]
     assert decision.params is not None
@@ -92,6 +93,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
         "bias": plan.with_biases({"b": np.ones(1, np.float32)}),
         "weight": plan.with_weights({"b": np.ones((2, 3), np.float32)}),
         "reason": replace(plan, kept_float={"c": "another reason"}),
+        "dynamic": replace(plan, dynamic=frozenset({"x"})),
         "consumer": replace(
             plan,
             decisions={**plan.decisions, "x": replace(decision, site=replace(decision.site, consumers=(("b", 1),)))},
@@ -117,7 +119,15 @@ def numpy_array() -> bytes:
     return file.getvalue()
 
 
-EMPTY = {"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": [], "kept_float": {}}
+EMPTY = {
+    "version": PLAN_VERSION,
+    "decisions": [],
+    "biases": [],
+    "weights": [],
+    "kept_float": {},
+    "dynamic": [],
+    "per_token": [],
+}
 BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
 X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
 X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "axis": None}}

@@ -1,7 +1,7 @@
 """Which kernels really run: the optimised session against the plan. A layer planned and not there is named."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -13,21 +13,24 @@ from onnxvitq.rewrite.pack import PACKED
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
 
-# What onnxruntime's CPU provider calls its integer matrix products.
-INTEGER_KERNELS = frozenset(
-    {"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearConv"}
-)
 NOT_FUSED = "planned, but onnxruntime runs it in float"
+BARE = "planned, but onnxruntime multiplies its codes without fusing scales and bias"
+# What onnxruntime's CPU provider calls its integer matrix products.
+INTEGER_KERNELS = frozenset({"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; in float, with why."""
+    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; in float, with why.
+
+    ``dynamic``: of those that an integer kernel runs, the ones that measure their input's range at run time, fused with it.
+    """
 
     found: int
     quantized: int
     integer_kernels: int
     float: tuple[tuple[str, str], ...]
+    dynamic: int = 0
 
     @property
     def sound(self) -> bool:
@@ -81,15 +84,18 @@ def _kernels(model: Path, threads: int) -> dict[str, str]:
 
 
 def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
-    return _count([(linear.name, integer_name(linear.name)) for linear in linears], planned, kernels, plan)
+    count = _count([(linear.name, integer_name(linear.name)) for linear in linears], planned, kernels, plan)
+    in_float = dict(count.float)
+    dynamic = [linear.name for linear in linears if linear.input in plan.dynamic and linear.name in planned]
+    return replace(count, dynamic=sum(name not in in_float for name in dynamic))
 
 
 def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
     """names: (name in the canonical graph, name in the written one)."""
     integer = {name for name, written in names if kernels.get(written) in INTEGER_KERNELS}
     in_float = [
-        (name, NOT_FUSED if name in planned else plan.kept_float.get(name, "not planned"))
-        for name, _ in names
+        (name, _missed(kernels, written) if name in planned else plan.kept_float.get(name, "not planned"))
+        for name, written in names
         if name not in integer
     ]
     return Count(
@@ -98,3 +104,8 @@ def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[st
         integer_kernels=len(integer & planned),
         float=tuple(in_float),
     )
+
+
+def _missed(kernels: dict[str, str], written: str) -> str:
+    """Why a planned layer does not count: a bare MatMulInteger is no float layer, but pays for its scales and bias apart."""
+    return BARE if kernels.get(written) == "MatMulInteger" else NOT_FUSED

@@ -54,6 +54,7 @@ def _counts(count: Count) -> dict[str, Any]:
         "found": count.found,
         "quantized": count.quantized,
         "integer_kernels": count.integer_kernels,
+        "dynamic": count.dynamic,
         "float": [{"name": name, "reason": reason} for name, reason in count.float],
     }
 
@@ -143,10 +144,9 @@ def summary(report: Mapping[str, Any]) -> Table:
         counts = report[key]
         if key == "other_products" and not counts["found"]:
             continue
-        table.add_row(
-            name,
-            f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels",
-        )
+        found, planned, integer = counts["found"], counts["quantized"], counts["integer_kernels"]
+        dynamic = f", {counts['dynamic']} of them dynamic" if counts["dynamic"] else ""
+        table.add_row(name, f"{found} found, {planned} quantized, {integer} on integer kernels{dynamic}")
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
     table.add_row("bits", _bits(report["bits"], edges_at_8_bits=report["config"]["edges_at_8_bits"]))

@@ -3,6 +3,9 @@
 * QuantizeLinear / DequantizeLinear on inputs only; softmax, normalisation, GELU and residual adds stay float.
 * A linear is Gemm with an int8 per-channel weight and an int32 bias, which becomes QGemm with a float output. A float bias
   Add behind a quantized MatMul would, in a static graph, first be fused to a float Gemm and never quantized.
+* A linear whose input is quantized at run time is DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, of standard
+  operators too: onnxruntime fuses them with the bias, for any shape (DynamicQuantizeMatMul; MatMulIntegerToFloat where
+  several linears share the input: it is quantized once then).
 * Gemm wants two dimensions: rows are joined before and split after, and neighbouring Reshapes are merged.
 * One quantize pass a tensor, shared by everything that reads it. Both attention products are on uint8.
 * Zero vectors of one length and type are stored once.
@@ -16,10 +19,11 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
-from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.edit import Editor, largest_of_rows
 from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
+from onnxvitq.numerics.dynamic import SMALLEST_ROW
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
 from onnxvitq.rewrite.pack import Packer
@@ -63,7 +67,8 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bo
     blockmap = problem.blockmap
     for linear in blockmap.linears:
         if planned_linear(plan, linear):
-            writer.linear(linear)
+            write = writer.dynamic_linear if linear.input in plan.dynamic else writer.linear
+            write(linear)
     for node, operands in products(blockmap):
         writer.product(node, operands)
     if writer.packer is not None:
@@ -122,6 +127,8 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
         for reader, _ in decision.site.consumers:
             if reader not in nodes:
                 raise PlanError(reader, "the plan names a node that the graph does not have", hint)
+    for name in (plan.dynamic | plan.per_token) - tensors.keys():
+        raise PlanError(name, "the plan names a tensor that the graph does not have", hint)
     for name in plan.biases:
         if name not in nodes:
             raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
@@ -158,12 +165,45 @@ class _Writer:
         operands = [self._codes(rows, input_params, linear.input), self._weight(linear, weight_params)]
         codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
         operands.append(self._bias(linear, codes, [operand.inputs[0].inputs[1] for operand in operands]))
-        last = self.nodes[linear.bias_node or linear.name]
-        output = last.outputs[0]
-        last.outputs.clear()
+        output = self._cut(linear)
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
+        self._put_in_place(linear, output, result)
+
+    def dynamic_linear(self, linear: Linear) -> None:
+        """X W + b -> scale of x (,) * scales of W (O,) * MatMulInteger(codes of x, W int8) + b, of any rank."""
+        weight_params = self.plan.params(linear.weight)
+        assert weight_params is not None  # planned_linear said so
+        x, largest = self.tensors[linear.input], None
+        if linear.input in self.plan.per_token:
+            x, largest = self._divided_rows(x)
+        codes, scale, zero = self._dynamic_codes(x)
+        dequantize = producer(self._weight(linear, weight_params))
+        assert dequantize is not None
+        weight, weight_scale, weight_zero = dequantize.inputs
+        name, output = linear.name, self._cut(linear)
+        sums = self.edit.node("MatMulInteger", integer_name(name), [codes, weight, zero, weight_zero], dtype=np.int32)
+        real = self.edit.node("Cast", f"{name}_sums", [sums], to=np.float32)
+        scales = self.edit.node("Mul", f"{name}_scales", [scale, weight_scale])
+        result = self.edit.node("Mul", f"{name}_scaled", [real, scales])
+        if largest is not None:
+            result = self.edit.node("Mul", f"{name}_rows", [result, largest])
+        bias = self.plan.biases.get(name)
+        if bias is None and linear.bias:
+            bias = self.problem.bias(name)
+        if bias is not None:
+            result = self.edit.node("Add", f"{name}_biased", [result, self.edit.constant(f"{name}_bias", bias)])
+        self._put_in_place(linear, output, result)
+
+    def _cut(self, linear: Linear) -> gs.Variable:
+        """A float linear's output, which its nodes no longer make."""
+        last = self.nodes[linear.bias_node or linear.name]
+        output = last.outputs[0]
+        last.outputs.clear()
+        return output
+
+    def _put_in_place(self, linear: Linear, output: gs.Variable, result: gs.Variable) -> None:
         result.shape = output.shape
         self.edit.redirect(output, result)
         self.tensors[linear.output] = result
@@ -234,6 +274,33 @@ class _Writer:
 
         return self._once(("codes", x.name), write)
 
+    def _dynamic_codes(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+        """Codes, scale and zero point of DynamicQuantizeLinear(x), one node a tensor."""
+
+        def write() -> gs.Tensor:
+            site = f"{x.name}_dynamic"
+            codes = self.edit.node("DynamicQuantizeLinear", site, [x], dtype=np.uint8)
+            for name, dtype in (("scale", np.float32), ("zero_point", np.uint8)):
+                codes.inputs[0].outputs.append(gs.Variable(self.edit.unique(f"{site}_{name}"), dtype=dtype, shape=[]))
+            return codes
+
+        codes, scale, zero = self._once(("dynamic", x.name), write).inputs[0].outputs
+        return codes, scale, zero
+
+    def _divided_rows(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        """(x (.., C) over the largest magnitude of each row, that magnitude (.., 1)), once a tensor."""
+
+        def write() -> gs.Tensor:
+            smallest = self._once(("smallest",), lambda: self.edit.constant("smallest_row", SMALLEST_ROW))
+            one = self._once(("one",), lambda: self.edit.constant("one", np.float32(1.0)))
+            sizes = self.edit.node("Abs", f"{x.name}_sizes", [x])
+            largest = self.edit.node("Max", f"{x.name}_divisor", [largest_of_rows(self.edit, x.name, sizes), smallest])
+            inverse = self.edit.node("Div", f"{x.name}_inverse", [one, largest])
+            return self.edit.node("Mul", f"{x.name}_divided", [x, inverse])
+
+        divided = self._once(("divided", x.name), write)
+        return divided, divided.inputs[0].inputs[1].inputs[0].inputs[1]
+
     def _constant_codes(self, x: gs.Constant, params: QParams) -> gs.Tensor:
         """DequantizeLinear of the codes of a constant operand."""
 
@@ -283,5 +350,5 @@ class _Writer:
 
 
 def integer_name(linear: str) -> str:
-    """The name of the Gemm that a linear becomes; the audit looks for it in the optimised session."""
+    """The name of the integer product that a linear becomes; the audit looks for it in the optimised session."""
     return f"{linear}_int8"
