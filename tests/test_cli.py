@@ -481,10 +481,25 @@ def test_evaluate_gives_the_same_for_any_batch_and_for_arrays(work: Path, labell
     assert report_of(capsys, *command, "labelled.npz") == whole
 
 
+def test_bench_of_two_thread_counts_with_a_profile(work: Path, capsys: Capture) -> None:
+    quick_report(capsys)
+    options = ("--runs", 1, "--threads", "1,2", "--profile")
+    result = report_of(capsys, "bench", "model.onnx", "out.onnx", *options)
+    assert [(row["threads"], row["model"]) for row in result["models"]] == [
+        (threads, model) for threads in (1, 2) for model in ("model.onnx", "out.onnx")
+    ]
+    assert [row["model"] for row in result["footprints"]] == ["model.onnx", "out.onnx"]
+    assert all(row["load_ms"] > 0 and row["peak_mb"] > 0 for row in result["footprints"])
+    assert "QGemm" not in result["operators"][0]
+    assert result["operators"][1]["QGemm"]["nodes"] > 0
+    table = run_cli(capsys, "bench", "model.onnx", "out.onnx", *options).out
+    assert all(text in table for text in ("1 thread(s)", "2 thread(s)", "peak MB", "QGemm"))
+
+
 def test_bench(work: Path, capsys: Capture) -> None:
     quick_report(capsys)
     result = report_of(capsys, "bench", "model.onnx", "out.onnx", "--runs", 3, "--threads", 1, "--batch-size", 2)
-    assert (result["threads"], result["runs"], result["batch"]) == (1, 3, 2)
+    assert (result["threads"], result["runs"], result["batch"]) == ([1], 3, 2)
     assert [timing["model"] for timing in result["models"]] == ["model.onnx", "out.onnx"]
     assert result["models"][0]["speedup"] == 1
     for timing in result["models"]:
