@@ -104,7 +104,7 @@ def quantize(
     watch, progress = _Stopwatch(), progress or _silent
     with watch("load"):
         refuse_output(output, model)
-        loaded = load_model(model)
+        loaded = load_model(model, batch=config.static_batch)
         for file in loaded.files:
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())

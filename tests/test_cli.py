@@ -89,6 +89,18 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     assert report["config"]["objective"] == "minmax"
 
 
+def test_static_batch_freezes_the_written_model_and_the_report_says_so(work: Path, capsys: Capture) -> None:
+    report = quick_report(capsys, "--static-batch", 4)
+    [value] = onnx.load("out.onnx").graph.input
+    assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [4, 3, 16, 16]
+    assert report["input_shapes"] == {value.name: [4, 3, 16, 16]}
+    assert report["audit_passed"]
+    assert report["config"]["static_batch"] == 4
+    assert "[4, 3, 16, 16]" in run_cli(capsys, "model.onnx", "--calib", "images", *QUICK, "--static-batch", 4).out
+    again = run_cli(capsys, "out.onnx", "--calib", "images", "-o", "again.onnx", "--static-batch", 2)
+    assert (again.code, again.out) == (2, "")
+
+
 def test_json_prints_what_the_report_file_holds(work: Path, capsys: Capture) -> None:
     report = quick_report(capsys, "--report", "report.json")
     assert json.loads(Path("report.json").read_text(encoding="utf-8")) == report

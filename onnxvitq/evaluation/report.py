@@ -40,6 +40,7 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "patch_embedding": _counts(audit.patch_embeddings),
         "attention_products": _counts(audit.attention_products),
         "other_products": _counts(audit.other_products),
+        "input_shapes": {spec.name: list(spec.shape) for spec in audit.inputs},
         "audit_passed": audit.sound,
     }
 
@@ -114,6 +115,9 @@ def summary(report: Mapping[str, Any]) -> Table:
             name,
             f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels",
         )
+    shapes = report["input_shapes"].items()
+    described = ", ".join(f"{name} {['?' if size is None else size for size in shape]}" for name, shape in shapes)
+    table.add_row("inputs", described.replace("'", ""))
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
     agreement = compare["top1_agreement"]
