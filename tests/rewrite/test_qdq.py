@@ -339,7 +339,7 @@ def test_values_stay_unsigned_where_16_bits_might_overflow(bits: int) -> None:
     text = late.replace("(float[A,B,C,D] y)", "(float[A,B,C,D] y) <float[17] c>")
     text = text.replace("{ s =", "{ z = MatMul(u, W) s =").replace("<float[17] c>", "<float[17] c, float[16,16] W>")
     text = text.replace("float[A,B,C,D] y)", "float[A,B,C,D] y, float[E,F,G,H] z)")
-    case = case_of(graph_of(text), weight_bits=bits)
+    case = case_of(graph_of(text), bits=f"w{bits}a8")
     [attention] = case.blockmap.attentions
     assert attention.probs == "p"
     dtypes = {value.dtype for name, value in initializers(case.written()).items() if name.startswith("v_zero_point")}
