@@ -48,7 +48,8 @@ class QuantConfig:
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
-    threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
+    static_batch: the batch size that the written model is frozen to. threads: of onnxruntime; 0 takes one a core. seed: of
+    every random draw.
     """
 
     version: int = CONFIG_VERSION
@@ -65,6 +66,7 @@ class QuantConfig:
     edges_at_8_bits: bool = True
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
+    static_batch: int | None = None
     threads: int = 0
     seed: int = 0
 
@@ -91,6 +93,8 @@ class QuantConfig:
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
             _between("num_samples", self.num_samples, 1, 10**9)
+        if self.static_batch is not None:
+            _between("static_batch", self.static_batch, 1, 10**9)
 
     @property
     def judged(self) -> bool:

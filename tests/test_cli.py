@@ -89,6 +89,18 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     assert report["config"]["objective"] == "minmax"
 
 
+def test_static_batch_freezes_the_written_model_and_the_report_says_so(work: Path, capsys: Capture) -> None:
+    report = quick_report(capsys, "--static-batch", 4)
+    [value] = onnx.load("out.onnx").graph.input
+    assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [4, 3, 16, 16]
+    assert report["input_shapes"] == {value.name: [4, 3, 16, 16]}
+    assert report["audit_passed"]
+    assert report["config"]["static_batch"] == 4
+    assert "[4, 3, 16, 16]" in run_cli(capsys, "model.onnx", "--calib", "images", *QUICK, "--static-batch", 4).out
+    again = run_cli(capsys, "out.onnx", "--calib", "images", "-o", "again.onnx", "--static-batch", 2)
+    assert (again.code, again.out) == (2, "")
+
+
 def test_json_prints_what_the_report_file_holds(work: Path, capsys: Capture) -> None:
     report = quick_report(capsys, "--report", "report.json")
     assert json.loads(Path("report.json").read_text(encoding="utf-8")) == report
@@ -492,10 +504,25 @@ def test_evaluate_gives_the_same_for_any_batch_and_for_arrays(work: Path, labell
     assert report_of(capsys, *command, "labelled.npz") == whole
 
 
+def test_bench_of_two_thread_counts_with_a_profile(work: Path, capsys: Capture) -> None:
+    quick_report(capsys)
+    options = ("--runs", 1, "--threads", "1,2", "--profile")
+    result = report_of(capsys, "bench", "model.onnx", "out.onnx", *options)
+    assert [(row["threads"], row["model"]) for row in result["models"]] == [
+        (threads, model) for threads in (1, 2) for model in ("model.onnx", "out.onnx")
+    ]
+    assert [row["model"] for row in result["footprints"]] == ["model.onnx", "out.onnx"]
+    assert all(row["load_ms"] > 0 and row["peak_mb"] > 0 for row in result["footprints"])
+    assert "QGemm" not in result["operators"][0]
+    assert result["operators"][1]["QGemm"]["nodes"] > 0
+    table = run_cli(capsys, "bench", "model.onnx", "out.onnx", *options).out
+    assert all(text in table for text in ("1 thread(s)", "2 thread(s)", "peak MB", "QGemm"))
+
+
 def test_bench(work: Path, capsys: Capture) -> None:
     quick_report(capsys)
     result = report_of(capsys, "bench", "model.onnx", "out.onnx", "--runs", 3, "--threads", 1, "--batch-size", 2)
-    assert (result["threads"], result["runs"], result["batch"]) == (1, 3, 2)
+    assert (result["threads"], result["runs"], result["batch"]) == ([1], 3, 2)
     assert [timing["model"] for timing in result["models"]] == ["model.onnx", "out.onnx"]
     assert result["models"][0]["speedup"] == 1
     for timing in result["models"]:

@@ -23,6 +23,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "edges_at_8_bits": False,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
+    "static_batch": 4,
     "threads": 3,
     "seed": 99,
 }
@@ -126,6 +127,7 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("seed", -1, "expected 0 to 4294967295"),
         ("seed", 2**32, "expected 0 to 4294967295"),
         ("num_samples", 0, "expected 1 to 1000000000"),
+        ("static_batch", 0, "expected 1 to 1000000000"),
         ("num_samples", -3, "expected 1 to 1000000000"),
     ],
 )

@@ -12,6 +12,7 @@ from onnxvitq.plan import QuantPlan
 from onnxvitq.rewrite.pack import PACKED
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
+from onnxvitq.spec import InputSpec
 
 NOT_FUSED = "planned, but onnxruntime runs it in float"
 BARE = "planned, but onnxruntime multiplies its codes without fusing scales and bias"
@@ -41,7 +42,8 @@ class Count:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, and
-    other products; names of nodes that unpack weights at every run, where they should be gone when the session has loaded.
+    other products; names of nodes that unpack weights at every run, where they should be gone when the session has loaded;
+    the inputs of the written model, with the sizes it is frozen to.
     """
 
     linears: Count
@@ -49,6 +51,7 @@ class Audit:
     attention_products: Count
     other_products: Count
     unpacking: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -60,7 +63,7 @@ class Audit:
 
 def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Audit:
     """Open the quantized model as a user would and look at what the optimiser made of it."""
-    kernels = _kernels(model, threads)
+    kernels, inputs = _kernels(model, threads)
     planned = {linear.name for linear in blockmap.linears if planned_linear(plan, linear)}
     kinds = {kind: [x for x in blockmap.linears if x.kind == kind] for kind in ("linear", "patch_embedding")}
     products = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
@@ -72,15 +75,17 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
         other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
         unpacking=tuple(name for name in kernels if name.startswith(PACKED)),
+        inputs=inputs,
     )
 
 
-def _kernels(model: Path, threads: int) -> dict[str, str]:
-    """Node name -> operator of the optimised graph, without its weights."""
+def _kernels(model: Path, threads: int) -> tuple[dict[str, str], tuple[InputSpec, ...]]:
+    """Node name -> operator of the optimised graph, without its weights; and the model's inputs."""
     with scratch_folder() as folder:
         optimized = folder / "optimized.onnx"
-        Session(model, threads=threads, optimized=optimized)
-        return {node.name: node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node}
+        inputs = Session(model, threads=threads, optimized=optimized).input_specs
+        nodes = onnx.load(optimized, load_external_data=False).graph.node
+        return {node.name: node.op_type for node in nodes}, inputs
 
 
 def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:

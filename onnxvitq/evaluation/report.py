@@ -45,6 +45,7 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "attention_products": _counts(audit.attention_products),
         "other_products": _counts(audit.other_products),
         "unpacked_at_run_time": list(audit.unpacking),
+        "input_shapes": {spec.name: list(spec.shape) for spec in audit.inputs},
         "audit_passed": audit.sound,
     }
 
@@ -147,6 +148,9 @@ def summary(report: Mapping[str, Any]) -> Table:
         found, planned, integer = counts["found"], counts["quantized"], counts["integer_kernels"]
         dynamic = f", {counts['dynamic']} of them dynamic" if counts["dynamic"] else ""
         table.add_row(name, f"{found} found, {planned} quantized, {integer} on integer kernels{dynamic}")
+    shapes = report["input_shapes"].items()
+    described = ", ".join(f"{name} {['?' if size is None else size for size in shape]}" for name, shape in shapes)
+    table.add_row("inputs", described.replace("'", ""))
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
     table.add_row("bits", _bits(report["bits"], edges_at_8_bits=report["config"]["edges_at_8_bits"]))

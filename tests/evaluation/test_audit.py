@@ -46,6 +46,11 @@ def without_codes(proto: onnx.ModelProto, node: str, port: int) -> None:
     dequantize = producers[reader.input[port]]
     assert dequantize.op_type == "DequantizeLinear"
     quantize_node = producers[dequantize.input[0]]
+    if quantize_node.op_type == "Transpose":  # of the codes: let it turn what they were made of
+        quantize_node.input[0] = producers[quantize_node.input[0]].input[0]
+        reader.input[port] = quantize_node.output[0]
+        proto.graph.node.remove(dequantize)
+        return
     assert quantize_node.op_type == "QuantizeLinear"
     reader.input[port] = quantize_node.input[0]
     read = {name for one in proto.graph.node for name in one.input}

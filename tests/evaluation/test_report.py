@@ -43,6 +43,7 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
         "online-channels",
         "softmax",
         "scales",
+        "attention",
         "bias",
         "weights",
     ]
