@@ -200,7 +200,9 @@ def margin(name: str, args: argparse.Namespace) -> Iterator[str]:
         if OURS in means and others:
             best = max(others, key=lambda tool: others[tool])
             yield ""
-            yield f"{samples} samples: {means[OURS] - others[best]:+.2f} dB against the best other, {TOOLS[best].title}."
+            for ours in (tool for tool in means if tool.startswith(OURS)):
+                yield f"{samples} samples, {TOOLS[ours].title}: {means[ours] - others[best]:+.2f} dB against the best other, "
+                yield f"{TOOLS[best].title}."
 
 
 def versions(folder: Path) -> str:

@@ -233,13 +233,22 @@ TOOLS = {
     "nncf": Tool(title="NNCF, transformer", package="nncf", imports="nncf", prepare=_nncf),
     "quark": Tool(title="Quark, smoothing, bias correction", package="amd-quark", imports="quark.onnx", prepare=_quark),
     "aimet": Tool(title="AIMET, tf_enhanced", package="aimet-onnx", imports="aimet_onnx", prepare=_aimet),
-    "onnxvitq": Tool(title="onnxvitq", package="onnxvitq", imports="onnxvitq", prepare=_onnxvitq),
-    "onnxvitq-minmax": Tool(
-        title="onnxvitq --objective minmax",
-        package="onnxvitq",
-        imports="onnxvitq",
-        prepare=lambda: _onnxvitq(objective="minmax"),
-    ),
+    **{
+        name: Tool(
+            title=title, package="onnxvitq", imports="onnxvitq", prepare=lambda options=options: _onnxvitq(**options)
+        )
+        for name, title, options in (
+            ("onnxvitq", "onnxvitq", {}),
+            ("onnxvitq-minmax", "onnxvitq --objective minmax", {"objective": "minmax"}),
+            ("onnxvitq-fast", "onnxvitq --effort fast", {"effort": "fast"}),
+            ("onnxvitq-best", "onnxvitq --effort best", {"effort": "best"}),
+            (
+                "onnxvitq-token",
+                "onnxvitq --activations token --attention float",
+                {"activations": "token", "attention": "float"},
+            ),
+        )
+    },
 }
 
 
