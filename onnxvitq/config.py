@@ -17,7 +17,14 @@ ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
-OPTIONAL: Mapping[str, type] = {"num_samples": int, "candidates": int, "rounds": int, "activations": str}  # may be None
+# Options that may be None, and what they are otherwise.
+OPTIONAL: Mapping[str, type] = {
+    "activations": str,
+    "candidates": int,
+    "num_samples": int,
+    "rounds": int,
+    "static_batch": int,
+}
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),

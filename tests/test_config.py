@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from onnxvitq.config import CONFIG_VERSION, Effort, QuantConfig, StepName, load_config
+from onnxvitq.config import CONFIG_VERSION, OPTIONAL, Effort, QuantConfig, StepName, load_config
 from onnxvitq.errors import ConfigError
 
 OTHER: dict[str, Any] = {  # nothing at its default
@@ -228,3 +228,7 @@ def test_bits_of_an_override_are_checked() -> None:
     with pytest.raises(ConfigError, match="expected wNaM") as caught:
         QuantConfig.from_dict({"bit_overrides": {"head": "w4"}})
     assert caught.value.where == "bit_overrides: head"
+
+
+def test_every_option_that_may_be_none_has_its_type() -> None:
+    assert {field.name for field in fields(QuantConfig) if field.default is None} == set(OPTIONAL)
