@@ -50,12 +50,13 @@ TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
+    ("rebuild/branches.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
 }
 
 # What may be taken from a unit by one that must not depend on the rest of it.
 NAMES_ONLY = {
-    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"},
+    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan", "branch_names"},
     ("rewrite", "blocks"): {"ACTIVATION"},
 }
 

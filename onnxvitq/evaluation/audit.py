@@ -9,6 +9,7 @@ import onnx
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.lowrank import branch_names
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
 
@@ -34,22 +35,33 @@ class Count:
         return self.quantized == self.integer_kernels
 
 
+NONE = Count(found=0, quantized=0, integer_kernels=0, float=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, and
-    other products.
+    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, other
+    products, and the products of low-rank branches.
     """
 
     linears: Count
     patch_embeddings: Count
     attention_products: Count
     other_products: Count
+    branches: Count = NONE
 
     @property
     def sound(self) -> bool:
         """Whether every planned layer runs on an integer kernel."""
         return all(
-            count.sound for count in (self.linears, self.patch_embeddings, self.attention_products, self.other_products)
+            count.sound
+            for count in (
+                self.linears,
+                self.patch_embeddings,
+                self.attention_products,
+                self.other_products,
+                self.branches,
+            )
         )
 
 
@@ -66,6 +78,7 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
         patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
         other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
+        branches=_count_branches(plan, blockmap, kernels),
     )
 
 
@@ -79,6 +92,16 @@ def _kernels(model: Path, threads: int) -> dict[str, str]:
 
 def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
     return _count([(linear.name, integer_name(linear.name)) for linear in linears], planned, kernels, plan)
+
+
+def _count_branches(plan: QuantPlan, blockmap: BlockMap, kernels: dict[str, str]) -> Count:
+    """Both products of every branch; several branches may share the first."""
+    written = [
+        (f"{linear} {side}", name)
+        for linear, names in branch_names(plan, blockmap).items()
+        for side, name in zip(("A", "B"), names, strict=True)
+    ]
+    return _count(written, {name for name, _ in written}, kernels, plan)
 
 
 def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:

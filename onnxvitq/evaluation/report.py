@@ -40,6 +40,7 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "patch_embedding": _counts(audit.patch_embeddings),
         "attention_products": _counts(audit.attention_products),
         "other_products": _counts(audit.other_products),
+        "branches": _counts(audit.branches),
         "audit_passed": audit.sound,
     }
 

@@ -21,6 +21,7 @@ from onnxvitq.graph.passes.layout import merge_reshapes
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.lowrank import BranchWriter
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
 from onnxvitq.rewrite.pack import Packer
 from onnxvitq.spec import IntArray, QParams
@@ -143,6 +144,7 @@ class _Writer:
         self.tensors = graph.tensors()
         self.packer: Packer | None = None
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
+        self._branches = BranchWriter(self.edit)
 
     def linear(self, linear: Linear) -> None:
         """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
@@ -162,6 +164,8 @@ class _Writer:
         output = last.outputs[0]
         last.outputs.clear()
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
+        if linear.name in self.plan.branches:
+            result = self._branches.beside(result, linear, self.plan.branches[linear.name], (rows, operands[0]))
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
         result.shape = output.shape
