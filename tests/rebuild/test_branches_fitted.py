@@ -37,7 +37,9 @@ def layer_error(case: Case, plan: QuantPlan, name: str, samples: int = 16) -> fl
     """Of the first layer's output on fresh samples."""
     linear = linear_of(case, name)
     inputs = np.concatenate([feed["tokens"] for feed in correlated(77, samples)])
-    inputs = (inputs - inputs.mean(-1, keepdims=True)) / inputs.std(-1, keepdims=True)  # near what the norm gives
+    inputs = (inputs - inputs.mean(-1, keepdims=True)) / inputs.std(-1, keepdims=True)  # as the norm does
+    gamma, beta = (case.graph.tensors()[f"b0_norm1_{part}"].values for part in "gb")
+    inputs = gamma * inputs + beta
     wanted = times(inputs, case.problem.weight(name)) + case.problem.bias(name)
     return float(((quantized_linear(case.problem, plan, linear)(inputs) - wanted) ** 2).sum())
 
