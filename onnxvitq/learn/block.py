@@ -12,6 +12,7 @@ from onnxvitq.learn.network import Operand, Replacement, Unit, Values, run
 from onnxvitq.learn.quantizers import ActivationQuantizer, GroupBranch, WeightQuantizer
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import planned_linear, planned_products, products, row_sums
+from onnxvitq.spec import QParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,12 @@ class QuantizedUnit(nn.Module):
         rate; those of factors and biases in units of their own size.
         """
         weights = [weight for weight in self._weights if isinstance(weight, WeightQuantizer)]
-        scales = [parameter for module in (*weights, *self._sites) for name, parameter in module.named_parameters() if name == "log_scale"]
+        scales = [
+            parameter
+            for module in (*weights, *self._sites)
+            for name, parameter in module.named_parameters()
+            if name == "log_scale"
+        ]
         zeros = [parameter for module in self._sites for name, parameter in module.named_parameters() if name == "zero"]
         groups: list[tuple[list[nn.Parameter], float]] = [
             ([weight.codes for weight in weights], rates["codes"]),
@@ -176,7 +182,7 @@ def _nothing(linear: Linear) -> Replacement:
     return lambda known: known[linear.input]
 
 
-def _known(plan: QuantPlan, tensor: str):
+def _known(plan: QuantPlan, tensor: str) -> QParams:
     params = plan.params(tensor)
     assert params is not None  # planned_linear and planned_products said so
     return params

@@ -4,6 +4,7 @@ The nodes themselves are executed, whatever architecture they came from; a calle
 node, and something in front of any of its inputs.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def cut(graph: gs.Graph, blockmap: BlockMap) -> tuple[Unit, ...]:
     stops = sorted({*cuts, len(nodes)})
     return tuple(
         _unit(graph, index, nodes[start:stop], (alive[start], alive[stop]))
-        for index, (start, stop) in enumerate(zip(stops[:-1], stops[1:], strict=True))
+        for index, (start, stop) in enumerate(itertools.pairwise(stops))
     )
 
 
@@ -78,9 +79,10 @@ def run(
             known[node.outputs[0].name] = instead(known)
             continue
         inputs = [_value(tensor, known) for tensor in node.inputs]
-        for index in range(len(inputs)):
+        for index, value in enumerate(inputs):
             change = operands.get((node.name, index))
-            inputs[index] = inputs[index] if change is None else change(inputs[index])
+            if change is not None and value is not None:
+                inputs[index] = change(value)
         result = OPERATORS[node.op](node.attrs, inputs)
         results = result if isinstance(result, tuple) else (result,)
         known.update((tensor.name, one) for tensor, one in zip(node.outputs, results, strict=False))

@@ -106,7 +106,8 @@ def _unsqueeze(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
 
 def _expand(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     del attributes
-    return inputs[0].expand(torch.broadcast_shapes(inputs[0].shape, tuple(_sizes(inputs[1]))))
+    shape = np.broadcast_shapes(tuple(inputs[0].shape), tuple(_sizes(inputs[1])))
+    return inputs[0].expand(shape)
 
 
 def _shape(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
@@ -168,7 +169,9 @@ def _div(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
 
 def _gelu(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     approximate = attributes.get("approximate", "none")
-    return functional.gelu(inputs[0], approximate=approximate.decode() if isinstance(approximate, bytes) else approximate)
+    return functional.gelu(
+        inputs[0], approximate=approximate.decode() if isinstance(approximate, bytes) else approximate
+    )
 
 
 def _cast(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
@@ -179,7 +182,7 @@ def _cast(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
 
 def _of(function: Callable[..., Any]) -> Operator:
     """An operator without attributes."""
-    return lambda attributes, inputs: function(*inputs)
+    return lambda _attributes, inputs: function(*inputs)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -204,7 +207,7 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": lambda attributes, inputs: torch.clamp(
         attributes.get("alpha", 0.2) * inputs[0] + attributes.get("beta", 0.5), 0, 1
     ),
-    "Identity": lambda attributes, inputs: inputs[0],
+    "Identity": lambda _attributes, inputs: inputs[0],
     "IsNaN": _of(torch.isnan),
     "LayerNormalization": _layer_normalization,
     "Less": _of(torch.lt),

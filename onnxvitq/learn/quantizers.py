@@ -35,7 +35,8 @@ class ActivationQuantizer(nn.Module):
         zero = float(params.zero_point)
         self.zero = nn.Parameter(torch.tensor(zero), requires_grad=learned and zero != 0 and not params.spec.symmetric)
 
-    def forward(self, x: Tensor) -> Tensor:  # any shape, kept
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized, of any shape."""
         scale, zero = self.log_scale.exp(), round_through(self.zero)
         y = (torch.clamp(round_through(x / scale) + zero, self.spec.qmin, self.spec.qmax) - zero) * scale
         return torch.where(torch.rand_like(x) < self.drop, x, y) if self.training and self.drop else y
@@ -43,7 +44,7 @@ class ActivationQuantizer(nn.Module):
     def params(self) -> QParams:
         """As the plan has it."""
         zero = min(max(round(float(self.zero.detach())), self.spec.qmin), self.spec.qmax)
-        return QParams(spec=self.spec, scale=np.float32(self.log_scale.detach().exp().item()), zero_point=np.array(zero))
+        return QParams(spec=self.spec, scale=self.log_scale.detach().exp().numpy(), zero_point=np.array(zero))
 
 
 class WeightQuantizer(nn.Module):
@@ -56,7 +57,8 @@ class WeightQuantizer(nn.Module):
         self.codes = nn.Parameter(torch.from_numpy(np.array(weight)) / scale, requires_grad=learned)
         self.log_scale = nn.Parameter(scale.log(), requires_grad=learned)
 
-    def forward(self) -> Tensor:  # (I, O)
+    def forward(self) -> Tensor:
+        """The weight that the codes stand for (I, O)."""
         codes = torch.clamp(round_through(self.codes), self.spec.qmin, self.spec.qmax)
         return codes * self.log_scale.exp()
 
@@ -79,7 +81,8 @@ class Factor(nn.Module):
         """One a column (C,)."""
         return self.values.detach().abs().amax(0).clamp_min(1e-12) / self.spec.qmax
 
-    def forward(self) -> Tensor:  # (R, C)
+    def forward(self) -> Tensor:
+        """The factor that its codes stand for (R, C)."""
         scale = self.scale()
         return round_through(self.values / scale) * scale
 
@@ -100,7 +103,8 @@ class GroupBranch(nn.Module):
         self.b = nn.ModuleList(Factor(one.b, one.b_params.spec) for one in branches)
         self.inner = ActivationQuantizer(first.inner, learned=True)
 
-    def forward(self, codes: Tensor) -> Tensor:  # (.., I) -> (.., r)
+    def forward(self, codes: Tensor) -> Tensor:
+        """The fake-quantized input (.., I) -> z A as its codes stand for it (.., r)."""
         return self.inner(codes @ self.a())
 
     def results(self) -> list[Branch]:

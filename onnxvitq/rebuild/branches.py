@@ -174,7 +174,7 @@ class _Fit:
         """The best branches of that rank, kept if the held-out error says so."""
         own = self._own_codes(coded)
         fitting, held = self._moments(exact, coded, streams, own or self.params)
-        rank = rank if self.rows >= ENOUGH * len(fitting.gram) else 0
+        rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
         fits = [low_rank(fitting, rank, damping) for damping in DAMPINGS]
         fit = min(fits, key=lambda one: _error(held, fitting, one))
         bias = np.concatenate([_bias(self.problem, self.plan, one.name) for one in self.linears])
@@ -242,7 +242,6 @@ class _Fit:
         """Of what the branch reads and what it should put out, on the samples fitted to and on those held out."""
         inputs, width = self.linears[0].in_features, self.width
         sums, power = [empty(inputs, width), empty(inputs, width)], [empty(1, width), empty(1, width)]
-        self.rows = 0  # that are fitted to
         tensor = self.linears[0].input
         products = [quantized_linear(self.problem, self.plan, one) for one in self.linears]
         targets = [affine(self.problem.weight(one.name), self.problem.bias(one.name), None) for one in self.linears]
@@ -257,7 +256,6 @@ class _Fit:
                     float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
                     lacking[:, part] += (float_stream - own).reshape(-1, linear.out_features)[rows]
             side = int(is_held_out(sample))
-            self.rows += 0 if side else len(rows)
             sums[side] = add(sums[side], fake_quantize(seen, read), lacking, mass)
             power[side] = add(power[side], np.zeros((len(rows), 1), np.float32), wanted, mass)
         judge = power[1] if power[1].mass else power[0]
