@@ -13,6 +13,7 @@ from onnxvitq.errors import ConfigError
 CONFIG_VERSION = 1
 FLOAT = "float"
 BITS = re.compile("w([2-8])a([2-8])")
+Method = Literal["search", "closed-form", "aiqvit"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 Effort = Literal["fast", "default", "best"]
@@ -32,6 +33,9 @@ SEARCHES: Mapping[Effort, tuple[int, int]] = {
 class QuantConfig:
     """What to do, not where: paths are arguments.
 
+    method: how far the fit goes. "search" chooses scales, "closed-form" also solves the weights again, "aiqvit" then learns
+    every block by gradients, branches of low rank beside its weights (needs torch); each starts from the one before it.
+    iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
     weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
@@ -46,6 +50,9 @@ class QuantConfig:
     """
 
     version: int = CONFIG_VERSION
+    method: Method = "closed-form"
+    iterations: int = 400
+    branch_budget: float = 0.1
     objective: ObjectiveName = "pearson"
     effort: Effort = "default"
     skip: tuple[StepName, ...] = ()
@@ -65,6 +72,10 @@ class QuantConfig:
         if self.version != CONFIG_VERSION:
             raise ConfigError("version", f"expected {CONFIG_VERSION}, got {self.version}")
         _one_of("objective", self.objective, get_args(ObjectiveName))
+        _one_of("method", self.method, get_args(Method))
+        _between("iterations", self.iterations, 0, 10**6)
+        if not 0 <= self.branch_budget <= 1:
+            raise ConfigError("branch_budget", f"expected 0 to 1, got {self.branch_budget}")
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
         _one_of("attention", self.attention, ("int8", "float"))
         _one_of("effort", self.effort, get_args(Effort))
@@ -93,6 +104,7 @@ class QuantConfig:
     def runs(self, step: StepName) -> bool:
         """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
         wanted = step not in self.skip and step not in SKIPPED[self.effort]
+        wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
 
     @property
@@ -100,6 +112,11 @@ class QuantConfig:
         """(candidates, rounds) of the scale search."""
         candidates, rounds = SEARCHES[self.effort]
         return self.candidates or candidates, self.rounds or rounds
+
+    @property
+    def learns(self) -> bool:
+        """Whether blocks are learned by gradients."""
+        return self.method == "aiqvit" and self.objective != "minmax"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "plan": BOTTOM | {"blockmap"},
     "steps": BOTTOM | {"plan", "numerics", "config", "blockmap", "fanout"},
     "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap", "blocks"},
+    "learn": BOTTOM
+    | {"plan", "config", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "rebuild", "steps"},
     "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
@@ -34,11 +36,11 @@ MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING
 
 # Library -> the units that may import it.
 HOMES: dict[str, frozenset[str]] = {
-    "torch": frozenset({"export"}),
+    "torch": frozenset({"export", "learn"}),
     "transformers": frozenset({"export"}),
     "timm": frozenset({"export"}),
     "onnxruntime": frozenset({"runtime"}),
-    "onnx_graphsurgeon": frozenset({"graph", "blocks", "rewrite"}),
+    "onnx_graphsurgeon": frozenset({"graph", "blocks", "rewrite", "learn"}),
     "PIL": frozenset({"data"}),
     "rich": frozenset({"cli", "evaluation"}),
     "joblib": frozenset({"fanout"}),

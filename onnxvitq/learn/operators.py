@@ -44,7 +44,7 @@ def _reshape(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     x, shape = inputs[0], _sizes(inputs[1])
     if not attributes.get("allowzero", 0):
         shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    return x.reshape(shape)
+    return torch.reshape(x, shape)
 
 
 def _transpose(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:

@@ -6,7 +6,6 @@ than that of the closed form it started from.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from onnxvitq.learn.block import QuantizedUnit
+from onnxvitq.learn.checkpoint import BlockOutcome, Checkpoints, fingerprint
 from onnxvitq.learn.network import Unit, cut
 from onnxvitq.learn.samples import Samples
 from onnxvitq.learn.training import Reconstruction, Training, token_weights
@@ -21,17 +21,6 @@ from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import planned_linear
 from onnxvitq.spec import FloatArray
 from onnxvitq.steps.step import is_held_out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockOutcome:
-    """One unit: held-out SQNR in dB before and after, whether it is kept, and why nothing was learned where so."""
-
-    unit: int
-    before: float
-    after: float
-    kept: bool
-    reason: str = ""
 
 
 def reconstruct(
@@ -54,6 +43,7 @@ def reconstruct(
     """
     units = cut(graph, problem.blockmap)
     run = _Run(problem, Samples(graph, problem, feeds, folder, options.threads), options)
+    checkpoints = Checkpoints(options.checkpoint, fingerprint(plan, options.described, run.samples.inputs()))
     outcomes = []
     for unit in units:
 
@@ -61,7 +51,12 @@ def reconstruct(
             options.progress(unit.index * options.iterations + done, len(units) * options.iterations, loss)
 
         run.samples.run_exact(unit)
-        plan, outcome, found = run.unit(unit, plan, report)
+        done = checkpoints.load(unit.index)
+        if done is None:
+            plan, outcome, found = run.unit(unit, plan, report)
+            checkpoints.save(plan, outcome)
+        else:
+            (plan, outcome), found = done, run.samples.run_coded(unit, done[0])
         outcomes.append(outcome)
         run.samples.keep(found, {name for later in units[unit.index + 1 :] for name in later.inputs})
     return plan, tuple(outcomes)

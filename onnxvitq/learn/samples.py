@@ -5,7 +5,7 @@ is the writer's own output, so what later units learn from is what the model wil
 passed all the same.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class Samples:
                 self.exact.append(name, value)
                 self.coded.append(name, value)
             self.count += 1
+
+    def inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """What each sample feeds the model; before any unit has run."""
+        for sample in range(self.count):
+            yield {name: self.exact.get(name, sample) for name in self.exact.names}
 
     def run_exact(self, unit: Unit) -> None:
         """The float unit's outputs, into ``exact``."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Reconstruction:
     learned: which parameters. iterations: a block. batch: samples an iteration. rates: of Adam, by kind. curriculum: easy
     samples first, the share used growing linearly from ``share`` to all of them at half time. positions: weight of each
     token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. seed: of every draw.
-    threads: of onnxruntime. progress: told now and then.
+    threads: of onnxruntime. checkpoint: a folder for what is done. progress: told now and then.
     """
 
     learned: Learned = field(default_factory=Learned)
@@ -43,7 +44,16 @@ class Reconstruction:
     positions: FloatArray | None = None
     seed: int = 0
     threads: int = 0
+    checkpoint: Path | None = None
     progress: Progress = _untold
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What decides the result; JSON-able but for what has a text of its own."""
+        positions = None if self.positions is None else self.positions.tolist()
+        apart = {"positions": positions, "learned": asdict(self.learned), "rates": dict(self.rates)}
+        names = ("iterations", "batch", "curriculum", "share", "drop", "seed")
+        return {**{name: getattr(self, name) for name in names}, **apart}
 
 
 def token_weights(shape: Sequence[int], positions: FloatArray | None) -> np.ndarray:
@@ -104,7 +114,7 @@ class Training:
         groups = self.module.parameter_groups(options.rates)
         if not groups:
             return
-        optimiser = torch.optim.Adam(groups)
+        optimiser = torch.optim.Adam(groups, foreach=True)
         self.module.train()
         self.module.set_drop(options.drop)
         total = options.iterations
