@@ -88,7 +88,7 @@ def _gather(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     axis = attributes.get("axis", 0) % x.dim()
     index = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
     chosen = x.index_select(axis, index.reshape(-1))
-    return chosen.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return torch.reshape(chosen, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _squeeze(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:

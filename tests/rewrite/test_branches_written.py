@@ -53,7 +53,7 @@ class Case:
         self.blockmap = find_blocks(self.graph, "test")
         names = {name for linear in self.blockmap.linears for name in (linear.weight, linear.bias) if name}
         self.problem = Problem(blockmap=self.blockmap, constants=constants(self.graph, names))
-        plan = make_plan(self.blockmap, QuantConfig(weight_bits=7, attention="float"))
+        plan = make_plan(self.blockmap, QuantConfig(bits="w7a8", attention="float"))
         bounds = (float(self.feeds["x"].min()), float(self.feeds["x"].max()))
         plan, _ = MinMaxRanges().apply(self.problem, plan, Stats(count=1, ranges={"x": bounds}))
         self.plan = plan.with_branches(branches)
