@@ -31,7 +31,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnxvitq.config import Effort, Method, ObjectiveName, QuantConfig, StepName, load_config, parse_bits
+from onnxvitq.config import (
+    Effort,
+    Method,
+    ObjectiveName,
+    QuantConfig,
+    RankSearchName,
+    StepName,
+    load_config,
+    parse_bits,
+)
 from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
@@ -225,6 +234,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(
         "--branch-budget", type=float, help="bytes of low-rank branches over those of the weights (aiqvit)"
     )
+    fitting.add_argument("--ranks", choices=get_args(RankSearchName), help="how the budget is shared out (aiqvit)")
     fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")

@@ -14,6 +14,7 @@ CONFIG_VERSION = 1
 FLOAT = "float"
 BITS = re.compile("w([2-8])a([2-8])")
 Method = Literal["search", "closed-form", "aiqvit"]
+RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 Effort = Literal["fast", "default", "best"]
@@ -36,6 +37,7 @@ class QuantConfig:
     method: how far the fit goes. "search" chooses scales, "closed-form" also solves the weights again, "aiqvit" then learns
     every block by gradients, branches of low rank beside its weights (needs torch); each starts from the one before it.
     iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
+    ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
     weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
@@ -53,6 +55,7 @@ class QuantConfig:
     method: Method = "closed-form"
     iterations: int = 400
     branch_budget: float = 0.1
+    ranks: RankSearchName = "energy"
     objective: ObjectiveName = "pearson"
     effort: Effort = "default"
     skip: tuple[StepName, ...] = ()
@@ -73,6 +76,7 @@ class QuantConfig:
             raise ConfigError("version", f"expected {CONFIG_VERSION}, got {self.version}")
         _one_of("objective", self.objective, get_args(ObjectiveName))
         _one_of("method", self.method, get_args(Method))
+        _one_of("ranks", self.ranks, get_args(RankSearchName))
         _between("iterations", self.iterations, 0, 10**6)
         if not 0 <= self.branch_budget <= 1:
             raise ConfigError("branch_budget", f"expected 0 to 1, got {self.branch_budget}")

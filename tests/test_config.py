@@ -13,6 +13,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "method": "aiqvit",
     "iterations": 77,
     "branch_budget": 0.25,
+    "ranks": "darts",
     "objective": "ranking",
     "candidates": 7,
     "rounds": 5,

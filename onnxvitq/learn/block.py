@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onnxvitq.blockmap import Linear
 from onnxvitq.learn.network import Operand, Replacement, Unit, Values, run
-from onnxvitq.learn.quantizers import ActivationQuantizer, GroupBranch, WeightQuantizer
+from onnxvitq.learn.quantizers import ActivationQuantizer, GroupBranch, WeightQuantizer, round_through
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import planned_linear, planned_products, products, row_sums
 from onnxvitq.spec import QParams
@@ -114,6 +114,17 @@ class QuantizedUnit(nn.Module):
             if any(one.requires_grad for one in members)
         ]
 
+    @property
+    def branches(self) -> dict[str, GroupBranch]:
+        """The branches by the tensor that they read."""
+        found = {}
+        for linear in self.linears:
+            if linear.name in self._branch_of:
+                module = self._branches[self._branch_of[linear.name][0]]
+                assert isinstance(module, GroupBranch)
+                found[linear.input] = module
+        return found
+
     def set_drop(self, share: float) -> None:
         """Of activations that are not quantized while training."""
         for name in self._site_of:
@@ -164,10 +175,13 @@ class QuantizedUnit(nn.Module):
 
     def _linear(self, index: int, linear: Linear) -> Callable[[Values], Tensor]:
         quantizer, weight, bias = self._quantizer(linear.input), self._weights[index], self._biases[index]
+        assert isinstance(weight, WeightQuantizer)
 
         def apply(known: Values) -> Tensor:
             codes = quantizer(known[linear.input])
-            y = codes @ weight() + bias  # (.., I) @ (I, O)
+            # The bias is written in units of one step of the product: coarse where both have few bits.
+            unit = (quantizer.log_scale + weight.log_scale).detach().exp()
+            y = codes @ weight() + round_through(bias / unit) * unit  # (.., I) @ (I, O)
             if linear.name not in self._branch_of:
                 return y
             group, place = self._branch_of[linear.name]

@@ -3,7 +3,7 @@ form, and the reconstruction of every block from there on.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.config import QuantConfig
+from onnxvitq.learn.ranks import CANDIDATES, RankSearch, search_ranks
 from onnxvitq.learn.reconstruct import reconstruct
 from onnxvitq.learn.training import Reconstruction
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.branches import Branches, fit_branches
 from onnxvitq.rewrite.lowrank import branch_bytes
 from onnxvitq.spec import FloatArray
+from onnxvitq.steps.step import StepOutcome
 
 BRANCHES, RECONSTRUCTION = "branches", "reconstruction"
 
@@ -46,8 +48,28 @@ class Learning:
 
     def _branches(self, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
         options = Branches(budget=config.branch_budget, positions=self.positions, threads=config.threads)
-        proposed, outcome = fit_branches(self.graph, self.problem, plan, self.feeds, self.folder, options)
+        if config.ranks == "darts":
+            options = replace(options, rank=self._searched_ranks(plan, config))
+        proposed, outcome = self._fitted("branches", plan, options)
         return proposed, {**asdict(outcome), "parts": described_branches(proposed)}
+
+    def _fitted(self, name: str, plan: QuantPlan, options: Branches) -> tuple[QuantPlan, StepOutcome]:
+        folder = self.folder / name
+        folder.mkdir()
+        return fit_branches(self.graph, self.problem, plan, self.feeds, folder, options)
+
+    def _searched_ranks(self, plan: QuantPlan, config: QuantConfig) -> dict[str, int]:
+        largest = Branches(rank=max(CANDIDATES), positions=self.positions, threads=config.threads)
+        start, _ = self._fitted("largest", plan, largest)
+        training = Reconstruction(
+            iterations=config.iterations // 4,
+            drop=0.0,
+            positions=self.positions,
+            seed=config.seed,
+            threads=config.threads,
+        )
+        search = RankSearch(budget=config.branch_budget, training=training)
+        return search_ranks(self.graph, self.problem, start, self.feeds, self.folder / "ranks", search)
 
     def _reconstruction(self, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
         options = Reconstruction(

@@ -139,19 +139,45 @@ class Factor(nn.Module):
         return self.values.detach().numpy(), QParams(spec=self.spec, scale=scale, zero_point=zero)
 
 
+class RankGate(nn.Module):
+    """How far each rank of a branch is open: the chance that the rank sought is at least that (DARTS, Liu et al. 2019).
+
+    The candidates are nested, the first r columns of one A: the mixture of all candidates then costs no more than the
+    largest, and its expected rank is the sum of the gates.
+    """
+
+    def __init__(self, candidates: Sequence[int], rank: int) -> None:
+        super().__init__()
+        self.candidates = [one for one in sorted({*candidates, 0}) if one <= rank]
+        self.choice = nn.Parameter(torch.zeros(len(self.candidates)))
+        open_to = torch.arange(rank)[None] < torch.tensor(self.candidates)[:, None]
+        self._open = open_to.to(torch.float32)  # (candidates, rank)
+
+    def forward(self) -> Tensor:
+        """One gate a rank, 0 to 1, falling."""
+        return torch.softmax(self.choice, 0) @ self._open
+
+    def chosen(self) -> int:
+        """The most likely candidate."""
+        return self.candidates[int(self.choice.argmax())]
+
+
 class GroupBranch(nn.Module):
-    """The branches of the linear layers that read one tensor: one A, one B a layer."""
+    """The branches of the linear layers that read one tensor: one A, one B a layer. ``gate``: while a rank is sought."""
 
     def __init__(self, branches: Sequence[Branch]) -> None:
         super().__init__()
         first = branches[0]
         self.a = Factor(first.a, first.a_params.spec)
         self.b = nn.ModuleList(Factor(one.b, one.b_params.spec) for one in branches)
+        self.width = first.a.shape[0] + sum(one.b.shape[1] for one in branches)  # bytes of one rank
         self.inner = ActivationQuantizer(first.inner, learned=True)
+        self.gate: RankGate | None = None
 
     def forward(self, codes: Tensor) -> Tensor:
         """The fake-quantized input (.., I) -> z A as its codes stand for it (.., r)."""
-        return self.inner(codes @ self.a())
+        inner: Tensor = self.inner(codes @ self.a())
+        return inner if self.gate is None else inner * self.gate()
 
     def results(self) -> list[Branch]:
         """One a layer."""

@@ -81,8 +81,8 @@ class _Run:
         reason = self._reason_not_to_learn(unit, plan)
         if reason:
             return plan, BlockOutcome(unit=unit.index, before=before, after=before, kept=False, reason=reason), start
-        module = QuantizedUnit(unit, self._problem, plan, self._options.learned)
         torch.manual_seed(self._options.seed)
+        module = QuantizedUnit(unit, self._problem, plan, self._options.learned)
         Training(module, self.samples, self._options).run(report)
         learned = module.result()
         found = self.samples.run_coded(unit, learned)

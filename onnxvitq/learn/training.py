@@ -14,7 +14,7 @@ from onnxvitq.learn.samples import Samples
 from onnxvitq.spec import FloatArray
 from onnxvitq.steps.step import is_held_out
 
-RATES = {"codes": 1e-2, "scales": 3e-3, "zeros": 1e-2, "biases": 1e-1, "branch": 1e-2}
+RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch": 2e-2}
 
 
 Progress = Callable[[int, int, float], None]  # iterations done, of how many, loss
@@ -40,7 +40,7 @@ class Reconstruction:
     rates: Mapping[str, float] = field(default_factory=lambda: dict(RATES))
     curriculum: bool = False
     share: float = 0.25
-    drop: float = 0.0
+    drop: float = 0.5
     positions: FloatArray | None = None
     seed: int = 0
     threads: int = 0
@@ -119,7 +119,7 @@ class Training:
         self.module.set_drop(options.drop)
         total = options.iterations
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-        draw = self._draws()
+        draw = self.draws()
         for step in range(total):
             loss = self.loss(draw(step))
             optimiser.zero_grad()
@@ -130,7 +130,8 @@ class Training:
                 report(step, float(loss.detach()))
         self.module.eval()
 
-    def _draws(self) -> Callable[[int], list[int]]:
+    def draws(self) -> Callable[[int], list[int]]:
+        """Iteration -> the samples it takes."""
         options, rng = self.options, np.random.default_rng(self.options.seed)
         order = np.arange(len(self.inputs))
         if options.curriculum:

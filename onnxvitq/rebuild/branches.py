@@ -42,12 +42,13 @@ DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choos
 class Branches:
     """How large the branches may be.
 
-    budget: their bytes over those of the packed weights. rank: fixed for every layer, instead of the budget. own_codes:
+    budget: their bytes over those of the packed weights. rank: instead of the budget, one for every layer, or by the
+    tensor that layers read. own_codes:
     whether a branch beside narrow activations reads codes of eight bits. positions, threads: as in ``Rebuild``.
     """
 
     budget: float = 0.1
-    rank: int | None = None
+    rank: int | Mapping[str, int] | None = None
     own_codes: bool = False
     positions: FloatArray | None = None
     threads: int = 0
@@ -76,7 +77,8 @@ def fit_branches(
             costs = {one.tensor: one.cost for one in found}
             ranks = share_budget(gains, costs, int(options.budget * weight_bytes(problem, plan)))
         else:
-            ranks = dict.fromkeys(groups(problem.blockmap.linears), options.rank)
+            tensors, rank = groups(problem.blockmap.linears), options.rank
+            ranks = {one: rank if isinstance(rank, int) else rank.get(one, 0) for one in tensors}
         found = runs.once(folder / "branches", ranks, keep=True)
     kept = [one for one in found if one.branches]
     plan = plan.with_branches({name: branch for one in kept for name, branch in one.branches.items()})
