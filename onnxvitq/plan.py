@@ -46,10 +46,10 @@ class SiteDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Branch:
-    """z A B beside a linear layer's quantized product, on codes throughout: z are codes of the layer's input, z A is quantized.
+    """z A B beside a linear layer's quantized product; z are the codes that the product reads, and z A is quantized.
 
-    a (I, r) and b (r, O): real values. a_params, b_params: of their codes, one scale a column. inner: of z A, per tensor.
-    input: of z; None shares the codes that the product reads.
+    a (I, r) and b (r, O): real values. a_params, b_params: of their codes, one scale a column of A, one for all of B.
+    inner: of z A, per tensor.
     """
 
     a: FloatArray
@@ -57,7 +57,6 @@ class Branch:
     a_params: QParams
     b_params: QParams
     inner: QParams
-    input: QParams | None = None
 
     def __post_init__(self) -> None:
         if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[1] != self.b.shape[0] or not self.a.shape[1]:
@@ -194,20 +193,18 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
     return QuantPlan(decisions=decisions, biases=biases, kept_float=kept_float, weights=weights, branches=branches)
 
 
-BRANCH_PARAMS = ("a_params", "b_params", "inner", "input")
+BRANCH_PARAMS = ("a_params", "b_params", "inner")
 
 
 def _branch_header(name: str, branch: Branch) -> dict[str, Any]:
-    params = {part: getattr(branch, part) for part in BRANCH_PARAMS}
-    return {"name": name, "specs": {part: asdict(one.spec) for part, one in params.items() if one is not None}}
+    return {"name": name, "specs": {part: asdict(getattr(branch, part).spec) for part in BRANCH_PARAMS}}
 
 
 def _branch_arrays(branch: Branch) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {"a": branch.a, "b": branch.b}
     for part in BRANCH_PARAMS:
         params = getattr(branch, part)
-        if params is not None:
-            arrays[f"{part}_scale"], arrays[f"{part}_zero"] = params.scale, params.zero_point
+        arrays[f"{part}_scale"], arrays[f"{part}_zero"] = params.scale, params.zero_point
     return arrays
 
 

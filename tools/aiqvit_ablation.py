@@ -48,7 +48,7 @@ class Start:
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
-        fitter = Fitter(loaded, Replay(source, again=True), config, lambda stage, done, total: None)
+        fitter = Fitter(loaded, Replay(source, again=True), config, lambda *_: None)
         fitter.calibrate(None)
         self.fitted: Fitted = fitter.fit()
         self.positions, self.seed, self.iterations = fitter._positions, seed, iterations

@@ -116,7 +116,9 @@ class WeightQuantizer(nn.Module):
 
 
 class Factor(nn.Module):
-    """One factor of a branch: as many bits as its codes will have, a scale a column that follows the largest entry."""
+    """One factor of a branch: as many bits as its codes will have, a scale (a column's or the whole factor's) that follows the
+    largest entry.
+    """
 
     def __init__(self, values: FloatArray, spec: QuantSpec) -> None:
         super().__init__()
@@ -124,8 +126,10 @@ class Factor(nn.Module):
         self.values = nn.Parameter(torch.from_numpy(np.array(values)))
 
     def scale(self) -> Tensor:
-        """One a column (C,)."""
-        return self.values.detach().abs().amax(0).clamp_min(1e-12) / self.spec.qmax
+        """One a column (C,), or () for all."""
+        sizes = self.values.detach().abs()
+        largest = sizes.amax() if self.spec.axis is None else sizes.amax(1 - self.spec.axis)
+        return largest.clamp_min(1e-12) / self.spec.qmax
 
     def forward(self) -> Tensor:
         """The factor that its codes stand for (R, C)."""

@@ -32,7 +32,9 @@ from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 from onnxvitq.steps.step import StepOutcome, is_held_out, outcome
 
-FACTOR = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+# One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
+FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True)
 INNER = QuantSpec(bits=8, signed=False, symmetric=False)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
@@ -42,14 +44,15 @@ DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choos
 class Branches:
     """How large the branches may be.
 
-    budget: their bytes over those of the packed weights. rank: instead of the budget, one for every layer, or by the
-    tensor that layers read. own_codes:
-    whether a branch beside narrow activations reads codes of eight bits. positions, threads: as in ``Rebuild``.
+    budget: their bytes over those of the packed weights. rank: instead of the budget, one for every layer, or by the tensor
+    that layers read. worth_db: what a branch has to gain on held-out samples; it costs one pass over the layer's output,
+    whatever its rank (measured on ViT-S geometry: branches beside all layers take a quarter of the time again). positions,
+    threads: as in ``Rebuild``.
     """
 
     budget: float = 0.1
     rank: int | Mapping[str, int] | None = None
-    own_codes: bool = False
+    worth_db: float = 0.2
     positions: FloatArray | None = None
     threads: int = 0
 
@@ -73,7 +76,7 @@ def fit_branches(
     with one_blas_thread():
         if options.rank is None:
             found = runs.once(folder / "gains", dict.fromkeys(groups(problem.blockmap.linears), MAX_RANK), keep=False)
-            gains = {one.tensor: one.gains for one in found}
+            gains = {one.tensor: one.gains if one.branches else one.gains[:0] for one in found}
             costs = {one.tensor: one.cost for one in found}
             ranks = share_budget(gains, costs, int(options.budget * weight_bytes(problem, plan)))
         else:
@@ -174,8 +177,7 @@ class _Fit:
 
     def fit(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], rank: int) -> _Found:
         """The best branches of that rank, kept if the held-out error says so."""
-        own = self._own_codes(coded)
-        fitting, held = self._moments(exact, coded, streams, own or self.params)
+        fitting, held = self._moments(exact, coded, streams, self.params)
         rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
         fits = [low_rank(fitting, rank, damping) for damping in DAMPINGS]
         fit = min(fits, key=lambda one: _error(held, fitting, one))
@@ -185,19 +187,19 @@ class _Fit:
         biases: dict[str, FloatArray] = {}
         after = before
         if fit.energy.size:
-            a_params = params_from_weight(fit.a, FACTOR)
+            a_params = params_from_weight(fit.a, FACTOR_A)
             a = fake_quantize(fit.a, a_params)
-            inner = self._inner(coded, own or self.params, a)
-            factors = [params_from_weight(fit.b[:, part], FACTOR) for part in self.slices]
+            inner = self._inner(coded, self.params, a)
+            factors = [params_from_weight(fit.b[:, part], FACTOR_B) for part in self.slices]
             b = np.concatenate(
                 [fake_quantize(fit.b[:, p], q) for p, q in zip(self.slices, factors, strict=True)], axis=1
             )
             shift = best_bias(fitting, times(a, b))
             after = float(output_error(held, times(a, b), shift).sum())
-            if after < before:
+            if decibel(before, after) > self.options.worth_db:
                 for linear, part, b_params in zip(self.linears, self.slices, factors, strict=True):
                     branches[linear.name] = Branch(
-                        a=fit.a, b=fit.b[:, part], a_params=a_params, b_params=b_params, inner=inner, input=own
+                        a=fit.a, b=fit.b[:, part], a_params=a_params, b_params=b_params, inner=inner
                     )
                     biases[linear.name] = bias[part] + shift[part]
         return _Found(
@@ -222,13 +224,6 @@ class _Fit:
     def _error_without(self, held: Moments) -> float:
         nothing = np.zeros(held.cross.shape, np.float32)
         return float(output_error(held, nothing, np.zeros(self.width, np.float32)).sum())
-
-    def _own_codes(self, coded: Pieces) -> QParams | None:
-        """Codes of eight bits over the whole range of the input, where the product's are narrower."""
-        if not self.options.own_codes or self.params.spec.bits >= INNER.bits:
-            return None
-        values = [coded.values.get(self.linears[0].input, sample) for sample in range(coded.samples)]
-        return params_from_range(min(float(v.min()) for v in values), max(float(v.max()) for v in values), INNER)
 
     def _inner(self, coded: Pieces, params: QParams, a: FloatArray) -> QParams:
         """Codes of z A, over its whole range."""
@@ -281,7 +276,7 @@ def quantized_linear(problem: Problem, plan: QuantPlan, linear: Linear) -> Calla
     if branch is None:
         return product
     a, b = fake_quantize(branch.a, branch.a_params), fake_quantize(branch.b, branch.b_params)
-    read = branch.input or params
+    read = params
     assert read is not None
 
     def both(x: FloatArray) -> FloatArray:

@@ -1,8 +1,8 @@
 """The branch of low rank beside a quantized product: two small Gemms on codes, and one Add.
 
-y = QGemm(x, W, b) + QGemm(Q(QGemm(z, A)), B), z the codes of the product's own input or codes of 8 bits of the same tensor
-(the input's error at few bits is what a branch on its own codes can give back). Neither Gemm has a bias, so both become
-QGemm; B's output is float, which is what the Add reads. Layers that read one input and have one A share the first Gemm.
+y = QGemm(z, W, b) + QGemm(Q(QGemm(z, A)), B), z the codes of the product's own input. Neither small Gemm has a bias, so both
+become QGemm; B's output is float, which is what the Add reads. Layers that read one input and have one A share the first
+Gemm.
 """
 
 from collections.abc import Callable
@@ -40,18 +40,16 @@ class BranchWriter:
         self._edit = edit
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
 
-    def beside(
-        self, product: gs.Tensor, linear: Linear, branch: Branch, rows: tuple[gs.Tensor, gs.Tensor]
-    ) -> gs.Tensor:
+    def beside(self, product: gs.Tensor, linear: Linear, branch: Branch, codes: gs.Tensor) -> gs.Tensor:
         """``product`` (N, O) with the branch's output added.
 
         Args:
             product: what the quantized weight puts out.
             linear: whose branch it is.
             branch: its factors and formats.
-            rows: the input (N, I) in float, and its codes, dequantized, as the product reads them.
+            codes: of its input (N, I), dequantized, as the product reads them.
         """
-        inner = self._once(("inner", rows[0].name, _key(branch)), lambda: self._inner(linear, branch, rows))
+        inner = self._once(("inner", codes.name, _key(branch)), lambda: self._inner(linear, branch, codes))
         operands = [inner, self._factor(f"{linear.name}_branch_b", branch.b, branch.b_params)]
         output = self._edit.node("Gemm", f"{linear.name}_branch_b", operands)
         return self._edit.node("Add", f"{linear.name}_with_branch", [product, output])
@@ -61,13 +59,8 @@ class BranchWriter:
             self._shared[key] = make()
         return self._shared[key]
 
-    def _inner(self, linear: Linear, branch: Branch, rows: tuple[gs.Tensor, gs.Tensor]) -> gs.Tensor:
+    def _inner(self, linear: Linear, branch: Branch, codes: gs.Tensor) -> gs.Tensor:
         """DQ(Q(z A)): the first Gemm, and its output's codes."""
-        real, codes = rows
-        own = branch.input
-        if own is not None:
-            name = f"{linear.input}_branch"
-            codes = self._once(("codes", real.name, own.scale.tobytes()), lambda: self._codes(real, own, name))
         factor = self._factor(f"{linear.name}_branch_a", branch.a, branch.a_params)
         product = self._edit.node("Gemm", f"{linear.name}_branch_a", [codes, factor])
         return self._codes(product, branch.inner, f"{linear.name}_branch_inner")
@@ -78,25 +71,23 @@ class BranchWriter:
         codes = self._edit.node("QuantizeLinear", f"{name}_quantize", [x, scale, zero], dtype=params.spec.storage)
         return self._edit.node("DequantizeLinear", f"{name}_dequantize", [codes, scale, zero])
 
+    def _zeros(self, params: QParams) -> gs.Tensor:
+        size = "_".join(map(str, ("branch_zeros", *params.scale.shape)))
+        return self._edit.constant(size, np.zeros(params.scale.shape, params.spec.storage))
+
     def _factor(self, name: str, values: FloatArray, params: QParams) -> gs.Tensor:
-        """DequantizeLinear(int8), one scale a column."""
+        """DequantizeLinear(int8), one scale a column or one for all."""
         codes = quantize(values, params)
         inputs = [
             self._edit.constant(f"{name}_codes", codes),
             self._edit.constant(f"{name}_scale", params.scale),
-            self._once(
-                ("zeros", len(params.scale)),
-                lambda: self._edit.constant(
-                    f"branch_zeros_{len(params.scale)}", np.zeros(len(params.scale), codes.dtype)
-                ),
-            ),
+            self._once(("zeros", params.scale.shape), lambda: self._zeros(params)),
         ]
-        return self._edit.node("DequantizeLinear", f"{name}_dequantize", inputs, axis=1)
+        axes = {} if params.spec.axis is None else {"axis": params.spec.axis}
+        return self._edit.node("DequantizeLinear", f"{name}_dequantize", inputs, **axes)
 
 
 def _key(branch: Branch) -> tuple[object, ...]:
     """What two branches on one input must agree in to share the first Gemm and its output's codes."""
-    own = branch.input
-    read = b"" if own is None else own.scale.tobytes() + own.zero_point.tobytes()
     inner = branch.inner
-    return branch.a.tobytes(), branch.a_params.scale.tobytes(), inner.scale.tobytes(), inner.zero_point.tobytes(), read
+    return branch.a.tobytes(), branch.a_params.scale.tobytes(), inner.scale.tobytes(), inner.zero_point.tobytes()

@@ -165,7 +165,7 @@ class _Writer:
         last.outputs.clear()
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
         if linear.name in self.plan.branches:
-            result = self._branches.beside(result, linear, self.plan.branches[linear.name], (rows, operands[0]))
+            result = self._branches.beside(result, linear, self.plan.branches[linear.name], operands[0])
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
         result.shape = output.shape

@@ -78,9 +78,10 @@ def test_a_weight_comes_back_on_its_grid(bits: int) -> None:
     assert (module.codes.grad != 0).any()
 
 
-def test_a_factor_is_quantized_as_numpy_does_it() -> None:
+@pytest.mark.parametrize("axis", [1, None])
+def test_a_factor_is_quantized_as_numpy_does_it(axis: int | None) -> None:
     values = activations(3)
-    spec = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+    spec = QuantSpec(bits=8, signed=True, symmetric=True, axis=axis)
     module = Factor(values, spec)
     kept, params = module.result()
     np.testing.assert_array_equal(kept, values)

@@ -97,6 +97,11 @@ def test_layers_that_read_one_tensor_share_a(transformer_case: TransformerCase) 
     assert case.sqnr(plan, correlated(9, 4)) != case.sqnr(case.plan, correlated(9, 4))  # and it is written
 
 
+def test_a_branch_that_gains_less_than_it_is_worth_is_left_out(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=48, bits=4), 4)
+    assert not fitted(case, Branches(rank=4, threads=1, worth_db=30.0))[0].branches
+
+
 def test_too_few_rows_fit_nothing(transformer_case: TransformerCase) -> None:
     case = narrow(transformer_case(samples=2, bits=4), 4)
     assert not fitted(case, Branches(rank=4, threads=1))[0].branches

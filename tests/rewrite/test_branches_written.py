@@ -16,10 +16,10 @@ from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import check_written, constants, to_graph, to_proto
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.plan import Branch, Problem, QuantPlan
-from onnxvitq.rebuild.branches import FACTOR, INNER, quantized_linear
+from onnxvitq.rebuild.branches import FACTOR_A, FACTOR_B, INNER, quantized_linear
 from onnxvitq.rewrite.lowrank import branch_bytes, branch_names
 from onnxvitq.rewrite.qdq import apply_plan
-from onnxvitq.spec import QParams, Stats
+from onnxvitq.spec import Stats
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 
@@ -29,16 +29,19 @@ TEXT = (
     "{ p = MatMul(x, W) y = Add(p, b) u = MatMul(x, V) k = Transpose<perm = [0, 1, 3, 2]>(q) s = MatMul(q, k)"
     " w = Softmax<axis = -1>(s) z = MatMul(w, q) }"
 )
-OWN = params_from_range(-7.0, 6.0, INNER)
 
 
-def branch(inputs: int, outputs: int, seed: int, own: QParams | None = None) -> Branch:
+def branch(inputs: int, outputs: int, seed: int) -> Branch:
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((inputs, 3)), rng.standard_normal((3, outputs))
     a, b = a.astype(np.float32), b.astype(np.float32)
     inner = params_from_range(-12.0, 12.0, INNER)
     return Branch(
-        a=a, b=b, a_params=params_from_weight(a, FACTOR), b_params=params_from_weight(b, FACTOR), inner=inner, input=own
+        a=a,
+        b=b,
+        a_params=params_from_weight(a, FACTOR_A),
+        b_params=params_from_weight(b, FACTOR_B),
+        inner=inner,
     )
 
 
@@ -64,16 +67,15 @@ class Case:
         return proto
 
 
-def own_branches(own: QParams | None) -> dict[str, Branch]:
-    first = branch(32, 24, 0, own)
-    second = branch(32, 16, 1, own)
+def two_branches() -> dict[str, Branch]:
+    first = branch(32, 24, 0)
+    second = branch(32, 16, 1)
     return {"p": first, "u": replace(second, a=first.a, a_params=first.a_params)}
 
 
-@pytest.mark.parametrize("own", [None, OWN], ids=["shared-codes", "own-codes"])
 @pytest.mark.parametrize("level", ["disabled", "all"])
-def test_it_computes_what_fake_quantization_says(level: str, own: QParams | None) -> None:
-    case = Case(own_branches(own))
+def test_it_computes_what_fake_quantization_says(level: str) -> None:
+    case = Case(two_branches())
     found = run(case.written(), case.feeds, level)[:2]
     expected = [
         quantized_linear(case.problem, case.plan, case.problem.blockmap.linear(name))(case.feeds["x"]) for name in "pu"
@@ -82,19 +84,18 @@ def test_it_computes_what_fake_quantization_says(level: str, own: QParams | None
     assert difference(without, expected) > 0.5  # the branch is most of it
     # A code of z A that lies on a tie may fall to either side; one step of it, through B, is under a hundredth here.
     assert difference(found, expected) < 0.01
-    read = fake_quantize(case.feeds["x"], own or case.plan.params("x"))  # type: ignore[arg-type]
+    read = fake_quantize(case.feeds["x"], case.plan.params("x"))  # type: ignore[arg-type]
     one = case.plan.branches["p"]
     inner = fake_quantize(read @ fake_quantize(one.a, one.a_params), one.inner)
     assert difference([found[0] - without[0]], [inner @ fake_quantize(one.b, one.b_params)]) < 0.01
 
 
-@pytest.mark.parametrize("own", [None, OWN], ids=["shared-codes", "own-codes"])
-def test_both_products_run_on_integers_and_the_first_is_shared(tmp_path: Path, own: QParams | None) -> None:
-    case = Case(own_branches(own))
+def test_both_products_run_on_integers_and_the_first_is_shared(tmp_path: Path) -> None:
+    case = Case(two_branches())
     written = case.written()
     counts = Counter(node.op_type for node in written.graph.node)
     assert counts["Gemm"] == 5  # two linears, one A, two B
-    assert counts["QuantizeLinear"] == 2 + (own is not None)
+    assert counts["QuantizeLinear"] == 2
     assert branch_names(case.plan, case.blockmap) == {
         "p": ("p_branch_a", "p_branch_b"),
         "u": ("p_branch_a", "u_branch_b"),
@@ -107,7 +108,7 @@ def test_both_products_run_on_integers_and_the_first_is_shared(tmp_path: Path, o
 
 
 def test_a_branch_that_lost_its_kernel_is_named(tmp_path: Path) -> None:
-    case = Case(own_branches(None))
+    case = Case(two_branches())
     written = case.written()
     lost = next(node for node in written.graph.node if node.name == "u_branch_b")
     quantized = next(node for node in written.graph.node if node.output[0] == lost.input[0])
@@ -126,4 +127,4 @@ def test_different_factors_are_not_shared() -> None:
 
 
 def test_bytes_of_a_branch() -> None:
-    assert branch_bytes(branch(32, 24, 0)) == 3 * (32 + 24) + 4 * (3 + 24)
+    assert branch_bytes(branch(32, 24, 0)) == 3 * (32 + 24) + 4 * (3 + 1)
