@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from rich.console import Console
 from rich.progress import (
@@ -42,6 +42,10 @@ from onnxvitq.config import (
     parse_bits,
 )
 from onnxvitq.errors import ConfigError, OnnxVitqError
+
+if TYPE_CHECKING:
+    from onnxvitq.pipeline import Benchmark
+    from onnxvitq.runtime.profile import OperatorTime
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
 LISTED = 5  # unreadable images that are named
@@ -246,7 +250,12 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
     )
-    fitting.add_argument("--attention", choices=("int8", "float"), help="the two products of each attention")
+    fitting.add_argument(
+        "--activations", choices=("static", "dynamic", "token", "auto"), help="ranges of the linears' inputs"
+    )
+    fitting.add_argument(
+        "--attention", choices=("int8", "mixed", "float", "auto"), help="the two products of each attention"
+    )
     fitting.add_argument("--bits", metavar="wNaM", help="bits of weights and of activations, 2 to 8 each")
     fitting.add_argument("--weight-bits", type=_integer(2, 8), metavar="N", help="the N of --bits; 7 is safe on AVX2")
     fitting.add_argument(
@@ -275,6 +284,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
         help="globs of node names or roles to keep float",
     )
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
+    fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
     fitting.add_argument("--config", type=Path, help="options from a .json or .toml file; the command line wins")
@@ -497,34 +507,76 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 def _bench(arguments: Sequence[str]) -> int:
     parser = _Parser(
-        prog="onnxvitq bench", description="Interleaved latency; the first model is the reference.", allow_abbrev=False
+        prog="onnxvitq bench",
+        description="Interleaved latency, cold load and peak memory; the first model is the reference.",
+        allow_abbrev=False,
     )
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--threads", type=_integer(0, 1024), default=1)
+    parser.add_argument(
+        "--threads", type=_thread_counts, default=[1], help="one or several, as in 1,2; 0: one a core (default: 1)"
+    )
     parser.add_argument("--runs", type=_integer(1), default=15)
     parser.add_argument("--batch-size", type=_integer(1), default=1, help="where the batch is dynamic")
     parser.add_argument("--seed", type=_integer(0, 2**32 - 1), default=0)
+    parser.add_argument("--profile", action="store_true", help="time by operator, too")
     _add_output(parser)
     args = parser.parse_args(arguments)
     from onnxvitq.pipeline import bench_models
 
-    timings = bench_models(args.models, batch=args.batch_size, threads=args.threads, runs=args.runs, seed=args.seed)
+    threads = list(dict.fromkeys(args.threads))
+    result = bench_models(
+        args.models, batch=args.batch_size, threads=threads, runs=args.runs, seed=args.seed, profiled=args.profile
+    )
     if args.json:
+        operators = [{name: asdict(time) for name, time in one.items()} for one in result.operators]
         rows = {
-            "threads": args.threads,
+            "threads": threads,
             "runs": args.runs,
             "batch": args.batch_size,
-            "models": [asdict(timing) for timing in timings],
+            "models": [{"threads": count, **asdict(one)} for count in threads for one in result.timings[count]],
+            "footprints": [asdict(one) for one in result.footprints],
+            "operators": operators,
         }
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return 0
-    title = f"{args.threads} thread(s), {args.runs} runs"
-    table = _table(title, "model", "load ms", "median ms", "quartiles ms", "times the first")
-    for timing in timings:
-        spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
-        table.add_row(timing.model, f"{timing.load_ms:.0f}", f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")
-    _console().print(table)
+    else:
+        _print_benchmark(result, args)
     return 0
+
+
+def _print_benchmark(result: "Benchmark", args: argparse.Namespace) -> None:
+    console = _console()
+    for threads, timings in result.timings.items():
+        title = f"{threads or 'one a core:'} thread(s), batch {args.batch_size}, {args.runs} runs"
+        table = _table(title, "model", "median ms", "quartiles ms", "times the first")
+        for timing in timings:
+            spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
+            table.add_row(timing.model, f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")
+        console.print(table)
+    first = result.footprints[0]
+    table = _table("In a fresh process", "model", "cold load ms", "peak MB", "load, of the first", "peak, of the first")
+    for one in result.footprints:
+        shares = (f"{one.load_ms / first.load_ms:.0%}", f"{one.peak_mb / first.peak_mb:.0%}")
+        table.add_row(one.model, f"{one.load_ms:.0f}", f"{one.peak_mb:.1f}", *shares)
+    console.print(table)
+    if result.operators:
+        columns = [f"{model.name} {unit}" for model in args.models for unit in ("ms", "nodes")]
+        table = _table("Time by operator", "operator", *columns)
+        for name in dict.fromkeys(name for one in result.operators for name in one):
+            times = [one.get(name) for one in result.operators]
+            table.add_row(name, *(text for time in times for text in _cells(time)))
+        totals = [sum(time.ms for time in one.values()) for one in result.operators]
+        table.add_row("all", *(text for total in totals for text in (f"{total:.2f}", "")))
+        console.print(table)
+
+
+def _cells(time: "OperatorTime | None") -> tuple[str, str]:
+    return ("", "") if time is None else (f"{time.ms:.2f}", str(time.nodes))
+
+
+def _thread_counts(text: str) -> list[int]:
+    """An option's type: whole numbers between commas."""
+    parse = _integer(0, 1024)
+    return [parse(part) for part in text.split(",")]
 
 
 def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:

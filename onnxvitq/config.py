@@ -17,7 +17,9 @@ Method = Literal["search", "closed-form", "aiqvit"]
 RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
+InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
+OPTIONAL: Mapping[str, type] = {"num_samples": int, "candidates": int, "rounds": int, "activations": str}  # may be None
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),
@@ -41,14 +43,19 @@ class QuantConfig:
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
     weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
-    what the model's output gains from on held-out calibration samples, or everything. attention: "int8" quantizes both
-    products.
+    what the model's output gains from on held-out calibration samples, or everything.
+    activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
+    after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
+    cheapest that costs the output little on held-out samples; None goes with the effort. attention: "int8" quantizes both
+    products, "float" none, "mixed" the scores, and probabilities times values where floats gain little on held-out samples,
+    "auto" as mixed where floats gain much, after the late division of the softmax was tried.
     bits: "wNaM", N bits a weight and M bits an activation, each 2 to 8. w7 is for processors whose u8 x s8 products saturate
     (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
-    threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
+    static_batch: the batch size that the written model is frozen to. threads: of onnxruntime; 0 takes one a core. seed: of
+    every random draw.
     """
 
     version: int = CONFIG_VERSION
@@ -62,12 +69,14 @@ class QuantConfig:
     candidates: int | None = None
     rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
-    attention: Literal["int8", "float"] = "int8"
+    activations: InputForm | None = None
+    attention: Literal["int8", "mixed", "float", "auto"] = "auto"
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
+    static_batch: int | None = None
     threads: int = 0
     seed: int = 0
 
@@ -78,10 +87,11 @@ class QuantConfig:
         _one_of("method", self.method, get_args(Method))
         _one_of("ranks", self.ranks, get_args(RankSearchName))
         _between("iterations", self.iterations, 0, 10**6)
-        if not 0 <= self.branch_budget <= 1:
-            raise ConfigError("branch_budget", f"expected 0 to 1, got {self.branch_budget}")
+        _between("branch_budget", self.branch_budget, 0, 1)
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
-        _one_of("attention", self.attention, ("int8", "float"))
+        if self.activations is not None:
+            _one_of("activations", self.activations, get_args(InputForm))
+        _one_of("attention", self.attention, ("int8", "mixed", "float", "auto"))
         _one_of("effort", self.effort, get_args(Effort))
         for step in self.skip:
             _one_of("skip", step, get_args(StepName))
@@ -97,6 +107,8 @@ class QuantConfig:
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
             _between("num_samples", self.num_samples, 1, 10**9)
+        if self.static_batch is not None:
+            _between("static_batch", self.static_batch, 1, 10**9)
 
     @property
     def judged(self) -> bool:
@@ -110,6 +122,16 @@ class QuantConfig:
         wanted = step not in self.skip and step not in SKIPPED[self.effort]
         wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
+
+    @property
+    def chooses_products(self) -> bool:
+        """Whether the output says which products of attentions stay float; unasked not where the fit is to be quick."""
+        return self.attention == "mixed" or (self.attention == "auto" and self.judged and self.effort != "fast")
+
+    @property
+    def input_form(self) -> InputForm:
+        """How the inputs of linears are quantized: static unless said otherwise, or no effort is spared."""
+        return self.activations or ("auto" if self.effort == "best" else "static")
 
     @property
     def search(self) -> tuple[int, int]:
@@ -141,7 +163,7 @@ class QuantConfig:
         given = dict(values)
         for name, value in given.items():
             default = known[name].default
-            expected = int if default is None else type(default)
+            expected = OPTIONAL.get(name, type(default))
             accepted = value is None and default is None
             if name == "bit_overrides":
                 given[name] = _overrides(value)
@@ -181,7 +203,7 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(name, f"expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def _between(name: str, value: int, low: int, high: int) -> None:
+def _between(name: str, value: float, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(name, f"expected {low} to {high}, got {value}")
 

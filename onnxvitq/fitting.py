@@ -39,6 +39,7 @@ from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
@@ -48,6 +49,7 @@ from onnxvitq.steps.step import Step, is_held_out
 
 HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
 KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
+WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
@@ -184,8 +186,15 @@ class Fitter:
             self._change(name, worth, propose)
             self._report_progress(total)
         for step in self._steps[1:]:
+            if isinstance(step, CorrectBias):
+                continue  # after the formats: it is for what the linears will read
             self._run(step)
             self._report_progress(total)
+        self._choose_formats()
+        for step in self._steps[1:]:
+            if isinstance(step, CorrectBias):
+                self._run(step)
+                self._report_progress(total)
         if self._config.runs("weights"):
             self._rebuild()
             self._report_progress(total)
@@ -260,6 +269,8 @@ class Fitter:
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _divide_late(self) -> "_Proposal":
+        if self._config.attention == "mixed":  # a product in float is as fast as one that is divided late, and exact
+            return [], self._graph
         gains = attentions_to_divide_late(self._problem, self._plan, self._stats)
         parts = [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
         return parts, divide_late(self._graph, self._problem.blockmap, list(gains))
@@ -302,6 +313,24 @@ class Fitter:
             value = Session(path, threads=self._config.threads).run(feed, [self._output])[0]
         reference = self._wholes[0]
         return bool(np.abs(value - reference).max() <= EXACT * np.abs(reference).max())
+
+    def _choose_formats(self) -> None:
+        """What the options leave open: the form of the linears' inputs, and which products stay float."""
+        open_inputs = self._config.input_form == "auto"
+        if self._config.chooses_products:
+            # What floats gain must not be hidden under an error of the inputs that is about to go.
+            plan = most_accurate(self._plan) if open_inputs else self._plan
+            worth = WORTH_DB_IN_FLOAT[self._config.attention]
+            self._accept_formats("attention", *choose_contexts(plan, self._problem.blockmap, self._judge(), worth))
+        if open_inputs:
+            self._accept_formats("activations", *choose_inputs(self._plan, self._judge()))
+
+    def _accept_formats(self, name: str, plan: QuantPlan, parts: Sequence[PartOutcome]) -> None:
+        entry: dict[str, Any] = {"name": name, "accepted": any(part.accepted for part in parts), "before": self._sqnr}
+        if plan is not self._plan:
+            self._plan, self._score = plan, self._difference(plan)
+        entry |= {"after": self._sqnr, "kept": sum(part.accepted for part in parts), "layers": len(parts)}
+        self._record({**entry, "parts": [asdict(part) for part in parts]})
 
     def _run(self, step: Step) -> None:
         """One step; of what it proposes, keep what the output gains from."""

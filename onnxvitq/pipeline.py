@@ -30,7 +30,7 @@ from onnxvitq.data.source import Source, open_source
 from onnxvitq.errors import DataError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
-from onnxvitq.evaluation.bench import Timing, bench, random_feed
+from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random_feed
 from onnxvitq.evaluation.compare import compare
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
@@ -47,6 +47,8 @@ from onnxvitq.graph.io import (
 from onnxvitq.learn.checkpoint import remove_checkpoints
 from onnxvitq.plan import QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.runtime.footprint import Footprint
+from onnxvitq.runtime.profile import OperatorTime
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
@@ -106,7 +108,7 @@ def quantize(
     watch, progress = _Stopwatch(), progress or _silent
     with watch("load"):
         refuse_output(output, model)
-        loaded = load_model(model)
+        loaded = load_model(model, batch=config.static_batch)
         for file in loaded.files:
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
@@ -124,6 +126,7 @@ def quantize(
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
     reference, outcomes = fitted.reference, fitted.outcomes
+    bits = reports.describe_bits(blockmap, plan, proto)
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
@@ -147,6 +150,7 @@ def quantize(
         "output": str(output),
         **reports.describe_graph(blockmap),
         **reports.describe_audit(audited),
+        "bits": bits,
         "compare": reports.describe_comparison(compared),
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
@@ -311,10 +315,28 @@ def describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, st
     return session.input_specs, session.metadata
 
 
-def bench_models(models: Sequence[Path], *, batch: int, threads: int, runs: int, seed: int) -> list[Timing]:
-    """Interleaved latency of models on random inputs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """timings: number of threads -> one a model. operators, by model: operator -> its time; empty where not asked for."""
+
+    timings: Mapping[int, list[Timing]]
+    footprints: list[Footprint]
+    operators: list[dict[str, OperatorTime]]
+
+
+def bench_models(
+    models: Sequence[Path], *, batch: int, threads: Sequence[int], runs: int, seed: int, profiled: bool = False
+) -> Benchmark:
+    """Models on random inputs: interleaved latency, load and memory in a fresh process, time by operator.
+
+    The last two with the first number of threads.
+    """
     feeds = [random_feed(describe_inputs(model)[0], batch, seed) for model in models]
-    return bench(models, feeds, threads=threads, runs=runs)
+    return Benchmark(
+        timings={count: bench(models, feeds, threads=count, runs=runs) for count in threads},
+        footprints=footprints(models, feeds, threads=threads[0]),
+        operators=profile(models, feeds, threads=threads[0], runs=runs) if profiled else [],
+    )
 
 
 def export(spec: str, output: Path, options: ExportOptions) -> ExportResult:

@@ -73,7 +73,9 @@ class Branch:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
     """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
-    float on purpose, with the reason; branches of low rank by the name of the linear that they stand beside.
+    float on purpose, with the reason; branches of low rank by the name of the linear that they stand beside. ``dynamic``: the
+    inputs of linears (tensors) whose range is measured at run time; their parameters in ``decisions`` count where a product
+    reads the same tensor. ``per_token``: those of them whose rows are first divided by their largest magnitude.
     """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
@@ -81,6 +83,8 @@ class QuantPlan:
     kept_float: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, FloatArray] = field(default_factory=dict)
     branches: Mapping[str, Branch] = field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
+    per_token: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "biases", _frozen(self.biases))
@@ -153,6 +157,7 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     header["branches"] = [_branch_header(name, branch) for name, branch in plan.branches.items()]
     for index, branch in enumerate(plan.branches.values()):
         arrays |= {f"branch{index}_{name}": value for name, value in _branch_arrays(branch).items()}
+    header["dynamic"], header["per_token"] = sorted(plan.dynamic), sorted(plan.per_token)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     return file.getvalue()
@@ -189,8 +194,15 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
     weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
     branches = {one["name"]: _branch(one, arrays, f"branch{index}") for index, one in enumerate(header["branches"])}
-    kept_float = header["kept_float"]
-    return QuantPlan(decisions=decisions, biases=biases, kept_float=kept_float, weights=weights, branches=branches)
+    return QuantPlan(
+        decisions=decisions,
+        biases=biases,
+        kept_float=header["kept_float"],
+        weights=weights,
+        dynamic=frozenset(header["dynamic"]),
+        branches=branches,
+        per_token=frozenset(header["per_token"]),
+    )
 
 
 BRANCH_PARAMS = ("a_params", "b_params", "inner")

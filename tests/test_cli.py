@@ -73,7 +73,7 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     run_cli(capsys, "model.onnx", "--calib", "images", "-o", "out.onnx", "--report", "report.json", *QUICK)
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert (report["blocks"], report["attention"]) == (2, 2)
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
+    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
     assert report["unmatched"] == []
     assert {"sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"} <= set(report["compare"])
     assert 0 <= report["compare"]["top1_agreement"] <= 1
@@ -87,6 +87,18 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     assert (report["model"], report["output"]) == ("model.onnx", "out.onnx")
     assert report["calibration"]["samples"] == report["compare"]["samples"] == 6
     assert report["config"]["objective"] == "minmax"
+
+
+def test_static_batch_freezes_the_written_model_and_the_report_says_so(work: Path, capsys: Capture) -> None:
+    report = quick_report(capsys, "--static-batch", 4)
+    [value] = onnx.load("out.onnx").graph.input
+    assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [4, 3, 16, 16]
+    assert report["input_shapes"] == {value.name: [4, 3, 16, 16]}
+    assert report["audit_passed"]
+    assert report["config"]["static_batch"] == 4
+    assert "[4, 3, 16, 16]" in run_cli(capsys, "model.onnx", "--calib", "images", *QUICK, "--static-batch", 4).out
+    again = run_cli(capsys, "out.onnx", "--calib", "images", "-o", "again.onnx", "--static-batch", 2)
+    assert (again.code, again.out) == (2, "")
 
 
 def test_json_prints_what_the_report_file_holds(work: Path, capsys: Capture) -> None:
@@ -234,8 +246,18 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--calibration_method", "minmax"), "objective", "minmax"),
         (("--weight_bits", "7"), "bits", "w7a8"),
         (("--reduce_range",), "bits", "w7a8"),
+        (("--bits", "w6a6"), "bits", "w6a6"),
+        (("--activation-bits", "4"), "bits", "w8a4"),
+        (("--bits", "w4a6", "--reduce-range"), "bits", "w7a6"),
+        (
+            ("--bits-for", "*.fc2=w4a8", "--bits_for", "head=float"),
+            "bit_overrides",
+            (("*.fc2", "w4a8"), ("head", "float")),
+        ),
+        (("--no-edges-at-8-bits",), "edges_at_8_bits", False),
         (("--candidates", "9"), "candidates", 9),
         (("--rounds", "1"), "rounds", 1),
+        (("--activations", "dynamic"), "activations", "dynamic"),
         (("--attention", "float"), "attention", "float"),
         (("--acceptance", "always"), "acceptance", "always"),
         (("--seed", "5"), "seed", 5),
@@ -302,6 +324,7 @@ def test_excluded_role_stays_float_with_its_reason(work: Path, capsys: Capture) 
         "found": 13,
         "quantized": 12,
         "integer_kernels": 12,
+        "dynamic": 0,
         "float": [{"name": "/blocks.1/fc2/MatMul", "reason": "excluded by 'block1.mlp.fc2'"}],
     }
     assert [entry["reason"] for entry in report["attention_products"]["float"]] == ["excluded by 'block0.attn.scores'"]
@@ -481,10 +504,25 @@ def test_evaluate_gives_the_same_for_any_batch_and_for_arrays(work: Path, labell
     assert report_of(capsys, *command, "labelled.npz") == whole
 
 
+def test_bench_of_two_thread_counts_with_a_profile(work: Path, capsys: Capture) -> None:
+    quick_report(capsys)
+    options = ("--runs", 1, "--threads", "1,2", "--profile")
+    result = report_of(capsys, "bench", "model.onnx", "out.onnx", *options)
+    assert [(row["threads"], row["model"]) for row in result["models"]] == [
+        (threads, model) for threads in (1, 2) for model in ("model.onnx", "out.onnx")
+    ]
+    assert [row["model"] for row in result["footprints"]] == ["model.onnx", "out.onnx"]
+    assert all(row["load_ms"] > 0 and row["peak_mb"] > 0 for row in result["footprints"])
+    assert "QGemm" not in result["operators"][0]
+    assert result["operators"][1]["QGemm"]["nodes"] > 0
+    table = run_cli(capsys, "bench", "model.onnx", "out.onnx", *options).out
+    assert all(text in table for text in ("1 thread(s)", "2 thread(s)", "peak MB", "QGemm"))
+
+
 def test_bench(work: Path, capsys: Capture) -> None:
     quick_report(capsys)
     result = report_of(capsys, "bench", "model.onnx", "out.onnx", "--runs", 3, "--threads", 1, "--batch-size", 2)
-    assert (result["threads"], result["runs"], result["batch"]) == (1, 3, 2)
+    assert (result["threads"], result["runs"], result["batch"]) == ([1], 3, 2)
     assert [timing["model"] for timing in result["models"]] == ["model.onnx", "out.onnx"]
     assert result["models"][0]["speedup"] == 1
     for timing in result["models"]:

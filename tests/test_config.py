@@ -20,12 +20,14 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "effort": "best",
     "skip": ["bias", "weights"],
     "acceptance": "always",
+    "activations": "dynamic",
     "attention": "float",
     "bits": "w4a6",
     "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
     "edges_at_8_bits": False,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
+    "static_batch": 4,
     "threads": 3,
     "seed": 99,
 }
@@ -72,7 +74,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight_bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, bit_overrides") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, activations, attention") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 
@@ -116,7 +118,8 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("version", CONFIG_VERSION + 1, f"expected {CONFIG_VERSION}"),
         ("objective", "cosine", "expected one of minmax, mse, pearson, ranking"),
         ("objective", "MSE", "expected one of"),
-        ("attention", "uint8", "expected one of int8, float"),
+        ("activations", "int8", "expected one of static, dynamic, token, auto"),
+        ("attention", "uint8", "expected one of int8, mixed, float, auto"),
         ("effort", "slow", "expected one of fast, default, best"),
         ("skip", ("rounding",), "expected one of channels, online-channels, softmax, scales, bias, weights"),
         ("bits", "w9a8", "expected wNaM with N and M 2 to 8"),
@@ -128,6 +131,7 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("seed", -1, "expected 0 to 4294967295"),
         ("seed", 2**32, "expected 0 to 4294967295"),
         ("num_samples", 0, "expected 1 to 1000000000"),
+        ("static_batch", 0, "expected 1 to 1000000000"),
         ("num_samples", -3, "expected 1 to 1000000000"),
     ],
 )
@@ -216,3 +220,15 @@ def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
     assert default.search < best.search
     assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
     assert not QuantConfig(acceptance="always").judged
+
+
+@pytest.mark.parametrize("value", [["*.fc1"], "w4a8", {"*.fc1": 4}, {4: "w4a8"}])
+def test_overrides_are_a_table_of_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a table of patterns and bits"):
+        QuantConfig.from_dict({"bit_overrides": value})
+
+
+def test_bits_of_an_override_are_checked() -> None:
+    with pytest.raises(ConfigError, match="expected wNaM") as caught:
+        QuantConfig.from_dict({"bit_overrides": {"head": "w4"}})
+    assert caught.value.where == "bit_overrides: head"

@@ -58,7 +58,14 @@ TYPE_ONLY = {
 
 # What may be taken from a unit by one that must not depend on the rest of it.
 NAMES_ONLY = {
-    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan", "branch_names"},
+    ("evaluation", "rewrite"): {
+        "planned_linear",
+        "planned_products",
+        "integer_name",
+        "apply_plan",
+        "branch_names",
+        "PACKED",
+    },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }
 

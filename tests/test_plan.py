@@ -41,6 +41,7 @@ def plan() -> QuantPlan:
             "b": np.array([[0.5, -2.0, 0.25], [1e-9, 3.0, -7.5]], np.float32),
             "größe": np.ones((1, 1), np.float32),
         },
+        dynamic=frozenset({"x", "größe/x"}),
         branches={"b": branch(), "größe": branch()},
     )
 
@@ -81,7 +82,7 @@ def test_round_trip(plan: QuantPlan) -> None:
     for name, bias in plan.biases.items():
         assert again.biases[name].dtype == np.float32
         assert np.array_equal(again.biases[name], bias)
-    assert again.kept_float == plan.kept_float
+    assert (again.kept_float, again.dynamic) == (plan.kept_float, plan.dynamic)
     assert list(again.weights) == list(plan.weights)
     for name, weight in plan.weights.items():
         assert again.weights[name].dtype == np.float32
@@ -101,7 +102,7 @@ def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
     assert plan_to_bytes(plan_from_bytes(data)) == data
 
 
-@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer", "branch"])
+@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer", "branch", "dynamic"])
 def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
     decision = plan.decisions["x"]
     assert decision.params is not None
@@ -112,6 +113,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
         "weight": plan.with_weights({"b": np.ones((2, 3), np.float32)}),
         "reason": replace(plan, kept_float={"c": "another reason"}),
         "branch": plan.with_branches({"b": replace(plan.branches["b"], a=2 * plan.branches["b"].a)}),
+        "dynamic": replace(plan, dynamic=frozenset({"x"})),
         "consumer": replace(
             plan,
             decisions={**plan.decisions, "x": replace(decision, site=replace(decision.site, consumers=(("b", 1),)))},
@@ -137,7 +139,16 @@ def numpy_array() -> bytes:
     return file.getvalue()
 
 
-EMPTY = {"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": [], "kept_float": {}, "branches": []}
+EMPTY = {
+    "version": PLAN_VERSION,
+    "decisions": [],
+    "biases": [],
+    "weights": [],
+    "kept_float": {},
+    "dynamic": [],
+    "per_token": [],
+    "branches": [],
+}
 BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
 X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
 X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "axis": None}}

@@ -1,4 +1,6 @@
-"""Latency of several models, interleaved so that their ratio holds when the machine's speed drifts."""
+"""Latency of several models, interleaved so that their ratio holds when the machine's speed drifts; where the time goes; what
+loading takes in a fresh process.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxvitq.graph.scratch import scratch_folder
+from onnxvitq.runtime.footprint import Footprint, footprint
+from onnxvitq.runtime.profile import OperatorTime, operator_times
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
 WARM_UP = 2
+LOADS = 3  # fresh processes a model
 FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
@@ -54,6 +60,40 @@ def bench(
         )
         for model, load, median, taken in zip(models, loads, medians, times, strict=True)
     ]
+
+
+def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int) -> list[Footprint]:
+    """Median load and largest peak of ``LOADS`` fresh processes a model, in turn."""
+    with scratch_folder() as folder:
+        files = [folder / f"{index}.npz" for index in range(len(models))]
+        for file, feed in zip(files, feeds, strict=True):
+            np.savez(file, allow_pickle=False, **feed)
+        rounds = [
+            [footprint(model, file, threads) for model, file in zip(models, files, strict=True)] for _ in range(LOADS)
+        ]
+    return [
+        Footprint(
+            model=taken[0].model,
+            load_ms=float(np.median([one.load_ms for one in taken])),
+            peak_mb=max(one.peak_mb for one in taken),
+        )
+        for taken in zip(*rounds, strict=True)
+    ]
+
+
+def profile(
+    models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int, runs: int
+) -> list[dict[str, OperatorTime]]:
+    """Time by operator of each model, in runs that are interleaved as in ``bench``."""
+    with scratch_folder() as folder:
+        sessions = []
+        for index, model in enumerate(models):
+            (folder / str(index)).mkdir()
+            sessions.append(Session(model, threads=threads, profile=folder / str(index)))
+        for _ in range(WARM_UP + runs):
+            for session, feed in zip(sessions, feeds, strict=True):
+                session.run(feed)
+        return [operator_times(session.end_profile(), WARM_UP) for session in sessions]
 
 
 def random_feed(inputs: tuple[InputSpec, ...], batch: int, seed: int, side: int = FREE_SIDE) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The report: one dictionary with stable keys, for JSON, and one table, for people."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,11 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.table import Table
 
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.evaluation.audit import Audit, Count
 from onnxvitq.evaluation.compare import Comparison
+from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.qdq import planned_linear
 
 REPORT_VERSION = 1
 LISTED = 8  # layers in float that the table names; the JSON names all
@@ -41,6 +45,8 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "attention_products": _counts(audit.attention_products),
         "other_products": _counts(audit.other_products),
         "branches": _counts(audit.branches),
+        "unpacked_at_run_time": list(audit.unpacking),
+        "input_shapes": {spec.name: list(spec.shape) for spec in audit.inputs},
         "audit_passed": audit.sound,
     }
 
@@ -50,7 +56,36 @@ def _counts(count: Count) -> dict[str, Any]:
         "found": count.found,
         "quantized": count.quantized,
         "integer_kernels": count.integer_kernels,
+        "dynamic": count.dynamic,
         "float": [{"name": name, "reason": reason} for name, reason in count.float],
+    }
+
+
+def describe_bits(blockmap: BlockMap, plan: QuantPlan, written: onnx.ModelProto) -> dict[str, Any]:
+    """Bits of every quantized layer, and what the file should weigh: weights x bits / 8 and every float or 32-bit value.
+
+    ``weights_mb`` has the quantized weights by width, a shared one once; ``values_mb`` biases, scales and what stays float.
+    """
+    layers, counts = [], dict[int, int]()
+    seen: set[str] = set()
+    for linear in blockmap.linears:
+        if not planned_linear(plan, linear):
+            continue
+        bits = plan.decisions[linear.weight].spec.bits
+        activation = plan.decisions[linear.input].spec.bits
+        layers.append({"name": linear.name, "role": linear.role, "bits": f"w{bits}a{activation}"})
+        own = linear.name if linear.name in plan.weights else linear.weight
+        if own not in seen:
+            counts[bits] = counts.get(bits, 0) + linear.in_features * linear.out_features
+            seen.add(own)
+    weights = {str(bits): round(count * bits / 8e6, 4) for bits, count in sorted(counts.items())}
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT32)
+    values = sum(4 * math.prod(tensor.dims) for tensor in written.graph.initializer if tensor.data_type in kinds) / 1e6
+    return {
+        "layers": layers,
+        "weights_mb": weights,
+        "values_mb": round(values, 4),
+        "expected_mb": round(sum(weights.values()) + values, 4),
     }
 
 
@@ -111,12 +146,15 @@ def summary(report: Mapping[str, Any]) -> Table:
         counts = report[key]
         if key == "other_products" and not counts["found"]:
             continue
-        table.add_row(
-            name,
-            f"{counts['found']} found, {counts['quantized']} quantized, {counts['integer_kernels']} on integer kernels",
-        )
+        found, planned, integer = counts["found"], counts["quantized"], counts["integer_kernels"]
+        dynamic = f", {counts['dynamic']} of them dynamic" if counts["dynamic"] else ""
+        table.add_row(name, f"{found} found, {planned} quantized, {integer} on integer kernels{dynamic}")
+    shapes = report["input_shapes"].items()
+    described = ", ".join(f"{name} {['?' if size is None else size for size in shape]}" for name, shape in shapes)
+    table.add_row("inputs", described.replace("'", ""))
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
+    table.add_row("bits", _bits(report["bits"], edges_at_8_bits=report["config"]["edges_at_8_bits"]))
     agreement = compare["top1_agreement"]
     decisions = "" if agreement is None else f", top-1 agreement {100 * agreement:.2f} %"
     table.add_row(
@@ -126,7 +164,8 @@ def summary(report: Mapping[str, Any]) -> Table:
     table.add_row("optimised against plain", f"{100 * compare['optimised_vs_plain']:.3g} % of the output's norm")
     table.add_row(
         "size",
-        f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %)",
+        f"{size['float']:.2f} MB -> {size['quantized']:.2f} MB ({100 * size['quantized'] / size['float']:.1f} %); "
+        f"{report['bits']['expected_mb']:.2f} by weights x bits and other values",
     )
     for step in report["steps"]:
         judged = step["before"] is not None and step["after"] is not None
@@ -159,6 +198,21 @@ def _gain(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def _bits(bits: Mapping[str, Any], *, edges_at_8_bits: bool) -> str:
+    """The most frequent width, and which layers have another one."""
+    layers: dict[str, list[str]] = {}
+    for layer in bits["layers"]:
+        layers.setdefault(layer["bits"], []).append(layer["role"])
+    ordered = sorted(layers.items(), key=lambda entry: -len(entry[1]))
+    texts = [f"{width} in {len(roles)} linears" for width, roles in ordered[:1]]
+    for width, roles in ordered[1:]:
+        named = ", ".join(dict.fromkeys(roles[:LISTED])) + (", ..." if len(roles) > LISTED else "")
+        texts.append(f"{width} in {len(roles)}: {named}")
+    if edges_at_8_bits and len(ordered) > 1:
+        texts.append("patch embedding and head keep 8 bits unless told otherwise (--no-edges-at-8-bits)")
+    return "; ".join(texts) or "no linear is quantized"
 
 
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:

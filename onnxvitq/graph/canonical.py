@@ -21,6 +21,7 @@ from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
 from onnxvitq.graph.passes.packed import split_packed_linears
 from onnxvitq.graph.passes.scales import fold_scalar_scales
+from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.shapes import infer_shapes
 from onnxvitq.graph.validate import check_graph
 
@@ -48,7 +49,9 @@ PASSES: tuple[Pass, ...] = (
     fuse_hard_swish,
     fold_scalar_scales,
 )
-SHAPES_STAY_KNOWN = frozenset({remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales})
+SHAPES_STAY_KNOWN = frozenset(
+    {remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales, pick_early}
+)
 
 
 def canonicalise(graph: gs.Graph) -> dict[str, int]:

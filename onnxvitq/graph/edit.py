@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input; ReduceSum does from 13
+
 
 class Editor:
     """Adds and reconnects nodes of one graph, keeping names unique. Never touches a constant's values in place."""
@@ -69,3 +71,11 @@ class Editor:
         output = gs.Variable(name, dtype=old.dtype, shape=old.shape)
         self.graph.nodes.append(gs.Node("Identity", self.unique(f"{name}_identity"), inputs=[new], outputs=[output]))
         return output
+
+
+def largest_of_rows(edit: Editor, name: str, x: gs.Tensor) -> gs.Variable:
+    """(.., C) -> (.., 1), the largest value of each row."""
+    if edit.graph.opset < AXES_AS_INPUT:
+        return edit.node("ReduceMax", f"{name}_largest", [x], axes=[-1], keepdims=1)
+    axes = edit.constant(f"{name}_last_axis", np.array([-1], np.int64))
+    return edit.node("ReduceMax", f"{name}_largest", [x, axes], keepdims=1)

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
+from onnxvitq.graph.batch import freeze_batch
 from onnxvitq.graph.passes.fused import FUSED_DOMAIN, OPENED
 from onnxvitq.graph.shapes import infer_shapes
 from onnxvitq.spec import FloatArray, InputSpec
@@ -61,13 +62,13 @@ class LoadedModel:
     files: tuple[Path, ...]
 
 
-def load_model(path: Path) -> LoadedModel:
-    """Read a float model, check it, inline its functions and bring its opset to at least 13.
+def load_model(path: Path, *, batch: int | None = None) -> LoadedModel:
+    """Read a float model, check it, inline its functions and bring its opset to at least 13; freeze its batch if one is given.
 
     Raises:
         InvalidGraphError: missing, truncated, not ONNX, refused by the checker, or with a NaN in a weight.
         UnsupportedOpsetError: older than opset 11 or newer than the installed onnx.
-        UnsupportedModelError: already quantized, already fused by onnxruntime, or not float32.
+        UnsupportedModelError: already quantized, already fused by onnxruntime, not float32, or of another static batch.
     """
     proto, sizes = _read(path)
     _refuse_opset(path, proto)
@@ -79,6 +80,8 @@ def load_model(path: Path) -> LoadedModel:
     if _opset(proto) < PER_AXIS_OPSET:
         proto = _convert(path, proto, PER_AXIS_OPSET)
     _refuse_weights(path, proto)
+    if batch is not None:
+        freeze_batch(str(path), proto, batch)
     constants = {initializer.name for initializer in proto.graph.initializer}
     inputs = tuple(_input_spec(path, value) for value in proto.graph.input if value.name not in constants)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}

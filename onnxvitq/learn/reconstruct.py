@@ -95,6 +95,8 @@ class _Run:
             return f"block {unit.index} cannot be reconstructed: op {', '.join(unit.refused)}"
         names = {node.name for node in unit.nodes}
         linears = [one for one in self._problem.blockmap.linears if one.name in names]
+        if any(one.input in plan.dynamic for one in linears):
+            return "an input's range is measured at run time"
         return "" if any(planned_linear(plan, one) for one in linears) else "nothing in it is quantized"
 
 

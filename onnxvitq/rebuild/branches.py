@@ -13,6 +13,7 @@ the narrow ones lost is rounding noise, which hardly depends on the input linear
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rebuild.weights import ENOUGH, affine, decibel, groups, residuals, used_rows
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
-from onnxvitq.steps.step import StepOutcome, is_held_out, outcome
+from onnxvitq.steps.step import StepOutcome, is_held_out, outcome, seen_input
 
 FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
 # One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
@@ -141,7 +142,7 @@ class _Runs:
             streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
             exact.reach([tensor, *streams.values()])
             coded.reach([tensor, *streams.values()])
-            planned = [one for one in group if planned_linear(plan, one)]
+            planned = [one for one in group if _may_have_branch(plan, one)]
             result = (
                 _Fit(problem, plan, planned, self.options).fit(exact, coded, streams, ranks[tensor])
                 if planned
@@ -152,11 +153,11 @@ class _Runs:
             for linear in group:
                 weight, bias = problem.weight(linear.name), problem.bias(linear.name)
                 exact.compute(linear, affine(weight, bias, None))
-                if result is None or linear not in planned:
+                if not planned_linear(plan, linear):
                     coded.compute(linear, affine(weight, bias, None))
                     continue
                 now = plan
-                if keep and result.branches:
+                if keep and result is not None and result.branches:
                     now = plan.with_branches(result.branches).with_biases(result.biases)
                 coded.compute(linear, quantized_linear(problem, now, linear))
         return found
@@ -260,6 +261,11 @@ class _Fit:
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
 
 
+def _may_have_branch(plan: QuantPlan, linear: Linear) -> bool:
+    """Not where the input's range is measured at run time: its codes have no scale that could be written beside them."""
+    return planned_linear(plan, linear) and linear.input not in plan.dynamic
+
+
 def _error(held: Moments, fitting: Moments, fit: LowRank) -> float:
     """What is left of the residuals' squares on the held-out rows, factors not rounded yet."""
     product = fit.product
@@ -268,19 +274,18 @@ def _error(held: Moments, fitting: Moments, fit: LowRank) -> float:
 
 def quantized_linear(problem: Problem, plan: QuantPlan, linear: Linear) -> Callable[[FloatArray], FloatArray]:
     """X (.., I) -> what the plan's codes put out for a linear layer, its branch included: (.., O)."""
-    params, weight_params = plan.params(linear.input), plan.params(linear.weight)
+    weight_params = plan.params(linear.weight)
     assert weight_params is not None  # the caller's ``planned_linear`` said so
     weight = fake_quantize(plan.weights.get(linear.name, problem.weight(linear.name)), weight_params)
-    product = affine(weight, _bias(problem, plan, linear.name), params)
+    seen = partial(seen_input, plan, linear.input)
+    product = affine(weight, _bias(problem, plan, linear.name), seen)
     branch = plan.branches.get(linear.name)
     if branch is None:
         return product
     a, b = fake_quantize(branch.a, branch.a_params), fake_quantize(branch.b, branch.b_params)
-    read = params
-    assert read is not None
 
     def both(x: FloatArray) -> FloatArray:
-        return product(x) + times(fake_quantize(times(fake_quantize(x, read), a), branch.inner), b)
+        return product(x) + times(fake_quantize(times(seen(x), a), branch.inner), b)
 
     return both
 

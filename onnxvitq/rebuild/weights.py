@@ -14,6 +14,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
-from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome
+from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome, seen_input
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
@@ -106,7 +107,10 @@ def rebuild_weights(
                 solved.append(one)
                 plan = plan.with_weights({linear.name: one.weight}).with_biases({linear.name: one.bias})
                 plan = plan.with_params({linear.weight: one.params})
-                coded.compute(linear, affine(fake_quantize(one.weight, one.params), one.bias, plan.params(tensor)))
+                coded.compute(
+                    linear,
+                    affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
+                )
     before, after = [one.before for one in solved], [one.after for one in solved]
     return plan, outcome("weights", before, after, sum(one.changed for one in solved))
 
@@ -141,9 +145,12 @@ def residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
     return found
 
 
-def affine(weight: FloatArray, bias: FloatArray, params: QParams | None) -> Callable[[FloatArray], FloatArray]:
-    """X (.., I) -> Q(x) W + b (.., O); a params of None leaves x as it is."""
-    return lambda x: times(x if params is None else fake_quantize(x, params), weight) + bias
+_Quantizer = Callable[[FloatArray], FloatArray]
+
+
+def affine(weight: FloatArray, bias: FloatArray, seen: _Quantizer | None) -> _Quantizer:
+    """X (.., I) -> Q(x) W + b (.., O); without a quantizer Q, x is left as it is."""
+    return lambda x: times(x if seen is None else seen(x), weight) + bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -191,9 +198,7 @@ class _Solver:
         self.old_bias = np.concatenate([plan.biases.get(one.name, problem.bias(one.name)) for one in linears])
         params = [plan.params(one.weight) for one in linears]
         known = [one for one in params if one is not None]
-        input_params = plan.params(linears[0].input)
-        assert input_params is not None  # the caller's ``planned_linear`` said so
-        self.input_params = input_params
+        self.seen = partial(seen_input, plan, linears[0].input)
         self.weight_params = _columns(known[0], np.concatenate([one.scale for one in known]))
         # A plan has one scale a weight tensor: one that several layers share stays what it is.
         readers = Counter(one.weight for one in problem.blockmap.linears)
@@ -281,7 +286,7 @@ class _Solver:
             if linear.name in streams:
                 float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
                 target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
-        quantized = fake_quantize(seen.reshape(-1, seen.shape[-1])[rows], self.input_params)
+        quantized = self.seen(seen).reshape(-1, seen.shape[-1])[rows]
         return _Rows(inputs=quantized, targets=target, mass=mass)
 
     def _scales(self, weight: FloatArray) -> QParams:

@@ -20,10 +20,11 @@ import onnx_graphsurgeon as gs
 from onnxvitq.graph.edit import Editor
 from onnxvitq.spec import IntArray
 
+PACKED = "onnxvitq_packed"  # how the names of what unpacks begin; the audit looks for what is left of it
 FIELDS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}  # widths whose values fill a byte
 BITWISE_OPSET = 18  # BitwiseAnd and BitwiseOr
 SMALL_ARITHMETIC_OPSET = 14  # Add and Sub of 8-bit integers
-NODE_BYTES = 120  # in the file, with the names
+NODE_BYTES = 160  # in the file, with the names
 LARGEST_GROUP = 2**26  # weights unpacked together: bounds the memory that loading takes for a moment
 
 
@@ -60,7 +61,7 @@ class Packer:
         for (bits, outputs), weights in self._weights.items():
             for number, group in enumerate(_groups(weights)):
                 if _pays(sum(weight.codes.size for weight in group), bits):
-                    self._group(f"packed{bits}x{outputs}_{number}", group, bits)
+                    self._group(f"{PACKED}{bits}x{outputs}_{number}", group, bits)
                 else:
                     for weight in group:
                         weight.tensor.to_constant(weight.codes)
@@ -143,7 +144,7 @@ class Packer:
     def _constant(self, kind: str, value: int, dtype: "Callable[[int], np.integer]") -> gs.Constant:
         if (kind, value) not in self._shared:
             values = np.array([value], np.int64) if kind == "rows" else np.asarray(dtype(value))
-            self._shared[kind, value] = self._edit.constant(f"packed_{kind}_{value}", values)
+            self._shared[kind, value] = self._edit.constant(f"{PACKED}_{kind}_{value}", values)
         return self._shared[kind, value]
 
 

@@ -3,7 +3,11 @@
 * QuantizeLinear / DequantizeLinear on inputs only; softmax, normalisation, GELU and residual adds stay float.
 * A linear is Gemm with an int8 per-channel weight and an int32 bias, which becomes QGemm with a float output. A float bias
   Add behind a quantized MatMul would, in a static graph, first be fused to a float Gemm and never quantized.
+* A linear whose input is quantized at run time is DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, of standard
+  operators too: onnxruntime fuses them with the bias, for any shape (DynamicQuantizeMatMul; MatMulIntegerToFloat where
+  several linears share the input: it is quantized once then).
 * Gemm wants two dimensions: rows are joined before and split after, and neighbouring Reshapes are merged.
+* Where one token is read of the result, the last block computes that token alone (``pick_early``).
 * One quantize pass a tensor, shared by everything that reads it. Both attention products are on uint8.
 * Zero vectors of one length and type are stored once.
 """
@@ -13,13 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
-from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.edit import Editor, largest_of_rows
 from onnxvitq.graph.passes.layout import merge_reshapes
+from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
+from onnxvitq.numerics.dynamic import SMALLEST_ROW
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.lowrank import BranchWriter
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
@@ -43,6 +49,8 @@ FUSED_INTO_GEMM = frozenset(
     }
 )
 
+SIGNED_FROM = -128  # added to an unsigned 8-bit code
+
 
 def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bool = False) -> gs.Graph:
     """A new graph with the plan written into it; ``graph`` is left as it was (constants are shared, never written).
@@ -59,12 +67,14 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bo
     """
     _check(graph, plan)
     written = graph.copy()
+    run_pass(written, pick_early)
     writer = _Writer(written, problem, plan)
     writer.packer = Packer(writer.edit, graph.opset) if packed else None
     blockmap = problem.blockmap
     for linear in blockmap.linears:
         if planned_linear(plan, linear):
-            writer.linear(linear)
+            write = writer.dynamic_linear if linear.input in plan.dynamic else writer.linear
+            write(linear)
     for node, operands in products(blockmap):
         writer.product(node, operands)
     if writer.packer is not None:
@@ -123,6 +133,8 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
         for reader, _ in decision.site.consumers:
             if reader not in nodes:
                 raise PlanError(reader, "the plan names a node that the graph does not have", hint)
+    for name in (plan.dynamic | plan.per_token) - tensors.keys():
+        raise PlanError(name, "the plan names a tensor that the graph does not have", hint)
     for name in plan.biases:
         if name not in nodes:
             raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
@@ -134,6 +146,12 @@ def row_sums(powers: gs.Tensor) -> list[gs.Node]:
     return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
 
 
+def _vector_axis(x: gs.Tensor) -> int | None:
+    """The first axis of known size, but the last: one scale a position of it is one run of the kernel a position."""
+    sizes = enumerate(x.shape[:-1]) if x.shape is not None else ()
+    return next((axis for axis, size in sizes if isinstance(size, int) and size > 1), None)
+
+
 class _Writer:
     """Writes into one graph; remembers what several layers share."""
 
@@ -143,12 +161,13 @@ class _Writer:
         self.nodes = {node.name: node for node in graph.nodes}
         self.tensors = graph.tensors()
         self.packer: Packer | None = None
+        self._values = {(a.context_node, 1) for a in problem.blockmap.attentions if self._may_be_signed(a)}
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
         self._branches = BranchWriter(self.edit)
 
     def linear(self, linear: Linear) -> None:
         """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
-        x = self.tensors[linear.input]
+        x = self.nodes[linear.name].inputs[0]  # of the plan's input, perhaps one position
         input_params, weight_params = self.plan.params(linear.input), self.plan.params(linear.weight)
         assert input_params is not None  # planned_linear said so
         assert weight_params is not None
@@ -160,14 +179,47 @@ class _Writer:
         operands = [self._codes(rows, input_params, linear.input), self._weight(linear, weight_params)]
         codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
         operands.append(self._bias(linear, codes, [operand.inputs[0].inputs[1] for operand in operands]))
-        last = self.nodes[linear.bias_node or linear.name]
-        output = last.outputs[0]
-        last.outputs.clear()
+        output = self._cut(linear)
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
         if linear.name in self.plan.branches:
             result = self._branches.beside(result, linear, self.plan.branches[linear.name], operands[0])
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
+        self._put_in_place(linear, output, result)
+
+    def dynamic_linear(self, linear: Linear) -> None:
+        """X W + b -> scale of x (,) * scales of W (O,) * MatMulInteger(codes of x, W int8) + b, of any rank."""
+        weight_params = self.plan.params(linear.weight)
+        assert weight_params is not None  # planned_linear said so
+        x, largest = self.nodes[linear.name].inputs[0], None  # of the plan's input, perhaps one position
+        if linear.input in self.plan.per_token:
+            x, largest = self._divided_rows(x)
+        codes, scale, zero = self._dynamic_codes(x)
+        dequantize = producer(self._weight(linear, weight_params))
+        assert dequantize is not None
+        weight, weight_scale, weight_zero = dequantize.inputs
+        name, output = linear.name, self._cut(linear)
+        sums = self.edit.node("MatMulInteger", integer_name(name), [codes, weight, zero, weight_zero], dtype=np.int32)
+        real = self.edit.node("Cast", f"{name}_sums", [sums], to=np.float32)
+        scales = self.edit.node("Mul", f"{name}_scales", [scale, weight_scale])
+        result = self.edit.node("Mul", f"{name}_scaled", [real, scales])
+        if largest is not None:
+            result = self.edit.node("Mul", f"{name}_rows", [result, largest])
+        bias = self.plan.biases.get(name)
+        if bias is None and linear.bias:
+            bias = self.problem.bias(name)
+        if bias is not None:
+            result = self.edit.node("Add", f"{name}_biased", [result, self.edit.constant(f"{name}_bias", bias)])
+        self._put_in_place(linear, output, result)
+
+    def _cut(self, linear: Linear) -> gs.Variable:
+        """A float linear's output, which its nodes no longer make."""
+        last = self.nodes[linear.bias_node or linear.name]
+        output = last.outputs[0]
+        last.outputs.clear()
+        return output
+
+    def _put_in_place(self, linear: Linear, output: gs.Variable, result: gs.Variable) -> None:
         result.shape = output.shape
         self.edit.redirect(output, result)
         self.tensors[linear.output] = result
@@ -180,8 +232,12 @@ class _Writer:
             params = self.plan.params(tensor)
             assert params is not None  # _reads said so
             source = self.nodes[node].inputs[index]
-            constant = isinstance(source, gs.Constant)
-            codes = self._constant_codes(source, params) if constant else self._codes(source, params, tensor)
+            if isinstance(source, gs.Constant):
+                codes = self._constant_codes(source, params)
+            elif (node, index) in self._values:
+                codes = self._signed_codes(source, params, tensor)
+            else:
+                codes = self._codes(source, params, tensor)
             self.nodes[node].inputs[index] = codes
             for total in row_sums(source):  # or they would not be the sums of what is multiplied
                 total.inputs[0] = codes
@@ -223,17 +279,89 @@ class _Writer:
         """DequantizeLinear(QuantizeLinear(x)), one pair a tensor."""
 
         def write() -> gs.Tensor:
-            zero_point, largest = narrow_range(params, lowest_value(x))
+            zero_point, bounded = narrow_range(params, lowest_value(x))
             scale = self.edit.constant(f"{site}_scale", params.scale)
             zero = self.edit.constant(f"{site}_zero_point", zero_point)
-            bounded = x
-            if largest is not None:
-                bounded = self.edit.node("Min", f"{site}_bounded", [x, self.edit.constant(f"{site}_largest", largest)])
-                bounded.shape = x.shape
-            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [bounded, scale, zero], dtype=np.uint8)
+            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [x, scale, zero], dtype=np.uint8)
+            if bounded:
+                largest = params.spec.qmax
+                bound = self._once(
+                    ("largest", largest), lambda: self.edit.constant(f"code_{largest}", np.uint8(largest))
+                )
+                ends = [gs.Variable.empty(), bound]
+                codes = self.edit.node("Clip", f"{site}_bounded", [codes, *ends], dtype=np.uint8)
             return self.edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
 
         return self._once(("codes", x.name), write)
+
+    def _dynamic_codes(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+        """Codes, scale and zero point of DynamicQuantizeLinear(x), one node a tensor."""
+
+        def write() -> gs.Tensor:
+            site = f"{x.name}_dynamic"
+            codes = self.edit.node("DynamicQuantizeLinear", site, [x], dtype=np.uint8)
+            for name, dtype in (("scale", np.float32), ("zero_point", np.uint8)):
+                codes.inputs[0].outputs.append(gs.Variable(self.edit.unique(f"{site}_{name}"), dtype=dtype, shape=[]))
+            return codes
+
+        codes, scale, zero = self._once(("dynamic", x.name), write).inputs[0].outputs
+        return codes, scale, zero
+
+    def _divided_rows(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        """(x (.., C) over the largest magnitude of each row, that magnitude (.., 1)), once a tensor."""
+
+        def write() -> gs.Tensor:
+            smallest = self._once(("smallest",), lambda: self.edit.constant("smallest_row", SMALLEST_ROW))
+            one = self._once(("one",), lambda: self.edit.constant("one", np.float32(1.0)))
+            sizes = self.edit.node("Abs", f"{x.name}_sizes", [x])
+            largest = self.edit.node("Max", f"{x.name}_divisor", [largest_of_rows(self.edit, x.name, sizes), smallest])
+            inverse = self.edit.node("Div", f"{x.name}_inverse", [one, largest])
+            return self.edit.node("Mul", f"{x.name}_divided", [x, inverse])
+
+        divided = self._once(("divided", x.name), write)
+        return divided, divided.inputs[0].inputs[1].inputs[0].inputs[1]
+
+    def _may_be_signed(self, attention: Attention) -> bool:
+        """Whether P V may be a product of unsigned and signed codes.
+
+        On processors without VNNI, two neighbouring products are added in 16 bits. That is safe where the probabilities of a
+        row add up to one, and so their codes to 256 at most; where weights of the full range are written, it is not asked for.
+        """
+        value, probs = self.plan.params(attention.value), self.plan.params(attention.probs)
+        if value is None or probs is None or value.spec.bits != 8 or value.spec.signed or not attention.probs_first:
+            return False
+        weights = [self.plan.params(linear.weight) for linear in self.problem.blockmap.linears]
+        full = any(params is not None and params.spec.bits == 8 for params in weights)
+        softmax = producer(self.tensors[attention.probs])
+        sums_to_one = softmax is not None and softmax.op == "Softmax"
+        return full or (sums_to_one and float(probs.scale) * 256 >= 1 and int(probs.zero_point) == 0)
+
+    def _signed_codes(self, x: gs.Tensor, params: QParams, site: str) -> gs.Tensor:
+        """The same codes, less 128, as int8: the integer kernel takes a third of the time for a signed right operand.
+
+        onnxruntime turns a signed scalar QuantizeLinear into an unsigned one, and moves it through Reshape and Transpose to
+        where it can. One whose scale is a vector (here of equal values) it leaves alone, so that is what is written, in
+        front of the Transpose: a byte an element is then turned instead of four.
+        """
+        turn = producer(x)
+        source = turn.inputs[0] if turn is not None and turn.op == "Transpose" and "perm" in turn.attrs else None
+        axis = None if source is None else _vector_axis(source)
+        if turn is None or source is None or axis is None:
+            return self._codes(x, params, site)
+
+        def write() -> gs.Tensor:
+            zero = (params.zero_point.astype(np.int16) + SIGNED_FROM).astype(np.int8)
+            size = source.shape[axis]
+            one = [self.edit.constant(f"{site}_scale", params.scale), self.edit.constant(f"{site}_zero_point", zero)]
+            each = [
+                self.edit.constant(f"{site}_scales", np.full(size, params.scale)),
+                self.edit.constant(f"{site}_zero_points", np.full(size, zero)),
+            ]
+            codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [source, *each], dtype=np.int8, axis=axis)
+            turned = self.edit.node("Transpose", f"{site}_turned", [codes], dtype=np.int8, perm=turn.attrs["perm"])
+            return self.edit.node("DequantizeLinear", f"{site}_dequantize", [turned, *one])
+
+        return self._once(("signed", x.name), write)
 
     def _constant_codes(self, x: gs.Constant, params: QParams) -> gs.Tensor:
         """DequantizeLinear of the codes of a constant operand."""
@@ -284,5 +412,5 @@ class _Writer:
 
 
 def integer_name(linear: str) -> str:
-    """The name of the Gemm that a linear becomes; the audit looks for it in the optimised session."""
+    """The name of the integer product that a linear becomes; the audit looks for it in the optimised session."""
     return f"{linear}_int8"

@@ -6,12 +6,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import BlockMap, Linear, Norm
-from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.edit import Editor, largest_of_rows
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.transform import fold_into_linear, fold_into_norm, query_to_key, value_to_proj
 from onnxvitq.plan import ChannelMap
-
-AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input; ReduceSum does from 13
 
 
 def apply_maps(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelMap]) -> gs.Graph:
@@ -40,10 +38,7 @@ def divide_late(graph: gs.Graph, blockmap: BlockMap, names: Sequence[str]) -> gs
             continue
         scores, probs, result = softmax.inputs[0], softmax.outputs[0], context.outputs[0]
         last = edit.constant(f"{attention.name}_last", np.array([-1], np.int64))
-        if graph.opset >= AXES_AS_INPUT:
-            largest = edit.node("ReduceMax", f"{attention.name}_largest", [scores, last], keepdims=1)
-        else:
-            largest = edit.node("ReduceMax", f"{attention.name}_largest", [scores], axes=[-1], keepdims=1)
+        largest = largest_of_rows(edit, attention.name, scores)
         shifted = edit.node("Sub", f"{attention.name}_shifted", [scores, largest])
         powers = edit.node("Exp", f"{attention.name}_powers", [shifted])
         total = edit.node("ReduceSum", f"{attention.name}_total", [powers, last], keepdims=1)

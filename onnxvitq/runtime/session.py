@@ -38,13 +38,21 @@ class Session:
         threads: intra-operator threads; 0 lets onnxruntime take one a core.
         lean: give memory back after each operator; a little slower.
         optimized: where to write the optimised graph, for the audit.
+        profile: a folder for the times of every node in every run; ``end_profile`` tells the file.
 
     Raises:
         InvalidGraphError: onnxruntime cannot load the model; its first line says why.
     """
 
     def __init__(
-        self, path: Path, *, level: Level = "all", threads: int = 0, optimized: Path | None = None, lean: bool = False
+        self,
+        path: Path,
+        *,
+        level: Level = "all",
+        threads: int = 0,
+        optimized: Path | None = None,
+        profile: Path | None = None,
+        lean: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
@@ -53,6 +61,8 @@ class Session:
         options.enable_cpu_mem_arena = not lean
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -79,6 +89,10 @@ class Session:
     def metadata(self) -> dict[str, str]:
         """The model's own metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def end_profile(self) -> Path:
+        """The file with the times so far; no later run is in it."""
+        return Path(self._session.end_profiling())
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """Outputs in the order asked for (all by default).

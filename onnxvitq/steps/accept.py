@@ -76,13 +76,13 @@ def drop_harmful_products(plan: QuantPlan, problem: Problem, judge: Judge) -> tu
     in_float = [product for product in problem.blockmap.products if _is_planned(plan, product)]
     if not in_float:
         return plan, ()
-    limit = judge(_without(plan, in_float))
+    limit = judge(without(plan, in_float))
     if limit - judge(plan) <= HARMLESS_DB:
         return plan, ()
     score, outcomes, reasons = limit, [], dict(plan.kept_float)
     for product in tuple(in_float):
         others = [other for other in in_float if other is not product]
-        reached = judge(_without(plan, others))
+        reached = judge(without(plan, others))
         accepted = limit - reached <= HARMLESS_DB
         part = PartOutcome(part=product.name, accepted=accepted, before=round(score, 3), after=round(reached, 3))
         outcomes.append(part)
@@ -90,7 +90,7 @@ def drop_harmful_products(plan: QuantPlan, problem: Problem, judge: Judge) -> tu
             in_float, score = others, reached
         else:
             reasons[product.name] = f"as integers it costs {score - reached:.1f} dB of the output's SQNR"
-    return replace(_without(plan, in_float), kept_float=reasons), tuple(outcomes)
+    return replace(without(plan, in_float), kept_float=reasons), tuple(outcomes)
 
 
 def _is_planned(plan: QuantPlan, product: Product) -> bool:
@@ -100,7 +100,7 @@ def _is_planned(plan: QuantPlan, product: Product) -> bool:
     )
 
 
-def _without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
+def without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
     """The plan with these products in float: their operands keep their parameters for their other readers."""
     decisions, names = dict(plan.decisions), {product.name for product in products}
     for tensor in {tensor for product in products for tensor in (product.left, product.right)}:
@@ -123,13 +123,13 @@ def _parts(before: QuantPlan, after: QuantPlan, problem: Problem) -> dict[str, _
             continue
         # A weight goes with its input: they were searched together.
         role = after.decisions[inputs.get(tensor, tensor)].site.role
-        changed.setdefault(_part_name(role), {})[tensor] = decision.params
+        changed.setdefault(part_name(role), {})[tensor] = decision.params
     biases = {name: bias for name, bias in after.biases.items() if bias is not before.biases.get(name)}
     parts = {name: _Part(params=params, biases={}) for name, params in changed.items()}
     return parts | ({"bias": _Part(params={}, biases=biases)} if biases else {})
 
 
-def _part_name(role: str) -> str:
+def part_name(role: str) -> str:
     """block3.attn.q.input -> attn.q.input; block3.attn.query -> attn.scores; product2.left -> product2."""
     short = re.sub(r"^block\d+\.", "", role)
     head, _, last = short.rpartition(".")

@@ -10,7 +10,7 @@ from onnxvitq.numerics.fit import times
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.scales import linear_groups
-from onnxvitq.steps.step import StepOutcome, outcome, split_samples, sqnr_db
+from onnxvitq.steps.step import StepOutcome, outcome, seen_rows, split_samples, sqnr_db
 
 
 def expected_error(rows: FloatArray, weight: FloatArray, quantized: tuple[FloatArray, FloatArray]) -> FloatArray:
@@ -61,15 +61,14 @@ class _Corrected:
 
 def _correct(problem: Problem, plan: QuantPlan, rows: FloatArray, name: str) -> _Corrected:
     linear = problem.blockmap.linear(name)
-    input_params, weight_params = plan.params(linear.input), plan.params(linear.weight)
-    assert input_params is not None  # the min-max step ran before
-    assert weight_params is not None
+    weight_params = plan.params(linear.weight)
+    assert weight_params is not None  # the min-max step ran before
     fitting, held = split_samples(rows)
     weight, bias = problem.weight(name), problem.bias(name)
     weight_q = fake_quantize(weight, weight_params)
-    error = expected_error(fitting, weight, (fake_quantize(fitting, input_params), weight_q))
+    error = expected_error(fitting, weight, (seen_rows(plan, linear.input, fitting), weight_q))
     reference = times(held, weight) + bias
-    approximation = times(fake_quantize(held, input_params), weight_q) + bias
+    approximation = times(seen_rows(plan, linear.input, held), weight_q) + bias
     return _Corrected(
         linear=name,
         bias=bias - error,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.config import FLOAT, QuantConfig, parse_bits
 from onnxvitq.errors import ConfigError
+from onnxvitq.numerics.dynamic import DYNAMIC
 from onnxvitq.plan import QuantPlan, SiteDecision
 from onnxvitq.spec import QuantSpec, Site
 
@@ -44,11 +45,11 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
             _add(sites, linear.weight, "weight", f"{linear.role}.weight", (linear.name, 1))
     for attention in blockmap.attentions:
         for node, port, tensor, role in operand_sites(attention):
-            if config.attention == "int8" and node not in excluded:
+            if config.attention != "float" and node not in excluded:
                 _add(sites, tensor, "activation", f"block{attention.block}.attn.{role}", (node, port))
     for number, product in enumerate(blockmap.products):
         for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
-            if config.attention == "int8" and product.name not in excluded:
+            if config.attention != "float" and product.name not in excluded:
                 _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
     decisions = {name: SiteDecision(site=site, spec=_spec(site, bits)) for name, site in sites.items()}
     kept_float = {**excluded}
@@ -56,7 +57,24 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
         nodes += [product.name for product in blockmap.products]
         kept_float.update(dict.fromkeys(nodes, "attention kept float"))
-    return QuantPlan(decisions=decisions, kept_float=kept_float)
+    dynamic = dynamic_inputs(decisions) if config.input_form in ("dynamic", "token") else frozenset()
+    per_token = token_inputs(decisions) if config.input_form == "token" else frozenset()
+    return QuantPlan(decisions=decisions, kept_float=kept_float, dynamic=dynamic, per_token=per_token)
+
+
+def dynamic_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
+    """Inputs of linears that can be quantized at run time; of fewer than 8 bits none can, it stays static."""
+    return frozenset(
+        name
+        for name, decision in decisions.items()
+        if decision.site.kind == "activation" and decision.site.role.endswith(".input") and decision.spec == DYNAMIC
+    )
+
+
+def token_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
+    """Those of them that have many tokens of different size: patches are alike, and a head reads one token."""
+    few = ("patch_embed.", "head.")
+    return frozenset(name for name in dynamic_inputs(decisions) if not decisions[name].site.role.startswith(few))
 
 
 def edges(blockmap: BlockMap) -> tuple[str, ...]:

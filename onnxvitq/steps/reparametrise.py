@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.transform import (
     balance_query_key,
@@ -55,7 +56,7 @@ def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[Channel
         if attention.query in plan.decisions:
             chosen += _best_scores_map(problem, plan, stats, (attention, query, key))
     for attention, value, proj in _value_proj(problem.blockmap):
-        if attention.value in plan.decisions and _planned(plan, proj):
+        if _planned(plan, proj):
             chosen += _best_value_map(problem, plan, stats, (attention, value, proj))
     return chosen
 
@@ -117,7 +118,7 @@ def _best_norm_map(
     fitting, held = split_samples(rows)
     weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
     bias = np.concatenate([problem.bias(one.name) for one in readers])
-    specs = (plan.decisions[readers[0].input].spec, plan.decisions[readers[0].weight].spec)
+    read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
     beta = next((one.beta for one in problem.blockmap.norms if one.name == norm), "")
     may_shift = bool(beta) and all(one.bias for one in readers)
     candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
@@ -125,7 +126,7 @@ def _best_norm_map(
 
     def noise(candidate: Candidate) -> float:
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
-        seen = times(_seen((held - candidate[0]) / candidate[1], specs[0]), _rounded(moved, specs[1]))
+        seen = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
         return _power(seen + (taken_back - bias), reference)
 
     return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
@@ -139,7 +140,10 @@ def _best_value_map(
     weight, bias = problem.weight(proj.name), problem.bias(proj.name)
     if weight.shape[0] != value.out_features:
         return []
-    specs = (plan.decisions[proj.input].spec, plan.decisions[proj.weight].spec, plan.decisions[attention.value].spec)
+    read, weight_spec = _reader(plan, proj.input), plan.decisions[proj.weight].spec
+    quantized = plan.decisions.get(
+        attention.value
+    )  # None where the product with V stays float: v has no error of its own
     shifted = bool(value.bias) and bool(proj.bias)
     candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
     reference = times(context[1], weight)
@@ -148,12 +152,13 @@ def _best_value_map(
     def noise(candidate: Candidate) -> float:
         shift, scale = candidate
         _, (moved, taken_back) = value_to_proj(own, (weight, bias), shift, scale)
-        rounded = _rounded(moved, specs[1])
-        seen = times(_seen((context[1] - shift) / scale, specs[0]), rounded) + (taken_back - bias)
+        rounded = _rounded(moved, weight_spec)
+        seen = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
+        power = _power(seen, reference)
+        if quantized is None:
+            return power
         mapped = (values[1] - shift) / scale
-        return _power(seen, reference) + ATTENUATION * _power(
-            times(_seen(mapped, specs[2]), moved), times(mapped, moved)
-        )
+        return power + ATTENUATION * _power(times(_seen(mapped, quantized.spec), moved), times(mapped, moved))
 
     return _better("value", value.name, (proj.name,), candidates, noise)
 
@@ -226,6 +231,18 @@ def _better(
         return []
     shift, scale = candidates[best]
     return [ChannelMap(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
+
+
+_Quantizer = Callable[[FloatArray], FloatArray]
+
+
+def _reader(plan: QuantPlan, tensor: str) -> _Quantizer:
+    """How linears read rows (S, r, C) of a tensor in any scale: with one range, one a sample, or one a token."""
+    spec = plan.decisions[tensor].spec
+    if tensor not in plan.dynamic:
+        return lambda rows: _seen(rows, spec)
+    quantizer = fake_quantize_tokens if tensor in plan.per_token else fake_quantize_dynamic
+    return lambda rows: fake_quantize_samples(rows, quantizer)
 
 
 def _seen(rows: FloatArray, spec: QuantSpec) -> FloatArray:

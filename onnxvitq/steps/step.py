@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxvitq.numerics.affine import fake_quantize
+from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.objectives import mse
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import FloatArray, StatRequest, Stats
@@ -56,6 +58,20 @@ def split_samples(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(fitted on, held out) of (S, ..): every fourth sample is held out; all samples serve as both when there are fewer."""
     held = np.array([is_held_out(index) for index in range(len(samples))], bool)
     return (samples[~held], samples[held]) if held.any() else (samples, samples)
+
+
+def seen_input(plan: QuantPlan, tensor: str, value: FloatArray) -> FloatArray:
+    """What linears read of their input in a run in which it has this value (.., C), all of it."""
+    if tensor in plan.dynamic:
+        return fake_quantize_tokens(value) if tensor in plan.per_token else fake_quantize_dynamic(value)
+    params = plan.params(tensor)
+    assert params is not None  # the min-max step ran before
+    return fake_quantize(value, params)
+
+
+def seen_rows(plan: QuantPlan, tensor: str, rows: FloatArray) -> FloatArray:
+    """What linears read of sampled rows (S, r, C) of their input."""
+    return fake_quantize_samples(rows, lambda sample: seen_input(plan, tensor, sample))
 
 
 def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:

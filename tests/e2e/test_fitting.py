@@ -18,7 +18,7 @@ from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
 
 MAPS = ["channels", "online-channels", "softmax"]
-STEPS = ["minmax", *MAPS, "scales", "bias", "weights"]
+STEPS = ["minmax", *MAPS, "scales", "attention", "bias", "weights"]
 FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
 
 
@@ -97,7 +97,7 @@ def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -
 
 def test_always_keeps_what_is_proposed(outlying: Path, tmp_path: Path) -> None:
     steps = steps_of(outlying, tmp_path, acceptance="always")
-    assert list(steps) == STEPS
+    assert list(steps) == [step for step in STEPS if step != "attention"]  # which only a judge can choose
     assert steps["channels"]["accepted"]
     assert steps["weights"]["accepted"]
     assert steps["channels"]["before"] is None  # nobody judged
@@ -187,7 +187,7 @@ def test_a_graph_with_branches_of_unknown_shape_is_quantized(tmp_path: Path) -> 
     onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
     values = np.random.default_rng(0).normal(size=(8, 5, 8)).astype(np.float32)
     result = quantize(tmp_path / "model.onnx", values, tmp_path / "out.onnx", QuantConfig(candidates=3, threads=1))
-    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "float": []}
+    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "dynamic": 0, "float": []}
     assert result.report["attention_products"]["integer_kernels"] == 2
     assert result.report["compare"]["sqnr_db"] > 25
     for size in (1, 3):
@@ -230,3 +230,29 @@ def test_an_ordinary_graph_is_not_run_for_its_shapes(tmp_path: Path, monkeypatch
     loaded = load_model(tmp_path / "model.onnx")
     bring_to_canonical_form(loaded, threads=1)
     assert unknown_tensors(loaded.graph) == []
+
+
+# ------------------------------------------------------------------------------------------ formats chosen by the output
+
+
+def test_open_formats_are_chosen_and_reported(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, activations="auto", attention="mixed")
+    assert list(steps) == [*STEPS[:6], "activations", *STEPS[6:]]
+    assert steps["softmax"]["layers"] == 0  # nothing is divided late where the product may be float
+    assert steps["attention"]["parts"][0]["part"] == "all float"
+    assert steps["activations"]["after"] > steps["scales"]["after"]
+    assert steps["bias"]["before"] == pytest.approx(steps["activations"]["after"], abs=0.01)
+
+
+def test_formats_can_be_chosen_for_the_baseline(outlying: Path, tmp_path: Path) -> None:
+    steps = steps_of(outlying, tmp_path, activations="auto", attention="auto", objective="minmax")
+    assert list(steps) == ["minmax", "activations", "bias"]
+    assert steps["activations"]["before"] is None
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "token"])
+def test_run_time_ranges_serve_every_step(outlying: Path, tmp_path: Path, activations: str) -> None:
+    steps = steps_of(outlying, tmp_path, activations=activations)
+    static = steps_of(outlying, tmp_path, activations="static")
+    assert list(steps) == STEPS
+    assert steps["channels"]["before"] > static["channels"]["before"]

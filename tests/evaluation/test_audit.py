@@ -12,9 +12,10 @@ from textgraph import model_of
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.config import QuantConfig
 from onnxvitq.evaluation import audit as auditing
-from onnxvitq.evaluation.audit import NOT_FUSED, Audit, Count, audit
+from onnxvitq.evaluation.audit import BARE, NOT_FUSED, Audit, Count, audit
 from onnxvitq.pipeline import Result, inspect, quantize
 from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.qdq import integer_name
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -45,6 +46,11 @@ def without_codes(proto: onnx.ModelProto, node: str, port: int) -> None:
     dequantize = producers[reader.input[port]]
     assert dequantize.op_type == "DequantizeLinear"
     quantize_node = producers[dequantize.input[0]]
+    if quantize_node.op_type == "Transpose":  # of the codes: let it turn what they were made of
+        quantize_node.input[0] = producers[quantize_node.input[0]].input[0]
+        reader.input[port] = quantize_node.output[0]
+        proto.graph.node.remove(dequantize)
+        return
     assert quantize_node.op_type == "QuantizeLinear"
     reader.input[port] = quantize_node.input[0]
     read = {name for one in proto.graph.node for name in one.input}
@@ -136,9 +142,36 @@ def test_attention_kept_float_is_named_with_its_reason(vit_file: Path, images: P
     assert len(result.audit.attention_products.float) == 4
 
 
+@pytest.fixture(scope="module")
+def dynamic(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The small Vision Transformer with the ranges of its linears' inputs measured at run time."""
+    config = QuantConfig(activations="dynamic", objective="minmax")
+    return quantize(vit_file, images, tmp_path_factory.mktemp("dynamic") / "out.onnx", config)
+
+
+def test_dynamic_layers_are_counted_with_their_kernels(dynamic: Result) -> None:
+    assert dynamic.audit.linears == Count(found=13, quantized=13, integer_kernels=13, float=(), dynamic=13)
+    assert dynamic.audit.patch_embeddings == Count(found=1, quantized=1, integer_kernels=1, float=(), dynamic=1)
+    assert dynamic.audit.attention_products.dynamic == 0
+    assert dynamic.report["linears"]["dynamic"] == 13
+    assert dynamic.report["config"]["activations"] == "dynamic"
+
+
+def test_a_dynamic_layer_that_is_not_fused_is_named(dynamic: Result, blockmap: BlockMap, tmp_path: Path) -> None:
+    lost = next(linear for linear in blockmap.linears if linear.role == "block1.mlp.fc2")
+    proto = onnx.load(dynamic.output)
+    sums = next(node for node in proto.graph.node if node.name == integer_name(lost.name)).output[0]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(sums, onnx.TensorProto.INT32, None))
+    onnx.save(proto, tmp_path / "edited.onnx")  # somebody wants the sums themselves: they cannot be fused away
+    result = audit(tmp_path / "edited.onnx", blockmap, dynamic.plan, 1)
+    assert not result.sound
+    assert result.linears == Count(found=13, quantized=13, integer_kernels=12, float=((lost.name, BARE),), dynamic=12)
+
+
 def test_soundness_is_of_all_four_kinds() -> None:
     good, bad = (Count(found=2, quantized=2, integer_kernels=kernels, float=()) for kernels in (2, 1))
     sound = Audit(linears=good, patch_embeddings=good, attention_products=good, other_products=good)
+    assert not replace(sound, unpacking=("onnxvitq_packed4x64_0_codes",)).sound
     assert sound.sound
     for kind in ("linears", "patch_embeddings", "attention_products", "other_products"):
         assert not replace(sound, **{kind: bad}).sound
@@ -162,7 +195,7 @@ def without_softmax(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def test_other_products_are_counted_apart(without_softmax: Result) -> None:
     report = without_softmax.report
-    expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "float": []}
+    expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "dynamic": 0, "float": []}
     assert report["other_products"] == expected
     assert report["attention_products"]["found"] == report["attention"] == report["blocks"] == 0
     assert [(product["name"], product["constant"]) for product in report["products"]] == [

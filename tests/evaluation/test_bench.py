@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onnxvitq.evaluation import bench as benching
-from onnxvitq.evaluation.bench import WARM_UP, bench, random_feed
+from onnxvitq.evaluation.bench import LOADS, WARM_UP, bench, footprints, random_feed
+from onnxvitq.runtime.footprint import Footprint
 from onnxvitq.spec import InputSpec
 
 
@@ -69,6 +70,24 @@ def test_a_real_model_takes_time(vit_file: Path) -> None:
     assert len(timings) == 2
     assert all(0 < timing.lower_ms <= timing.median_ms <= timing.upper_ms for timing in timings)
     assert all(timing.load_ms > 0 for timing in timings)
+
+
+def test_loads_are_interleaved_and_the_largest_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fake(model: Path, feed: Path, threads: int) -> Footprint:
+        asked.append(model.name)
+        with np.load(feed) as file:
+            scale = float(file["x"][0]) * threads
+        return Footprint(model=model.name, load_ms=scale * (3, 9, 4)[len(asked) // 2 % 3], peak_mb=scale * len(asked))
+
+    monkeypatch.setattr(benching, "footprint", fake)
+    found = footprints([Path("a"), Path("b")], [{"x": np.ones(1)}, {"x": np.full(1, 10.0)}], threads=2)
+    assert asked == ["a", "b"] * LOADS
+    assert found == [
+        Footprint(model="a", load_ms=8.0, peak_mb=10.0),
+        Footprint(model="b", load_ms=80.0, peak_mb=120.0),
+    ]
 
 
 def test_random_feed_fills_in_unknown_sizes() -> None:

@@ -28,11 +28,14 @@ def report(quantized: Result) -> dict[str, Any]:
 
 def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert (report["blocks"], report["attention"]) == (2, 2)
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "float": []}
+    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
     assert (report["unmatched"], report["products"]) == ([], [])
-    assert report["other_products"] == {"found": 0, "quantized": 0, "integer_kernels": 0, "float": []}
+    assert report["other_products"] == {"found": 0, "quantized": 0, "integer_kernels": 0, "dynamic": 0, "float": []}
     assert set(report["compare"]) == {"samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
     assert set(report["size_mb"]) == {"float", "quantized"}
+    assert set(report["bits"]) == {"layers", "weights_mb", "values_mb", "expected_mb"}
+    assert [layer["bits"] for layer in report["bits"]["layers"]] == ["w8a8"] * 14
+    assert report["unpacked_at_run_time"] == []
     assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
     assert [step["name"] for step in report["steps"]] == [
         "minmax",
@@ -40,6 +43,7 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
         "online-channels",
         "softmax",
         "scales",
+        "attention",
         "bias",
         "weights",
     ]
@@ -72,7 +76,13 @@ def test_the_audit_is_described_with_its_reasons() -> None:
     short, full = (Count(found=3, quantized=2, integer_kernels=kernels, float=(("fc", "why"),)) for kernels in (1, 2))
     audit = Audit(linears=short, patch_embeddings=full, attention_products=full, other_products=full)
     described = reports.describe_audit(audit)
-    expected = {"found": 3, "quantized": 2, "integer_kernels": 1, "float": [{"name": "fc", "reason": "why"}]}
+    expected = {
+        "found": 3,
+        "quantized": 2,
+        "integer_kernels": 1,
+        "dynamic": 0,
+        "float": [{"name": "fc", "reason": "why"}],
+    }
     assert described["linears"] == expected
     assert described["attention_products"]["integer_kernels"] == 2
     assert described["other_products"] == {**expected, "integer_kernels": 2}
@@ -129,6 +139,7 @@ def test_the_table_speaks_of_other_products_where_there_are_some(report: dict[st
         "found": 2,
         "quantized": 1,
         "integer_kernels": 1,
+        "dynamic": 0,
         "float": [{"name": "gram", "reason": reason}],
     }
     text = text_of(report)

@@ -310,6 +310,17 @@ NO_OPS = (
     ),
     Form(
         no_ops.remove_no_ops,
+        "Pad by nothing",
+        "(float[N,4] x) => (float[A,B] y) <int64[4] p = {0, 0, 0, 0}> { c = Pad(x, p) y = Relu(c) }",
+        "Relu",
+        (
+            NearMiss("by one", {"{0, 0, 0, 0}": "{0, 0, 0, 1}"}),
+            NearMiss("by one less", {"{0, 0, 0, 0}": "{0, -1, 0, 0}"}),
+            NearMiss("by what is computed", {"x) =>": "x, int64[4] p) =>", "<int64[4] p = {0, 0, 0, 0}>": ""}),
+        ),
+    ),
+    Form(
+        no_ops.remove_no_ops,
         "Cast to the same type",
         "(float[N,4] x) => (float[A,B] y) { c = Cast<to = 1>(x) y = Relu(c) }",
         "Relu",

@@ -365,3 +365,22 @@ def test_neither_graph_nor_plan_is_changed(transformer_case: TransformerCase) ->
     assert arrays(case.plan) == before
     assert [node.name for node in case.graph.nodes] == names
     assert case.plan.weights == {}
+
+
+# ------------------------------------------------------------------------------------------- inputs of run-time ranges
+
+
+@pytest.mark.parametrize("form", ["dynamic", "per_token"])
+def test_a_layer_is_solved_against_what_it_reads_at_run_time(one: Case, form: str) -> None:
+    """The input's calibrated range is spoilt: only who looks at the run-time range can say how good the layer is."""
+    params = one.plan.params("n")
+    assert params is not None
+    spoilt = one.plan.with_params({"n": replace(params, scale=params.scale * 50)})
+    names = frozenset({"n"})
+    plan = replace(spoilt, dynamic=names, per_token=names if form == "per_token" else frozenset())
+    static, _ = rebuilt(replace(one, plan=one.plan))
+    results = {name: rebuilt(replace(one, plan=each)) for name, each in (("spoilt", spoilt), (form, plan))}
+    after = {name: outcome.after for name, (_, outcome) in results.items()}
+    assert after[form] > after["spoilt"] + 5  # 9 seen; the weights have 4 bits
+    assert not np.array_equal(results[form][0].weights["o"], static.weights["o"])
+    assert one.sqnr(results[form][0], one.feeds) > one.sqnr(plan, one.feeds)  # as written and run

@@ -56,7 +56,7 @@ def test_weights_come_back(bits: int, opset: int) -> None:
 def test_a_weight_takes_its_bits(bits: int) -> None:
     count = 512 * 640
     size = model_of(codes_of(bits, (512, 320), (512, 320)), bits, 18).ByteSize()
-    assert 0 < size - count * bits / 8 < 4000  # the nodes, 21 of them at 7 bits
+    assert 0 < size - count * bits / 8 < 4500  # the nodes, 21 of them at 7 bits
 
 
 def test_a_byte_holds_rows_that_lie_apart() -> None:

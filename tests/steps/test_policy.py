@@ -159,3 +159,55 @@ def test_a_near_miss_of_a_product_gets_a_suggestion(with_products: Problem) -> N
     with pytest.raises(ConfigError) as caught:
         excluding(with_products.blockmap, "product3")
     assert "product2" in caught.value.hint
+
+
+# ----------------------------------------------------------------------------------------------------------------- bits
+
+
+def bits_of(blockmap: BlockMap, **options: object) -> dict[str, int]:
+    """Tensor -> bits."""
+    plan = make_plan(blockmap, QuantConfig(**options))  # type: ignore[arg-type]
+    return {name: decision.spec.bits for name, decision in plan.decisions.items()}
+
+
+def test_every_layer_has_the_bits_asked_for(blockmap: BlockMap) -> None:
+    bits = bits_of(blockmap, bits="w3a5")
+    assert {name: bits[name] for name in EVERYTHING} == bits
+    assert all(value == (3 if name.endswith("weight") else 5) for name, value in bits.items())
+
+
+def test_the_last_pattern_that_matches_counts(blockmap: BlockMap) -> None:
+    overrides = (("block0*", "w4a8"), ("*.fc1", "w2a4"), ("*.scores", "w8a6"))
+    bits = bits_of(blockmap, bit_overrides=overrides)
+    assert (bits[f"{QUERY}.weight"], bits[f"{FC1}.weight"], bits["h"]) == (4, 2, 4)
+    assert (bits["q"], bits["k"], bits["p"], bits["v"]) == (6, 6, 8, 8)
+
+
+def test_of_layers_that_read_one_tensor_the_widest_wins(blockmap: BlockMap) -> None:
+    bits = bits_of(blockmap, bits="w4a4", bit_overrides=((KEY, "w6a7"),))
+    assert (bits["x"], bits[f"{QUERY}.weight"], bits[f"{KEY}.weight"]) == (7, 4, 6)
+
+
+def test_a_layer_may_stay_float_and_come_back(blockmap: BlockMap) -> None:
+    plan = make_plan(blockmap, QuantConfig(bit_overrides=(("block0.*", "float"), ("*.fc1", "w4a8"))))
+    assert FC1 not in plan.kept_float
+    assert plan.kept_float[QUERY] == "kept float by 'block0.*'"
+    assert plan.decisions[f"{FC1}.weight"].spec.bits == 4
+
+
+def test_the_edges_keep_eight_bits(blockmap: BlockMap) -> None:
+    first, *between, last = blockmap.linears
+    ends = (replace(first, kind="patch_embedding", role="patch_embed"), *between, replace(last, role="head"))
+    outer = replace(blockmap, linears=ends)
+    bits = bits_of(outer, bits="w4a5")
+    assert (bits[first.weight], bits[between[0].weight], bits[last.weight], bits[last.input]) == (8, 4, 8, 8)
+    assert set(bits_of(outer, bits="w4a5", edges_at_8_bits=False).values()) == {4, 5}
+    assert bits_of(outer, bits="w4a5", bit_overrides=(("head", "w2a3"),))[last.weight] == 2
+    assert bits_of(outer, bits="w7a8")[last.weight] == 7  # for processors on which 8 bits saturate
+    assert bits_of(blockmap, bits="w4a5")[last.weight] == 4  # inside a block it is no edge
+
+
+def test_bits_for_nothing_is_an_error(blockmap: BlockMap) -> None:
+    with pytest.raises(ConfigError, match="matches no linear") as caught:
+        make_plan(blockmap, QuantConfig(bit_overrides=(("block7.*", "w4a8"),)))
+    assert caught.value.where == "--bits-for"

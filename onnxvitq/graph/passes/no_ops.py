@@ -5,7 +5,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.pattern import producer
-from onnxvitq.graph.query import MOVES, is_output, is_static, uniform_value
+from onnxvitq.graph.query import MOVES, integers, is_output, is_static, uniform_value
 
 KEEPS_FINITE = MOVES | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Concat"}  # of finite inputs, short of overflow
 
@@ -17,7 +17,8 @@ def remove_no_ops(graph: gs.Graph) -> int:
     2. Transpose with the identity permutation.
     3. x + 0, x - 0, x * 1, x / 1, where the constant, possibly expanded at run time, does not enlarge x.
     4. Reshape of a tensor to the shape it has.
-    5. An Identity stays where a graph output needs it: behind a graph input, a constant or another output.
+    5. Pad by nothing on every side (a window attention's, where the image fits).
+    6. An Identity stays where a graph output needs it: behind a graph input, a constant or another output.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):
@@ -25,7 +26,7 @@ def remove_no_ops(graph: gs.Graph) -> int:
         if source is not None and len(node.outputs) >= 1 and not (len(node.outputs) > 1 and node.outputs[1].outputs):
             output = node.outputs[0]
             if node.op == "Identity" and is_output(output, graph) and (not source.inputs or is_output(source, graph)):
-                continue  # rule 5
+                continue  # rule 6
             node.outputs.clear()
             edit.redirect(output, source)
             count += 1
@@ -48,6 +49,13 @@ def _unchanged_source(node: gs.Node) -> gs.Tensor | None:  # noqa: PLR0911 - one
         return first if perm is not None and list(perm) == sorted(perm) else None  # rule 2
     if node.op == "Reshape":
         return first if is_static(first.shape) and list(first.shape) == list(node.outputs[0].shape or ()) else None
+    if node.op == "Pad":
+        sides = integers(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("pads")
+        return first if sides is not None and not any(sides) else None  # rule 5
+    return _neutral_operand(node)
+
+
+def _neutral_operand(node: gs.Node) -> gs.Tensor | None:
     neutral = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}.get(node.op)
     if neutral is None or len(node.inputs) != 2:
         return None

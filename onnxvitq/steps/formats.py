@@ -1,0 +1,115 @@
+"""How the inputs of linears are quantized, and which products of attentions stay float, where the options leave it open.
+
+Both start from the most accurate form everywhere and walk back part by part to what is cheaper, as long as the *model's output*
+on held-out samples loses little. The other way round, from the cheapest, one part's gain would not be seen under the error of
+the others. Each judgement writes, loads and runs the model: at most 2 + 2 P for P kinds of inputs, 1 + GROUPS for products.
+
+What the forms cost (ViT-S geometry, one thread, interleaved with the all-static int8 model; a loaded machine, so rather
+less than exact): ranges measured at run time 0 to 7 %; products with V in float nothing; tokens divided by their largest value
+8 to 16 % for one kind of layer in every block, 30 % for all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxvitq.blockmap import Attention, BlockMap, Product
+from onnxvitq.plan import QuantPlan
+from onnxvitq.steps.accept import Judge, PartOutcome, part_name, without
+from onnxvitq.steps.policy import dynamic_inputs, token_inputs
+
+FREE_DB = 0.1  # of the output's SQNR: the loss that a form without a run time of its own must spare
+TOKEN_DB = 0.5  # the loss that dividing tokens must spare, for one kind of layer
+GROUPS = 4  # of consecutive attentions, which go back to integers together
+
+
+def most_accurate(plan: QuantPlan) -> QuantPlan:
+    """Every input of a linear per token, or dynamic at least."""
+    return replace(plan, dynamic=dynamic_inputs(plan.decisions), per_token=token_inputs(plan.decisions))
+
+
+def choose_inputs(plan: QuantPlan, judge: Judge) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """Static, dynamic or per-token inputs, for all inputs of one role in all blocks together.
+
+    All per token first. Then each kind in turn becomes dynamic if the output loses less than ``TOKEN_DB``, and static if it
+    loses less than ``FREE_DB`` against that; if all static is as good as the result, it is all static.
+
+    Returns:
+        The plan, and an outcome a kind: ``before`` with the dearer form, ``after`` with the cheaper.
+    """
+    chosen, outcomes = most_accurate(plan), []
+    per_token = chosen.per_token
+    kinds: dict[str, set[str]] = {}
+    for tensor in sorted(chosen.dynamic):
+        kinds.setdefault(part_name(plan.decisions[tensor].site.role), set()).add(tensor)
+    score = judge(chosen)
+    for kind, tensors in kinds.items():
+        steps = (
+            [("dynamic", TOKEN_DB, replace(chosen, per_token=chosen.per_token - tensors))]
+            if tensors & per_token
+            else []
+        )
+        for form, allowed, candidate in (*steps, ("static", FREE_DB, None)):
+            trial = candidate or replace(chosen, dynamic=chosen.dynamic - tensors, per_token=chosen.per_token - tensors)
+            reached = judge(trial)
+            accepted = score - reached < allowed
+            name = f"{kind} {form}"
+            outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
+            if not accepted:
+                break
+            chosen, score = trial, reached
+    static = replace(plan, dynamic=frozenset(), per_token=frozenset())
+    reached = judge(static)
+    if chosen.dynamic and score - reached < FREE_DB:
+        outcomes.append(PartOutcome(part="all static", accepted=True, before=round(score, 3), after=round(reached, 3)))
+        chosen = static
+    return chosen, tuple(outcomes)
+
+
+def choose_contexts(
+    plan: QuantPlan, blockmap: BlockMap, judge: Judge, worth: float
+) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """Products of probabilities and values in float, where that spares the output ``worth`` dB.
+
+    All in float first; then groups of consecutive attentions go back to integers if the output loses less than their share.
+
+    Returns:
+        The plan, and an outcome a trial: ``accepted`` tells that products went (or went back) as tried.
+    """
+    score, found = judge(plan), [one for one in blockmap.attentions if _is_planned(plan, one)]
+    if not found:
+        return plan, ()
+    chosen = _in_float(plan, found)
+    reached = judge(chosen)
+    accepted = reached - score >= worth
+    outcomes = [PartOutcome(part="all float", accepted=accepted, before=round(score, 3), after=round(reached, 3))]
+    if not accepted:
+        return plan, tuple(outcomes)
+    score, in_float = reached, list(found)
+    size = -(-len(found) // GROUPS)
+    for start in range(0, len(found), size):
+        group = found[start : start + size]
+        others = [one for one in in_float if one not in group]
+        trial = _in_float(plan, others)
+        reached = judge(trial)
+        accepted = score - reached < worth * len(group) / len(found)
+        name = f"int8 {group[0].name} to {group[-1].name}"
+        outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
+        if accepted:
+            chosen, score, in_float = trial, reached, others
+    return chosen, tuple(outcomes)
+
+
+def _is_planned(plan: QuantPlan, attention: Attention) -> bool:
+    return all(
+        tensor in plan.decisions
+        and any(name == attention.context_node for name, _ in plan.decisions[tensor].site.consumers)
+        for tensor in (attention.probs, attention.value)
+    )
+
+
+def _in_float(plan: QuantPlan, attentions: Sequence[Attention]) -> QuantPlan:
+    contexts = [
+        Product(name=one.context_node, left=one.probs, right=one.value, constant="", reason="") for one in attentions
+    ]
+    reasons = dict.fromkeys((one.context_node for one in attentions), "the output gains from it in float")
+    return replace(without(plan, contexts), kept_float={**plan.kept_float, **reasons})

@@ -1,0 +1,89 @@
+"""What each step is worth: the default without it, on four models, judged on samples that nothing was fitted to.
+
+    python tools/ablation.py [--only MODEL ...] [--samples 64] [--folder bench_accuracy] [--write]
+
+Models and data are those of tools/bench_accuracy.py. One draw of samples calibrates, another, disjoint one judges; no test
+sample is looked at. The last column is the mean over the models: a step that is not below zero there does not help.
+Needs torch. With --write the table also goes to tools/results/ablation.md.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_models import BENCHES, Bench, infer
+
+from onnxvitq.config import QuantConfig, StepName
+from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.pipeline import quantize
+
+RESULTS = Path(__file__).parent / "results" / "ablation.md"
+FITTED, JUDGED = 0, 1  # numbers of the draws
+SETTINGS = {
+    "min-max": QuantConfig(objective="minmax", skip=("bias",)),
+    "default": QuantConfig(),
+    **{f"without {step}": QuantConfig(skip=(step,)) for step in get_args(StepName)},
+    "everything kept": QuantConfig(acceptance="always"),
+    "effort fast": QuantConfig(effort="fast"),
+    "effort best": QuantConfig(effort="best"),
+}
+
+
+def sqnr(model: Bench, config: QuantConfig, samples: int, judged: Mapping[str, np.ndarray]) -> float:
+    """Output SQNR in dB on the judging draw after a fit to the other."""
+    with tempfile.TemporaryDirectory() as name:
+        data, output = Path(name) / "calibration.npz", Path(name) / "int8.onnx"
+        np.savez(data, **model.calibration(samples, FITTED))
+        quantize(model.model, data, output, config)
+        difference = OutputDifference()
+        difference.update(infer(model.model, judged), infer(output, judged))
+        return difference.sqnr_db
+
+
+def table(rows: Mapping[str, Mapping[str, float]], samples: int) -> str:
+    """One row a setting: dB a model for the default and min-max, differences from the default for the others."""
+    names = list(next(iter(rows.values())))
+    lines = [
+        f"W8A8, {samples} calibration samples; dB of the output's SQNR on {samples} others; differences from the default",
+        "",
+        "| | " + " | ".join(names) + " | mean |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    default = rows["default"]
+    for setting, row in rows.items():
+        differences = setting not in {"default", "min-max"}
+        values = [row[name] - default[name] if differences else row[name] for name in names]
+        form = "{:+.2f}" if differences else "{:.2f}"
+        lines.append(f"| {setting} | " + " | ".join(form.format(v) for v in (*values, float(np.mean(values)))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(BENCHES), default=list(BENCHES))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--folder", type=Path, default=Path("bench_accuracy"))
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    args.folder.mkdir(exist_ok=True)
+    models = {name: BENCHES[name](args.folder, None) for name in args.only}
+    judged = {name: model.calibration(args.samples, JUDGED) for name, model in models.items()}
+    rows: dict[str, dict[str, float]] = {}
+    for setting, config in SETTINGS.items():
+        rows[setting] = {name: sqnr(model, config, args.samples, judged[name]) for name, model in models.items()}
+        print(setting, {name: round(value, 2) for name, value in rows[setting].items()}, flush=True)
+    text = table(rows, args.samples)
+    print(text)
+    if args.write:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
