@@ -31,7 +31,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnxvitq.config import Effort, ObjectiveName, QuantConfig, StepName, load_config, parse_bits
+from onnxvitq.config import (
+    Effort,
+    Method,
+    ObjectiveName,
+    QuantConfig,
+    RankSearchName,
+    StepName,
+    load_config,
+    parse_bits,
+)
 from onnxvitq.errors import ConfigError, OnnxVitqError
 
 if TYPE_CHECKING:
@@ -224,6 +233,12 @@ def _quantize_parser() -> argparse.ArgumentParser:
     parser.add_argument(*CALIBRATION, dest="calib", type=Path, help="folder of images, .npz or .npy")
     parser.add_argument("-o", "--output", type=Path, help="model to write (default: MODEL_int8.onnx)")
     fitting = parser.add_argument_group("fitting (defaults: QuantConfig)")
+    fitting.add_argument("--method", choices=get_args(Method), help="how far the fit goes; aiqvit needs torch")
+    fitting.add_argument("--iterations", type=int, help="of learning a block (aiqvit)")
+    fitting.add_argument(
+        "--branch-budget", type=float, help="bytes of low-rank branches over those of the weights (aiqvit)"
+    )
+    fitting.add_argument("--ranks", choices=get_args(RankSearchName), help="how the budget is shared out (aiqvit)")
     fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")

@@ -13,6 +13,8 @@ from onnxvitq.errors import ConfigError
 CONFIG_VERSION = 1
 FLOAT = "float"
 BITS = re.compile("w([2-8])a([2-8])")
+Method = Literal["search", "closed-form", "aiqvit"]
+RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
@@ -41,6 +43,10 @@ SEARCHES: Mapping[Effort, tuple[int, int]] = {
 class QuantConfig:
     """What to do, not where: paths are arguments.
 
+    method: how far the fit goes. "search" chooses scales, "closed-form" also solves the weights again, "aiqvit" then learns
+    every block by gradients, branches of low rank beside its weights (needs torch); each starts from the one before it.
+    iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
+    ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
     weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
@@ -60,6 +66,10 @@ class QuantConfig:
     """
 
     version: int = CONFIG_VERSION
+    method: Method = "closed-form"
+    iterations: int = 400
+    branch_budget: float = 0.1
+    ranks: RankSearchName = "energy"
     objective: ObjectiveName = "pearson"
     effort: Effort = "default"
     skip: tuple[StepName, ...] = ()
@@ -81,6 +91,10 @@ class QuantConfig:
         if self.version != CONFIG_VERSION:
             raise ConfigError("version", f"expected {CONFIG_VERSION}, got {self.version}")
         _one_of("objective", self.objective, get_args(ObjectiveName))
+        _one_of("method", self.method, get_args(Method))
+        _one_of("ranks", self.ranks, get_args(RankSearchName))
+        _between("iterations", self.iterations, 0, 10**6)
+        _between("branch_budget", self.branch_budget, 0, 1)
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
         if self.activations is not None:
             _one_of("activations", self.activations, get_args(InputForm))
@@ -113,6 +127,7 @@ class QuantConfig:
     def runs(self, step: StepName) -> bool:
         """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
         wanted = step not in self.skip and step not in SKIPPED[self.effort]
+        wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
 
     @property
@@ -130,6 +145,11 @@ class QuantConfig:
         """(candidates, rounds) of the scale search."""
         candidates, rounds = SEARCHES[self.effort]
         return self.candidates or candidates, self.rounds or rounds
+
+    @property
+    def learns(self) -> bool:
+        """Whether blocks are learned by gradients."""
+        return self.method == "aiqvit" and self.objective != "minmax"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -190,7 +210,7 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(name, f"expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def _between(name: str, value: int, low: int, high: int) -> None:
+def _between(name: str, value: float, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(name, f"expected {low} to {high}, got {value}")
 

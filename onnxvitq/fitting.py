@@ -27,6 +27,7 @@ from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
+from onnxvitq.learn.available import require_torch
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
@@ -145,6 +146,9 @@ class Fitter:
 
     def __init__(self, loaded: LoadedModel, feeds: Replay, config: QuantConfig, progress: Progress) -> None:
         self._loaded, self._feeds, self._config, self._progress = loaded, feeds, config, progress
+        if config.learns:
+            require_torch()
+        self.checkpoint: Path | None = None  # a folder for blocks that were learned
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
@@ -194,6 +198,8 @@ class Fitter:
         if self._config.runs("weights"):
             self._rebuild()
             self._report_progress(total)
+        if self._config.learns:
+            self._learn()
         return Fitted(
             graph=self._graph,
             problem=self._problem,
@@ -360,6 +366,31 @@ class Fitter:
             self._plan, self._score = plan, after if self._config.judged else None
         entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
         self._record({**entry, "parts": []})
+
+    def _learn(self) -> None:
+        """Branches of low rank in closed form, then every block learned from there on; each is kept if the output gains."""
+        from onnxvitq.learn.method import BRANCHES, RECONSTRUCTION, Learning  # torch is loaded only when asked for
+
+        for name in (BRANCHES, RECONSTRUCTION):
+            with scratch_folder() as folder:
+                learning = Learning(
+                    graph=self._graph,
+                    problem=self._problem,
+                    feeds=self._feeds,
+                    folder=folder,
+                    positions=self._positions,
+                    progress=self._progress,
+                    checkpoint=self.checkpoint,
+                )
+                try:
+                    plan, entry = learning.run(name, self._plan, self._config)
+                except OSError as error:
+                    raise scratch_error(folder, error) from error
+            before, after = self._sqnr, self._difference(plan)
+            accepted = self._score is None or after.sqnr_db > self._score.sqnr_db
+            if accepted:
+                self._plan, self._score = plan, after if self._config.judged else None
+            self._record({**entry, "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)})
 
     def _judge(self) -> OutputJudge:
         held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]

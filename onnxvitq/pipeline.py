@@ -44,6 +44,7 @@ from onnxvitq.graph.io import (
     save_model,
     to_proto,
 )
+from onnxvitq.learn.checkpoint import remove_checkpoints
 from onnxvitq.plan import QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.footprint import Footprint
@@ -88,6 +89,9 @@ def quantize(
 ) -> Result:
     """Quantize ``model`` with ``data`` and write ``output``.
 
+    With method "aiqvit" the blocks that are learned are kept in a folder beside the output, ``<output>.learned``, until it is
+    written: the same call goes on from there when it was interrupted.
+
     Args:
         model: a float ONNX file.
         data: a folder of images, an image, an .npz or .npy file, or an iterable of feeds.
@@ -110,6 +114,7 @@ def quantize(
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
         bring_to_canonical_form(loaded, config.threads)
         fitter = Fitter(loaded, Replay(source, again=_gives_the_same_again(data)), config, progress)
+        fitter.checkpoint = output.with_name(f"{output.name}.learned")
     with watch("calibrate"):
         fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))
     with watch("fit"):
@@ -138,6 +143,7 @@ def quantize(
                 progress=_stage(progress, "compare", len(reference)),
             )
         progress("finish", 1, 1)
+    remove_checkpoints(output.with_name(f"{output.name}.learned"))
     report = {
         "report_version": reports.REPORT_VERSION,
         "model": str(model),

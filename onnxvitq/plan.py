@@ -45,17 +45,44 @@ class SiteDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Branch:
+    """z A B beside a linear layer's quantized product; z are the codes that the product reads, and z A is quantized.
+
+    a (I, r) and b (r, O): real values. a_params, b_params: of their codes, one scale a column of A, one for all of B.
+    inner: of z A, per tensor.
+    """
+
+    a: FloatArray
+    b: FloatArray
+    a_params: QParams
+    b_params: QParams
+    inner: QParams
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[1] != self.b.shape[0] or not self.a.shape[1]:
+            raise ValueError(f"expected factors (I, r) and (r, O), got {self.a.shape} and {self.b.shape}")
+        for name in ("a", "b"):
+            object.__setattr__(self, name, _frozen({name: getattr(self, name)})[name])
+
+    @property
+    def rank(self) -> int:
+        """How many columns A has."""
+        return self.a.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
     """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
-    float on purpose, with the reason. ``dynamic``: the inputs of linears (tensors) whose range is measured at run time; their
-    parameters in ``decisions`` count where a product reads the same tensor. ``per_token``: those of them whose rows are first
-    divided by their largest magnitude.
+    float on purpose, with the reason; branches of low rank by the name of the linear that they stand beside. ``dynamic``: the
+    inputs of linears (tensors) whose range is measured at run time; their parameters in ``decisions`` count where a product
+    reads the same tensor. ``per_token``: those of them whose rows are first divided by their largest magnitude.
     """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
     kept_float: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, FloatArray] = field(default_factory=dict)
+    branches: Mapping[str, Branch] = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
     per_token: frozenset[str] = frozenset()
 
@@ -82,6 +109,10 @@ class QuantPlan:
     def with_weights(self, weights: Mapping[str, FloatArray]) -> "QuantPlan":
         """The plan with these linears' weights replaced."""
         return replace(self, weights={**self.weights, **weights})
+
+    def with_branches(self, branches: Mapping[str, Branch]) -> "QuantPlan":
+        """The plan with these linears' branches replaced."""
+        return replace(self, branches={**self.branches, **branches})
 
 
 def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -123,6 +154,9 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     header: dict[str, Any] = {"version": PLAN_VERSION, "decisions": decisions}
     header |= {"biases": list(plan.biases), "weights": list(plan.weights)}
     header["kept_float"] = dict(plan.kept_float)
+    header["branches"] = [_branch_header(name, branch) for name, branch in plan.branches.items()]
+    for index, branch in enumerate(plan.branches.values()):
+        arrays |= {f"branch{index}_{name}": value for name, value in _branch_arrays(branch).items()}
     header["dynamic"], header["per_token"] = sorted(plan.dynamic), sorted(plan.per_token)
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
@@ -159,11 +193,38 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
         decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
     weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
+    branches = {one["name"]: _branch(one, arrays, f"branch{index}") for index, one in enumerate(header["branches"])}
     return QuantPlan(
         decisions=decisions,
         biases=biases,
         kept_float=header["kept_float"],
         weights=weights,
         dynamic=frozenset(header["dynamic"]),
+        branches=branches,
         per_token=frozenset(header["per_token"]),
     )
+
+
+BRANCH_PARAMS = ("a_params", "b_params", "inner")
+
+
+def _branch_header(name: str, branch: Branch) -> dict[str, Any]:
+    return {"name": name, "specs": {part: asdict(getattr(branch, part).spec) for part in BRANCH_PARAMS}}
+
+
+def _branch_arrays(branch: Branch) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {"a": branch.a, "b": branch.b}
+    for part in BRANCH_PARAMS:
+        params = getattr(branch, part)
+        arrays[f"{part}_scale"], arrays[f"{part}_zero"] = params.scale, params.zero_point
+    return arrays
+
+
+def _branch(header: dict[str, Any], arrays: Mapping[str, np.ndarray], key: str) -> Branch:
+    params = {
+        part: QParams(
+            spec=QuantSpec(**spec), scale=arrays[f"{key}_{part}_scale"], zero_point=arrays[f"{key}_{part}_zero"]
+        )
+        for part, spec in header["specs"].items()
+    }
+    return Branch(a=arrays[f"{key}_a"], b=arrays[f"{key}_b"], **params)

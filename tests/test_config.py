@@ -10,6 +10,10 @@ from onnxvitq.errors import ConfigError
 
 OTHER: dict[str, Any] = {  # nothing at its default
     "version": CONFIG_VERSION,
+    "method": "aiqvit",
+    "iterations": 77,
+    "branch_budget": 0.25,
+    "ranks": "darts",
     "objective": "ranking",
     "candidates": 7,
     "rounds": 5,

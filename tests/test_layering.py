@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "plan": BOTTOM | {"blockmap"},
     "steps": BOTTOM | {"plan", "numerics", "config", "blockmap", "fanout"},
     "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap", "blocks"},
+    "learn": BOTTOM
+    | {"plan", "config", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "rebuild", "steps"},
     "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
@@ -34,11 +36,11 @@ MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING
 
 # Library -> the units that may import it.
 HOMES: dict[str, frozenset[str]] = {
-    "torch": frozenset({"export"}),
+    "torch": frozenset({"export", "learn"}),
     "transformers": frozenset({"export"}),
     "timm": frozenset({"export"}),
     "onnxruntime": frozenset({"runtime"}),
-    "onnx_graphsurgeon": frozenset({"graph", "blocks", "rewrite"}),
+    "onnx_graphsurgeon": frozenset({"graph", "blocks", "rewrite", "learn"}),
     "PIL": frozenset({"data"}),
     "rich": frozenset({"cli", "evaluation"}),
     "joblib": frozenset({"fanout"}),
@@ -50,12 +52,20 @@ TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
+    ("rebuild/branches.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
 }
 
 # What may be taken from a unit by one that must not depend on the rest of it.
 NAMES_ONLY = {
-    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan", "PACKED"},
+    ("evaluation", "rewrite"): {
+        "planned_linear",
+        "planned_products",
+        "integer_name",
+        "apply_plan",
+        "branch_names",
+        "PACKED",
+    },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.errors import PlanError
-from onnxvitq.plan import PLAN_VERSION, Problem, QuantPlan, SiteDecision, plan_from_bytes, plan_to_bytes
+from onnxvitq.plan import PLAN_VERSION, Branch, Problem, QuantPlan, SiteDecision, plan_from_bytes, plan_to_bytes
 from onnxvitq.spec import QParams, QuantSpec, Site
 
 ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
@@ -42,6 +42,18 @@ def plan() -> QuantPlan:
             "größe": np.ones((1, 1), np.float32),
         },
         dynamic=frozenset({"x", "größe/x"}),
+        branches={"b": branch(), "größe": branch()},
+    )
+
+
+def branch() -> Branch:
+    """Of rank two, three inputs and one output."""
+    return Branch(
+        a=np.array([[1, 2], [3, 4], [5, -6]], np.float32),
+        b=np.array([[7], [-8]], np.float32),
+        a_params=QParams(spec=WEIGHT, scale=np.array([0.5, 0.25]), zero_point=np.zeros(2, int)),
+        b_params=QParams(spec=WEIGHT, scale=np.array([0.5]), zero_point=np.zeros(1, int)),
+        inner=QParams(spec=ACTIVATION, scale=np.float32(0.5), zero_point=np.array(9)),
     )
 
 
@@ -75,6 +87,13 @@ def test_round_trip(plan: QuantPlan) -> None:
     for name, weight in plan.weights.items():
         assert again.weights[name].dtype == np.float32
         assert np.array_equal(again.weights[name], weight)
+    assert list(again.branches) == list(plan.branches)
+    for name, one in plan.branches.items():
+        other = again.branches[name]
+        assert np.array_equal(other.a, one.a)
+        assert np.array_equal(other.b, one.b)
+        for part in ("a_params", "b_params", "inner"):
+            assert same_params(getattr(other, part), getattr(one, part))
 
 
 def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
@@ -83,7 +102,7 @@ def test_the_same_plan_gives_the_same_bytes(plan: QuantPlan) -> None:
     assert plan_to_bytes(plan_from_bytes(data)) == data
 
 
-@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer", "dynamic"])
+@pytest.mark.parametrize("change", ["scale", "zero_point", "bias", "weight", "reason", "consumer", "branch", "dynamic"])
 def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
     decision = plan.decisions["x"]
     assert decision.params is not None
@@ -93,6 +112,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
         "bias": plan.with_biases({"b": np.ones(1, np.float32)}),
         "weight": plan.with_weights({"b": np.ones((2, 3), np.float32)}),
         "reason": replace(plan, kept_float={"c": "another reason"}),
+        "branch": plan.with_branches({"b": replace(plan.branches["b"], a=2 * plan.branches["b"].a)}),
         "dynamic": replace(plan, dynamic=frozenset({"x"})),
         "consumer": replace(
             plan,
@@ -104,7 +124,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
 
 def test_an_empty_plan_round_trips() -> None:
     again = plan_from_bytes(plan_to_bytes(QuantPlan()))
-    assert (again.decisions, again.biases, again.weights, again.kept_float) == ({}, {}, {}, {})
+    assert (again.decisions, again.biases, again.weights, again.kept_float, again.branches) == ({}, {}, {}, {}, {})
 
 
 @pytest.mark.parametrize("version", [PLAN_VERSION + 1, 1, 0, "1", None])
@@ -127,6 +147,7 @@ EMPTY = {
     "kept_float": {},
     "dynamic": [],
     "per_token": [],
+    "branches": [],
 }
 BROKEN_SPEC = {"bits": 99, "signed": True, "symmetric": True, "axis": None}
 X_SITE = {"name": "x", "kind": "activation", "role": "x", "consumers": []}
@@ -144,7 +165,9 @@ X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "a
         archive({}),
         archive({"version": PLAN_VERSION}),
         archive({"version": PLAN_VERSION, "decisions": [{}], "biases": [], "kept_float": {}}),
-        archive({"version": PLAN_VERSION, "decisions": [], "biases": ["b"], "weights": [], "kept_float": {}}),
+        archive(
+            {"version": PLAN_VERSION, "decisions": [], "biases": ["b"], "weights": [], "kept_float": {}, "branches": []}
+        ),
         archive({"version": PLAN_VERSION, "decisions": [], "biases": [], "weights": ["b"], "kept_float": {}}),
         archive({"version": PLAN_VERSION, "decisions": [], "biases": [], "kept_float": {}}),
         archive({**EMPTY, "decisions": [{**X, "spec": BROKEN_SPEC}]}),
@@ -262,6 +285,21 @@ def test_with_weights_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None
     assert after.decisions is plan.decisions
     assert after.biases.keys() == plan.biases.keys()
     assert plan.weights["b"].shape == (2, 3)
+
+
+def test_with_branches_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
+    after = plan.with_branches({"b": replace(plan.branches["b"], b=np.ones((2, 5), np.float32))})
+    assert list(after.branches) == ["b", "größe"]
+    assert after.branches["b"].b.shape == (2, 5)
+    assert plan.branches["b"].b.shape == (2, 1)
+    assert after.branches["b"].rank == 2
+    assert after.weights.keys() == plan.weights.keys()
+
+
+@pytest.mark.parametrize(("a", "b"), [((3, 2), (1, 4)), ((3, 0), (0, 4)), ((3,), (1, 4))])
+def test_factors_that_do_not_fit_are_refused(plan: QuantPlan, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected factors"):
+        replace(plan.branches["b"], a=np.zeros(a, np.float32), b=np.zeros(b, np.float32))
 
 
 def linear(name: str, bias: str) -> Linear:

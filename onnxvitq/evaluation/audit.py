@@ -9,6 +9,7 @@ import onnx
 from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.plan import QuantPlan
+from onnxvitq.rewrite.lowrank import branch_names
 from onnxvitq.rewrite.pack import PACKED
 from onnxvitq.rewrite.qdq import integer_name, planned_linear, planned_products
 from onnxvitq.runtime.session import Session
@@ -39,26 +40,29 @@ class Count:
         return self.quantized == self.integer_kernels
 
 
+NONE = Count(found=0, quantized=0, integer_kernels=0, float=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, and
-    other products; names of nodes that unpack weights at every run, where they should be gone when the session has loaded;
-    the inputs of the written model, with the sizes it is frozen to.
+    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, other
+    products, and the products of low-rank branches; names of nodes that unpack weights at every run, where they should be
+    gone when the session has loaded; the inputs of the written model, with the sizes it is frozen to.
     """
 
     linears: Count
     patch_embeddings: Count
     attention_products: Count
     other_products: Count
+    branches: Count = NONE
     unpacking: tuple[str, ...] = ()
     inputs: tuple[InputSpec, ...] = ()
 
     @property
     def sound(self) -> bool:
         """Whether every planned layer runs on an integer kernel, and nothing is unpacked at run time."""
-        return not self.unpacking and all(
-            count.sound for count in (self.linears, self.patch_embeddings, self.attention_products, self.other_products)
-        )
+        linears, products = (self.linears, self.patch_embeddings), (self.attention_products, self.other_products)
+        return not self.unpacking and all(count.sound for count in (*linears, *products, self.branches))
 
 
 def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Audit:
@@ -74,6 +78,7 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
         patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
         other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
+        branches=_count_branches(plan, blockmap, kernels),
         unpacking=tuple(name for name in kernels if name.startswith(PACKED)),
         inputs=inputs,
     )
@@ -93,6 +98,16 @@ def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[s
     in_float = dict(count.float)
     dynamic = [linear.name for linear in linears if linear.input in plan.dynamic and linear.name in planned]
     return replace(count, dynamic=sum(name not in in_float for name in dynamic))
+
+
+def _count_branches(plan: QuantPlan, blockmap: BlockMap, kernels: dict[str, str]) -> Count:
+    """Both products of every branch; several branches may share the first."""
+    written = [
+        (f"{linear} {side}", name)
+        for linear, names in branch_names(plan, blockmap).items()
+        for side, name in zip(("A", "B"), names, strict=True)
+    ]
+    return _count(written, {name for name, _ in written}, kernels, plan)
 
 
 def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:

@@ -44,6 +44,7 @@ def describe_audit(audit: Audit) -> dict[str, Any]:
         "patch_embedding": _counts(audit.patch_embeddings),
         "attention_products": _counts(audit.attention_products),
         "other_products": _counts(audit.other_products),
+        "branches": _counts(audit.branches),
         "unpacked_at_run_time": list(audit.unpacking),
         "input_shapes": {spec.name: list(spec.shape) for spec in audit.inputs},
         "audit_passed": audit.sound,

@@ -130,3 +130,20 @@ def _reads(node: gs.Node) -> set[str]:
             inside = {name for inner in value.nodes for name in _reads(inner)}
             names |= (inside | {tensor.name for tensor in value.outputs}) - own
     return names
+
+
+def part_of(graph: gs.Graph, nodes: Sequence[gs.Node], inputs: Sequence[str], outputs: Sequence[str]) -> gs.Graph:
+    """Some nodes of a graph as a graph of their own; tensors and constants are shared, not copied.
+
+    Read it, or copy it: an edit would reach the whole. Sizes of the inputs are left unknown where they are not numbers.
+    """
+    tensors = graph.tensors()
+    return gs.Graph(
+        nodes=list(nodes),
+        inputs=[tensors[name] for name in inputs],
+        outputs=[tensors[name] for name in outputs],
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+        name="part",
+    )

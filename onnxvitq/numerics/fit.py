@@ -111,7 +111,7 @@ def _range_candidate(bounds: tuple[float, float], spec: QuantSpec) -> Candidate:
     Multiplied alike, a GELU's side below zero is clipped away with its tail above (validation agreement of the bundled model
     and its twin at W3A3: 90.4 and 87.6 % so, 93.3 and 91.7 % this way; at W8A8 the two are equal).
     """
-    low, high = bounds
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)  # zero is always held: a clip may lie below a range above it
 
     def candidate(multiplier: float) -> QParams:
         if multiplier >= 1 or spec.bits >= 8:

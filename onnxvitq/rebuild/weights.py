@@ -86,11 +86,11 @@ def rebuild_weights(
     linears = problem.blockmap.linears
     exact = Pieces(graph, linears, feeds, folder / "float", options.threads)
     coded = Pieces(apply_products(graph, problem, plan), linears, feeds, folder / "quantized", options.threads)
-    residuals = _residuals(graph, linears)
+    onto = residuals(graph, linears)
     solved: list[_Solved] = []
     with one_blas_thread():
-        for tensor, group in _groups(linears).items():
-            streams = {one.name: residuals.get(one.output, "") for one in group}
+        for tensor, group in groups(linears).items():
+            streams = {one.name: onto.get(one.output, "") for one in group}
             streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
             exact.reach([tensor, *streams.values()])
             coded.reach([tensor, *streams.values()])
@@ -99,23 +99,23 @@ def rebuild_weights(
             found = {one.linear: one for part in parts for one in part.solve(exact, coded, streams)}
             for linear in group:
                 weight, bias = problem.weight(linear.name), problem.bias(linear.name)
-                exact.compute(linear, _affine(weight, bias, None))
+                exact.compute(linear, affine(weight, bias, None))
                 one = found.get(linear.name)
                 if one is None:
-                    coded.compute(linear, _affine(weight, bias, None))
+                    coded.compute(linear, affine(weight, bias, None))
                     continue
                 solved.append(one)
                 plan = plan.with_weights({linear.name: one.weight}).with_biases({linear.name: one.bias})
                 plan = plan.with_params({linear.weight: one.params})
                 coded.compute(
                     linear,
-                    _affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
+                    affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
                 )
     before, after = [one.before for one in solved], [one.after for one in solved]
     return plan, outcome("weights", before, after, sum(one.changed for one in solved))
 
 
-def _groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
+def groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
     """Linears by the tensor they read, in the order of the network."""
     groups: dict[str, list[Linear]] = {}
     for linear in linears:
@@ -131,7 +131,7 @@ def _formats(plan: QuantPlan, linears: Sequence[Linear]) -> list[list[Linear]]:
     return list(formats.values())
 
 
-def _residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
+def residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
     """Linear's output -> the tensor of its shape that alone it is added to: a residual stream."""
     tensors, found = graph.tensors(), {}
     for linear in linears:
@@ -148,7 +148,7 @@ def _residuals(graph: gs.Graph, linears: Sequence[Linear]) -> dict[str, str]:
 _Quantizer = Callable[[FloatArray], FloatArray]
 
 
-def _affine(weight: FloatArray, bias: FloatArray, seen: _Quantizer | None) -> _Quantizer:
+def affine(weight: FloatArray, bias: FloatArray, seen: _Quantizer | None) -> _Quantizer:
     """X (.., I) -> Q(x) W + b (.., O); without a quantizer Q, x is left as it is."""
     return lambda x: times(x if seen is None else seen(x), weight) + bias
 
@@ -253,8 +253,8 @@ class _Solver:
             weight=np.ascontiguousarray(weight[:, part]),
             params=_columns(params, params.scale[part]),
             bias=bias[part],
-            before=_decibel(power, float(sums[0])),
-            after=_decibel(power, float(sums[choice])),
+            before=decibel(power, float(sums[0])),
+            after=decibel(power, float(sums[choice])),
             changed=choice > 0,
         )
 
@@ -280,7 +280,7 @@ class _Solver:
     def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> "_Rows":
         tensor = self.linears[0].input
         real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
-        rows, mass = self._rows(seen.shape, exact.samples, sample)
+        rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)
         target = real.reshape(-1, real.shape[-1])[rows] @ self.weight + self.bias
         for linear, part in zip(self.linears, self.slices, strict=True):
             if linear.name in streams:
@@ -288,24 +288,6 @@ class _Solver:
                 target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
         quantized = self.seen(seen).reshape(-1, seen.shape[-1])[rows]
         return _Rows(inputs=quantized, targets=target, mass=mass)
-
-    def _rows(self, shape: Sequence[int], samples: int, sample: int) -> tuple[np.ndarray, FloatArray]:
-        """Which rows of a sample's tensor (.., T, I) are used, and their weights.
-
-        Every n-th, so that all samples together give a few rows an input; rows that weigh more than others all.
-        """
-        count = int(np.prod(shape[:-1]))
-        weights = np.ones(count, np.float32)
-        positions = self.options.positions
-        if positions is not None and len(shape) >= 3 and shape[-2] == len(positions):
-            weights = np.tile(positions, count // len(positions))
-        step = max(1, count * samples // max(FEW_ROWS, ROWS_AN_INPUT * len(self.weight)))
-        used = np.zeros(count, bool)
-        used[sample % step :: step] = True
-        weights = np.where(weights > 1, weights, step)  # a row stands for those left out
-        used |= weights > step
-        rows = np.flatnonzero(used)
-        return rows, weights[rows].astype(np.float32)
 
     def _scales(self, weight: FloatArray) -> QParams:
         """Per channel, the scale on the grid with the lowest squared error of the weight."""
@@ -318,11 +300,32 @@ class _Solver:
         return _columns(tried[0], np.where(self.tied, self.weight_params.scale, scale))
 
 
+def used_rows(
+    shape: Sequence[int], sample: tuple[int, int], positions: FloatArray | None
+) -> tuple[np.ndarray, FloatArray]:
+    """Which rows of a sample's tensor (.., T, I) are used, and their weights.
+
+    Every n-th, so that all samples together give a few rows an input; rows that weigh more than others all. sample: its
+    number, and how many there are. positions: as in ``Rebuild``.
+    """
+    count = int(np.prod(shape[:-1]))
+    weights = np.ones(count, np.float32)
+    if positions is not None and len(shape) >= 3 and shape[-2] == len(positions):
+        weights = np.tile(positions, count // len(positions))
+    step = max(1, count * sample[1] // max(FEW_ROWS, ROWS_AN_INPUT * shape[-1]))
+    used = np.zeros(count, bool)
+    used[sample[0] % step :: step] = True
+    weights = np.where(weights > 1, weights, step)  # a row stands for those left out
+    used |= weights > step
+    rows = np.flatnonzero(used)
+    return rows, weights[rows].astype(np.float32)
+
+
 def _columns(params: QParams, scale: FloatArray) -> QParams:
     """The parameters of these columns."""
     return QParams(spec=params.spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
     """Signal-to-noise ratio, capped at 120 dB."""
     return round(-10.0 * float(np.log10(max(noise / max(signal, 1e-30), 1e-12))), 3)

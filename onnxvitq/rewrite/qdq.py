@@ -27,6 +27,7 @@ from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
 from onnxvitq.numerics.dynamic import SMALLEST_ROW
 from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.lowrank import BranchWriter
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
 from onnxvitq.rewrite.pack import Packer
 from onnxvitq.spec import IntArray, QParams
@@ -139,7 +140,7 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
             raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
 
 
-def _row_sums(powers: gs.Tensor) -> list[gs.Node]:
+def row_sums(powers: gs.Tensor) -> list[gs.Node]:
     """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
     made = producer(powers)
     return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
@@ -162,6 +163,7 @@ class _Writer:
         self.packer: Packer | None = None
         self._values = {(a.context_node, 1) for a in problem.blockmap.attentions if self._may_be_signed(a)}
         self._shared: dict[tuple[object, ...], gs.Tensor] = {}
+        self._branches = BranchWriter(self.edit)
 
     def linear(self, linear: Linear) -> None:
         """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
@@ -179,6 +181,8 @@ class _Writer:
         operands.append(self._bias(linear, codes, [operand.inputs[0].inputs[1] for operand in operands]))
         output = self._cut(linear)
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
+        if linear.name in self.plan.branches:
+            result = self._branches.beside(result, linear, self.plan.branches[linear.name], operands[0])
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
         self._put_in_place(linear, output, result)
@@ -235,7 +239,7 @@ class _Writer:
             else:
                 codes = self._codes(source, params, tensor)
             self.nodes[node].inputs[index] = codes
-            for total in _row_sums(source):  # or they would not be the sums of what is multiplied
+            for total in row_sums(source):  # or they would not be the sums of what is multiplied
                 total.inputs[0] = codes
 
     def _once(self, key: tuple[object, ...], make: Callable[[], gs.Tensor]) -> gs.Tensor:

@@ -1,0 +1,93 @@
+"""The method "aiqvit" in two steps, each of which the caller judges by the model's output: branches of low rank in closed
+form, and the reconstruction of every block from there on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.learn.ranks import CANDIDATES, RankSearch, search_ranks
+from onnxvitq.learn.reconstruct import reconstruct
+from onnxvitq.learn.training import Reconstruction
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rebuild.branches import Branches, fit_branches
+from onnxvitq.rewrite.lowrank import branch_bytes
+from onnxvitq.spec import FloatArray
+from onnxvitq.steps.step import StepOutcome
+
+BRANCHES, RECONSTRUCTION = "branches", "reconstruction"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learning:
+    """What both steps need: the network, calibration samples, a scratch folder that the caller removes, weights of tokens,
+    whom to tell of progress (stage, done, total), and a folder for what is done, if any.
+    """
+
+    graph: gs.Graph
+    problem: Problem
+    feeds: Iterable[Mapping[str, np.ndarray]]
+    folder: Path
+    positions: FloatArray | None
+    progress: Callable[[str, int, int | None], None]
+    checkpoint: Path | None
+
+    def run(self, step: str, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
+        """What one of the steps proposes, and its entry in the report but for what the output says.
+
+        Raises:
+            InvalidGraphError: a piece of the graph does not run.
+            OSError: no room in the scratch folder.
+        """
+        return self._branches(plan, config) if step == BRANCHES else self._reconstruction(plan, config)
+
+    def _branches(self, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
+        options = Branches(budget=config.branch_budget, positions=self.positions, threads=config.threads)
+        if config.ranks == "darts":
+            options = replace(options, rank=self._searched_ranks(plan, config))
+        proposed, outcome = self._fitted("branches", plan, options)
+        return proposed, {**asdict(outcome), "parts": described_branches(proposed)}
+
+    def _fitted(self, name: str, plan: QuantPlan, options: Branches) -> tuple[QuantPlan, StepOutcome]:
+        folder = self.folder / name
+        folder.mkdir()
+        return fit_branches(self.graph, self.problem, plan, self.feeds, folder, options)
+
+    def _searched_ranks(self, plan: QuantPlan, config: QuantConfig) -> dict[str, int]:
+        largest = Branches(rank=max(CANDIDATES), positions=self.positions, threads=config.threads)
+        start, _ = self._fitted("largest", plan, largest)
+        training = Reconstruction(
+            iterations=config.iterations // 4,
+            drop=0.0,
+            positions=self.positions,
+            seed=config.seed,
+            threads=config.threads,
+        )
+        search = RankSearch(budget=config.branch_budget, training=training)
+        return search_ranks(self.graph, self.problem, start, self.feeds, self.folder / "ranks", search)
+
+    def _reconstruction(self, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
+        options = Reconstruction(
+            iterations=config.iterations,
+            positions=self.positions,
+            seed=config.seed,
+            threads=config.threads,
+            checkpoint=self.checkpoint,
+            progress=lambda done, total, loss: self.progress(f"learn (loss {loss:.3g})", done, total),
+        )
+        proposed, outcomes = reconstruct(self.graph, self.problem, plan, self.feeds, self.folder, options)
+        entry: dict[str, Any] = {"name": RECONSTRUCTION, "kept": sum(one.kept for one in outcomes)}
+        entry |= {"layers": len(outcomes), "parts": [asdict(one) for one in outcomes]}
+        return proposed, entry
+
+
+def described_branches(plan: QuantPlan) -> list[dict[str, Any]]:
+    """Rank and bytes of each branch, for the report."""
+    return [
+        {"part": name, "rank": branch.rank, "bytes": branch_bytes(branch)} for name, branch in plan.branches.items()
+    ]

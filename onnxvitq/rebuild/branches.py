@@ -1,0 +1,294 @@
+"""Branches of low rank for every planned linear layer, in closed form: ranks by what they gain within a budget of bytes.
+
+The float network and the quantized-so-far network run side by side, as for the weights (``rebuild.weights``), twice: the
+first run tells what each rank of each layer would gain, the second fits the branches of the ranks chosen, each against what
+the layers before it, their branches included, really put out. Layers that read one tensor share A: one small Gemm more for
+all of them.
+
+A branch reads the codes that the product reads. Codes of eight bits of its own were tried beside narrow activations: what
+the narrow ones lost is rounding noise, which hardly depends on the input linearly, so a regression on finer codes explains
+*less* of the error than one on the codes themselves (3-bit inputs, text transformer: 0.1 dB against 1 dB a layer).
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.blockmap import Linear
+from onnxvitq.fanout import one_blas_thread
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.fit import times
+from onnxvitq.numerics.lowrank import LowRank, low_rank, share_budget
+from onnxvitq.numerics.moments import DoubleArray, Moments, add, empty, output_error
+from onnxvitq.numerics.ridge import best_bias
+from onnxvitq.plan import Branch, Problem, QuantPlan
+from onnxvitq.rebuild.pieces import Pieces
+from onnxvitq.rebuild.weights import ENOUGH, affine, decibel, groups, residuals, used_rows
+from onnxvitq.rewrite.qdq import apply_products, planned_linear
+from onnxvitq.spec import FloatArray, QParams, QuantSpec
+from onnxvitq.steps.step import StepOutcome, is_held_out, outcome, seen_input
+
+FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+# One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
+FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True)
+INNER = QuantSpec(bits=8, signed=False, symmetric=False)
+MAX_RANK = 64
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branches:
+    """How large the branches may be.
+
+    budget: their bytes over those of the packed weights. rank: instead of the budget, one for every layer, or by the tensor
+    that layers read. worth_db: what a branch has to gain on held-out samples; it costs one pass over the layer's output,
+    whatever its rank (measured on ViT-S geometry: branches beside all layers take a quarter of the time again). positions,
+    threads: as in ``Rebuild``.
+    """
+
+    budget: float = 0.1
+    rank: int | Mapping[str, int] | None = None
+    worth_db: float = 0.2
+    positions: FloatArray | None = None
+    threads: int = 0
+
+
+def fit_branches(
+    graph: gs.Graph,
+    problem: Problem,
+    plan: QuantPlan,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    folder: Path,
+    options: Branches,
+) -> tuple[QuantPlan, StepOutcome]:
+    """A branch for every planned linear that gains from it on held-out samples.
+
+    Args and errors are those of ``rebuild.weights.rebuild_weights``.
+
+    Returns:
+        The plan with branches, and the mean held-out SQNR in dB of the layers' outputs without and with them.
+    """
+    runs = _Runs(graph, problem, plan, feeds, options)
+    with one_blas_thread():
+        if options.rank is None:
+            found = runs.once(folder / "gains", dict.fromkeys(groups(problem.blockmap.linears), MAX_RANK), keep=False)
+            gains = {one.tensor: one.gains if one.branches else one.gains[:0] for one in found}
+            costs = {one.tensor: one.cost for one in found}
+            ranks = share_budget(gains, costs, int(options.budget * weight_bytes(problem, plan)))
+        else:
+            tensors, rank = groups(problem.blockmap.linears), options.rank
+            ranks = {one: rank if isinstance(rank, int) else rank.get(one, 0) for one in tensors}
+        found = runs.once(folder / "branches", ranks, keep=True)
+    kept = [one for one in found if one.branches]
+    plan = plan.with_branches({name: branch for one in kept for name, branch in one.branches.items()})
+    plan = plan.with_biases({name: bias for one in kept for name, bias in one.biases.items()})
+    before, after = [one.before for one in found], [one.after for one in found]
+    return plan, outcome("branches", before, after, len(kept))
+
+
+def weight_bytes(problem: Problem, plan: QuantPlan) -> int:
+    """Of the planned weights, packed to their bits, and their scales."""
+    total = 0
+    for linear in problem.blockmap.linears:
+        if planned_linear(plan, linear):
+            bits = plan.decisions[linear.weight].spec.bits
+            total += linear.in_features * linear.out_features * bits // 8 + 4 * linear.out_features
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """For the layers that read one tensor: what each rank gains, bytes of a rank, held-out SQNR in dB without and with a
+    branch, and what is kept.
+    """
+
+    tensor: str
+    gains: DoubleArray
+    cost: int
+    before: float
+    after: float
+    branches: Mapping[str, Branch]
+    biases: Mapping[str, FloatArray]
+
+
+class _Runs:
+    """Both networks side by side, over all samples."""
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        problem: Problem,
+        plan: QuantPlan,
+        feeds: Iterable[Mapping[str, np.ndarray]],
+        options: Branches,
+    ) -> None:
+        self.graph, self.problem, self.plan, self.feeds, self.options = graph, problem, plan, feeds, options
+
+    def once(self, folder: Path, ranks: Mapping[str, int], *, keep: bool) -> list[_Found]:
+        """One run; with ``keep``, later layers see the branches of those before them."""
+        problem, plan, linears = self.problem, self.plan, self.problem.blockmap.linears
+        folder.mkdir()
+        exact = Pieces(self.graph, linears, self.feeds, folder / "float", self.options.threads)
+        written = apply_products(self.graph, problem, plan)
+        coded = Pieces(written, linears, self.feeds, folder / "quantized", self.options.threads)
+        found, onto = [], residuals(self.graph, linears)
+        for tensor, group in groups(linears).items():
+            streams = {one.name: onto.get(one.output, "") for one in group}
+            streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
+            exact.reach([tensor, *streams.values()])
+            coded.reach([tensor, *streams.values()])
+            planned = [one for one in group if _may_have_branch(plan, one)]
+            result = (
+                _Fit(problem, plan, planned, self.options).fit(exact, coded, streams, ranks[tensor])
+                if planned
+                else None
+            )
+            if result is not None:
+                found.append(result)
+            for linear in group:
+                weight, bias = problem.weight(linear.name), problem.bias(linear.name)
+                exact.compute(linear, affine(weight, bias, None))
+                if not planned_linear(plan, linear):
+                    coded.compute(linear, affine(weight, bias, None))
+                    continue
+                now = plan
+                if keep and result is not None and result.branches:
+                    now = plan.with_branches(result.branches).with_biases(result.biases)
+                coded.compute(linear, quantized_linear(problem, now, linear))
+        return found
+
+
+class _Fit:
+    """Fits the branches of the linear layers that read one tensor, side by side along O: they share A."""
+
+    def __init__(self, problem: Problem, plan: QuantPlan, linears: Sequence[Linear], options: Branches) -> None:
+        self.problem, self.linears, self.options = problem, linears, options
+        self.plan = replace(plan, branches={})
+        params = plan.params(linears[0].input)
+        assert params is not None  # the caller's ``planned_linear`` said so
+        self.params = params
+        stops = np.cumsum([0, *(one.out_features for one in linears)])
+        self.width = int(stops[-1])
+        self.slices = [slice(begin, end) for begin, end in itertools.pairwise(stops)]
+
+    def fit(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], rank: int) -> _Found:
+        """The best branches of that rank, kept if the held-out error says so."""
+        fitting, held = self._moments(exact, coded, streams, self.params)
+        rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
+        fits = [low_rank(fitting, rank, damping) for damping in DAMPINGS]
+        fit = min(fits, key=lambda one: _error(held, fitting, one))
+        bias = np.concatenate([_bias(self.problem, self.plan, one.name) for one in self.linears])
+        before = self._error_without(held)
+        branches: dict[str, Branch] = {}
+        biases: dict[str, FloatArray] = {}
+        after = before
+        if fit.energy.size:
+            a_params = params_from_weight(fit.a, FACTOR_A)
+            a = fake_quantize(fit.a, a_params)
+            inner = self._inner(coded, self.params, a)
+            factors = [params_from_weight(fit.b[:, part], FACTOR_B) for part in self.slices]
+            b = np.concatenate(
+                [fake_quantize(fit.b[:, p], q) for p, q in zip(self.slices, factors, strict=True)], axis=1
+            )
+            shift = best_bias(fitting, times(a, b))
+            after = float(output_error(held, times(a, b), shift).sum())
+            if decibel(before, after) > self.options.worth_db:
+                for linear, part, b_params in zip(self.linears, self.slices, factors, strict=True):
+                    branches[linear.name] = Branch(
+                        a=fit.a, b=fit.b[:, part], a_params=a_params, b_params=b_params, inner=inner
+                    )
+                    biases[linear.name] = bias[part] + shift[part]
+        return _Found(
+            tensor=self.linears[0].input,
+            gains=self._gains(fit, fitting, held) / max(self.held_signal, 1e-30),
+            cost=fitting.cross.shape[0] + fitting.cross.shape[1],
+            before=decibel(self.held_signal, before),
+            after=decibel(self.held_signal, min(after, before)),
+            branches=branches,
+            biases=biases,
+        )
+
+    def _gains(self, fit: LowRank, fitting: Moments, held: Moments) -> DoubleArray:
+        """What each rank takes off the held-out error: the fit's own figures, lowered to what the best rank proves there."""
+        ranks = range(fit.energy.size + 1)
+        left = [_error(held, fitting, fit.first(rank)) if rank else self._error_without(held) for rank in ranks]
+        reached = left[0] - np.array(left)
+        best = int(np.argmax(reached))
+        energy = fit.energy[:best]
+        return energy * (reached[best] / max(float(energy.sum()), 1e-300))
+
+    def _error_without(self, held: Moments) -> float:
+        nothing = np.zeros(held.cross.shape, np.float32)
+        return float(output_error(held, nothing, np.zeros(self.width, np.float32)).sum())
+
+    def _inner(self, coded: Pieces, params: QParams, a: FloatArray) -> QParams:
+        """Codes of z A, over its whole range."""
+        low, high = 0.0, 0.0
+        for sample in range(coded.samples):
+            product = times(fake_quantize(coded.values.get(self.linears[0].input, sample), params), a)
+            low, high = min(low, float(product.min())), max(high, float(product.max()))
+        return params_from_range(low, high, INNER)
+
+    def _moments(
+        self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], read: QParams
+    ) -> tuple[Moments, Moments]:
+        """Of what the branch reads and what it should put out, on the samples fitted to and on those held out."""
+        inputs, width = self.linears[0].in_features, self.width
+        sums, power = [empty(inputs, width), empty(inputs, width)], [empty(1, width), empty(1, width)]
+        tensor = self.linears[0].input
+        products = [quantized_linear(self.problem, self.plan, one) for one in self.linears]
+        targets = [affine(self.problem.weight(one.name), self.problem.bias(one.name), None) for one in self.linears]
+        for sample in range(exact.samples):
+            real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
+            rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)
+            real, seen = (one.reshape(-1, one.shape[-1])[rows] for one in (real, seen))
+            wanted = np.concatenate([target(real) for target in targets], axis=1)
+            lacking = wanted - np.concatenate([product(seen) for product in products], axis=1)
+            for linear, part in zip(self.linears, self.slices, strict=True):
+                if linear.name in streams:
+                    float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
+                    lacking[:, part] += (float_stream - own).reshape(-1, linear.out_features)[rows]
+            side = int(is_held_out(sample))
+            sums[side] = add(sums[side], fake_quantize(seen, read), lacking, mass)
+            power[side] = add(power[side], np.zeros((len(rows), 1), np.float32), wanted, mass)
+        judge = power[1] if power[1].mass else power[0]
+        self.held_signal = float((judge.t2 - judge.sum_t**2 / judge.mass).sum())
+        return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
+
+
+def _may_have_branch(plan: QuantPlan, linear: Linear) -> bool:
+    """Not where the input's range is measured at run time: its codes have no scale that could be written beside them."""
+    return planned_linear(plan, linear) and linear.input not in plan.dynamic
+
+
+def _error(held: Moments, fitting: Moments, fit: LowRank) -> float:
+    """What is left of the residuals' squares on the held-out rows, factors not rounded yet."""
+    product = fit.product
+    return float(output_error(held, product, best_bias(fitting, product)).sum())
+
+
+def quantized_linear(problem: Problem, plan: QuantPlan, linear: Linear) -> Callable[[FloatArray], FloatArray]:
+    """X (.., I) -> what the plan's codes put out for a linear layer, its branch included: (.., O)."""
+    weight_params = plan.params(linear.weight)
+    assert weight_params is not None  # the caller's ``planned_linear`` said so
+    weight = fake_quantize(plan.weights.get(linear.name, problem.weight(linear.name)), weight_params)
+    seen = partial(seen_input, plan, linear.input)
+    product = affine(weight, _bias(problem, plan, linear.name), seen)
+    branch = plan.branches.get(linear.name)
+    if branch is None:
+        return product
+    a, b = fake_quantize(branch.a, branch.a_params), fake_quantize(branch.b, branch.b_params)
+
+    def both(x: FloatArray) -> FloatArray:
+        return product(x) + times(fake_quantize(times(seen(x), a), branch.inner), b)
+
+    return both
+
+
+def _bias(problem: Problem, plan: QuantPlan, linear: str) -> FloatArray:
+    return plan.biases.get(linear, problem.bias(linear))

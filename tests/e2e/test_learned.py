@@ -1,0 +1,34 @@
+"""Method "aiqvit" from the outside: a sound model, the steps in the report, nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.learn import available
+from onnxvitq.pipeline import quantize
+
+
+def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "learned.onnx"
+    output.parent.mkdir()
+    stages: list[str] = []
+    config = QuantConfig(method="aiqvit", iterations=4, bits="w3a4", branch_budget=0.5, threads=1)
+    result = quantize(vit_file, images, output, config, progress=lambda stage, done, total: stages.append(stage))
+    assert result.audit.sound
+    steps = {step["name"]: step for step in result.report["steps"]}
+    assert list(steps)[-2:] == ["branches", "reconstruction"]
+    assert [part["unit"] for part in steps["reconstruction"]["parts"]] == [0, 1, 2]
+    assert any(stage.startswith("learn (loss") for stage in stages)
+    assert result.report["branches"]["found"] == 2 * len(result.plan.branches)
+    assert [path.name for path in output.parent.iterdir()] == ["learned.onnx"]
+
+
+def test_without_torch_nothing_is_begun(
+    vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(available, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs torch"):
+        quantize(vit_file, images, tmp_path / "out.onnx", QuantConfig(method="aiqvit"))
+    assert not (tmp_path / "out.onnx").exists()

@@ -1,0 +1,107 @@
+"""Branches of low rank: they gain where there is something to gain, stay within their budget, and do no harm."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fitted_cases import Case, correlated, linear_of
+
+from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.numerics.fit import times
+from onnxvitq.plan import QuantPlan
+from onnxvitq.rebuild.branches import Branches, fit_branches, quantized_linear, weight_bytes
+from onnxvitq.rewrite.lowrank import branch_bytes, branch_names
+from onnxvitq.steps.step import StepOutcome
+
+TransformerCase = Callable[..., Case]
+
+
+def fitted(case: Case, options: Branches) -> tuple[QuantPlan, StepOutcome]:
+    folder = case.folder / "scratch"
+    folder.mkdir()
+    return fit_branches(case.graph, case.problem, case.plan, case.feeds, folder, options)
+
+
+def narrow(case: Case, bits: int) -> Case:
+    """Activations of few bits, over the same ranges."""
+    decisions = dict(case.plan.decisions)
+    for name, decision in decisions.items():
+        if decision.site.kind == "activation":
+            spec = replace(decision.spec, bits=bits)
+            decisions[name] = replace(decision, spec=spec, params=params_from_range(*case.stats.ranges[name], spec))
+    return replace(case, plan=replace(case.plan, decisions=decisions))
+
+
+def layer_error(case: Case, plan: QuantPlan, name: str, samples: int = 16) -> float:
+    """Of the first layer's output on fresh samples."""
+    linear = linear_of(case, name)
+    inputs = np.concatenate([feed["tokens"] for feed in correlated(77, samples)])
+    inputs = (inputs - inputs.mean(-1, keepdims=True)) / inputs.std(-1, keepdims=True)  # as the norm does
+    gamma, beta = (case.graph.tensors()[f"b0_norm1_{part}"].values for part in "gb")
+    inputs = gamma * inputs + beta
+    wanted = times(inputs, case.problem.weight(name)) + case.problem.bias(name)
+    return float(((quantized_linear(case.problem, plan, linear)(inputs) - wanted) ** 2).sum())
+
+
+def test_an_error_of_low_rank_is_taken_back(transformer_case: TransformerCase) -> None:
+    case = transformer_case(samples=48, bits=8)
+    rng = np.random.default_rng(0)
+    weight = case.problem.weight("b0_fc1")
+    spoiled = weight + 0.3 * (rng.standard_normal((32, 2)) @ rng.standard_normal((2, 64))).astype(np.float32)
+    bad = replace(case, plan=case.plan.with_weights({"b0_fc1": spoiled}))
+    params = params_from_weight(spoiled, case.plan.decisions["b0_fc1_W"].spec)
+    bad = replace(bad, plan=bad.plan.with_params({"b0_fc1_W": params}))
+    plan, outcome = fitted(bad, Branches(rank=2, threads=1))
+    assert outcome.accepted
+    good, before, after = (layer_error(case, one, "b0_fc1") for one in (case.plan, bad.plan, plan))
+    assert before > 300 * good
+    assert after < before / 10  # its codes have eight bits, and its part is large
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_branches_gain_on_fresh_samples(transformer_case: TransformerCase, bits: int) -> None:
+    case = narrow(transformer_case(samples=64, bits=bits), bits)
+    plan, outcome = fitted(case, Branches(rank=6, threads=1))
+    assert outcome.accepted
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert outcome.after > outcome.before
+    assert layer_error(case, plan, "b0_q") < layer_error(case, case.plan, "b0_q")
+
+
+def test_the_budget_is_kept(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=48, bits=4), 4)
+    budget = 0.5
+    plan, _ = fitted(case, Branches(budget=budget, threads=1))
+    names = branch_names(plan, case.problem.blockmap)
+    factors = {name: plan.branches[linear].a.size for linear, (name, _) in names.items()}
+    spent = sum(factors.values()) + sum(branch.b.size for branch in plan.branches.values())
+    assert 0 < spent <= budget * weight_bytes(case.problem, case.plan)
+    assert spent < sum(branch_bytes(branch) for branch in plan.branches.values())
+
+
+def test_nothing_is_added_to_a_layer_that_is_exact(transformer_case: TransformerCase) -> None:
+    case = transformer_case(samples=8, bits=8)
+    wide = replace(case, plan=replace(case.plan, decisions={}))
+    plan, outcome = fitted(wide, Branches(rank=4, threads=1))
+    assert (dict(plan.branches), outcome.layers) == ({}, 0)
+
+
+def test_layers_that_read_one_tensor_share_a(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=48, bits=4), 4)
+    plan, _ = fitted(case, Branches(rank=4, threads=1))
+    names = branch_names(plan, case.problem.blockmap)
+    assert names["b0_q"][0] == names["b0_k"][0] == names["b0_v"][0]
+    assert names["b0_q"][0] != names["b0_fc1"][0]
+    assert case.sqnr(plan, correlated(9, 4)) != case.sqnr(case.plan, correlated(9, 4))  # and it is written
+
+
+def test_a_branch_that_gains_less_than_it_is_worth_is_left_out(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=48, bits=4), 4)
+    assert not fitted(case, Branches(rank=4, threads=1, worth_db=30.0))[0].branches
+
+
+def test_too_few_rows_fit_nothing(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=2, bits=4), 4)
+    assert not fitted(case, Branches(rank=4, threads=1))[0].branches

@@ -1,0 +1,212 @@
+"""What each part of ``--method aiqvit`` is worth at few bits: every part removed in turn, and ranks fixed against searched.
+
+    python tools/aiqvit_ablation.py [--models bundled outliers] [--bits w4a4 w3a3] [--seeds 0 1 2] [--iterations 400]
+        [--rows NAME ...] [--limit IMAGES] [--validation] [--write]
+
+Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
+draw. Figures are top-1 on the test images, mean and spread (largest minus smallest) over the seeds; --validation takes images
+that neither trained, nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed as
+it comes; --write puts the tables into tools/results/aiqvit.md.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_models import BENCHES, Bench, data
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.data.source import open_source
+from onnxvitq.fitting import Fitted, Fitter, Replay, bring_to_canonical_form
+from onnxvitq.graph.io import load_model, save_model, to_proto
+from onnxvitq.graph.scratch import scratch_folder
+from onnxvitq.learn.block import Learned
+from onnxvitq.learn.ranks import CANDIDATES, RankSearch, search_ranks
+from onnxvitq.learn.reconstruct import reconstruct
+from onnxvitq.learn.training import Reconstruction
+from onnxvitq.plan import QuantPlan
+from onnxvitq.rebuild.branches import Branches, fit_branches
+from onnxvitq.rewrite.lowrank import branch_bytes
+from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.runtime.session import Session
+
+RESULTS = Path(__file__).parent / "results" / "aiqvit.md"
+BATCH = 100
+
+
+class Start:
+    """The closed form of one model, one width and one draw: what every row of the tables starts from."""
+
+    def __init__(self, model: Bench, bits: str, seed: int, iterations: int) -> None:
+        config = QuantConfig(bits=bits, seed=seed, threads=1)
+        loaded = load_model(model.model)
+        bring_to_canonical_form(loaded, 1)
+        source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
+        fitter = Fitter(loaded, Replay(source, again=True), config, lambda *_: None)
+        fitter.calibrate(None)
+        self.fitted: Fitted = fitter.fit()
+        self.positions, self.seed, self.iterations = fitter._positions, seed, iterations
+
+    def branches(self, plan: QuantPlan, **options: object) -> QuantPlan:
+        """With branches in closed form."""
+        asked = Branches(positions=self.positions, threads=1, **options)  # type: ignore[arg-type]
+        with scratch_folder() as folder:
+            return fit_branches(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
+
+    def searched(self) -> QuantPlan:
+        """With branches in closed form of the ranks that the search by gradients chose."""
+        largest = self.branches(self.fitted.plan, rank=max(CANDIDATES))
+        training = Reconstruction(
+            iterations=self.iterations // 4, drop=0.0, seed=self.seed, positions=self.positions, threads=1
+        )
+        with scratch_folder() as folder:
+            ranks = search_ranks(
+                self.fitted.graph,
+                self.fitted.problem,
+                largest,
+                self.fitted.feeds,
+                folder,
+                RankSearch(training=training),
+            )
+        return self.branches(self.fitted.plan, rank=ranks)
+
+    def learned(self, plan: QuantPlan, **options: object) -> QuantPlan:
+        """Every block learned."""
+        asked = Reconstruction(
+            iterations=self.iterations,
+            seed=self.seed,
+            positions=self.positions,
+            threads=1,
+            **options,  # type: ignore[arg-type]
+        )
+        with scratch_folder() as folder:
+            return reconstruct(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
+
+    def top1(self, plan: QuantPlan, model: Bench) -> float:
+        """Of the written model, in percent."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.problem, plan), {}), path)
+            return model.judge(outputs(path, model))
+
+
+def outputs(path: Path, model: Bench) -> np.ndarray:
+    """Of all test images; nothing in these models depends on what else is in a batch."""
+    session = Session(path, threads=1)
+    count = len(next(iter(model.test.values())))
+    parts = ({name: v[i : i + BATCH] for name, v in model.test.items()} for i in range(0, count, BATCH))
+    return np.concatenate([session.run(part)[0] for part in parts])
+
+
+Row = Callable[[Start], QuantPlan]
+
+PARTS: dict[str, Row] = {
+    "closed form": lambda start: start.fitted.plan,
+    "closed form + branches": lambda start: start.branches(start.fitted.plan),
+    "learned: all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
+    "without branches": lambda start: start.learned(start.fitted.plan),
+    "without learned weights (the paper's)": lambda start: start.learned(
+        start.branches(start.fitted.plan), learned=Learned(weights=False)
+    ),
+    "without weights and branches": lambda start: start.learned(start.fitted.plan, learned=Learned(weights=False)),
+    "without the focusing quantizer": lambda start: start.learned(
+        start.branches(start.fitted.plan), learned=Learned(focus=False)
+    ),
+    "without the curriculum": lambda start: start.learned(start.branches(start.fitted.plan), curriculum=False),
+    "without dropping quantization": lambda start: start.learned(start.branches(start.fitted.plan), drop=0.0),
+}
+RANKS: dict[str, Row] = {
+    "rank 2 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=2)),
+    "rank 8 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=8)),
+    "rank 20 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=20)),
+    "by energy, 10 % of the weights": lambda start: start.learned(start.branches(start.fitted.plan)),
+    "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
+}
+ROWS = {**PARTS, **RANKS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Top-1 in percent and kilobytes of the branches, of one row and one seed."""
+
+    top1: float
+    kilobytes: float
+
+
+def measured(
+    model: Bench, bits: str, seeds: list[int], wanted: list[str], iterations: int
+) -> Iterator[tuple[str, Figure]]:
+    """(row, figure) as they come."""
+    for seed in seeds:
+        start = Start(model, bits, seed, iterations)
+        for name in wanted:
+            plan = ROWS[name](start)
+            size = sum(branch_bytes(branch) for branch in plan.branches.values()) / 1e3
+            yield name, Figure(top1=start.top1(plan, model), kilobytes=size)
+
+
+def table(model: Bench, bits: str, figures: dict[str, list[Figure]], float_top1: float) -> str:
+    """One table in Markdown."""
+    lines = [
+        f"\n{model.title}, {bits}; float {float_top1:.2f} %\n",
+        "| | top-1 % | spread | loss | branches KB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in figures.items():
+        top1 = [one.top1 for one in found]
+        mean, size = float(np.mean(top1)), float(np.mean([one.kilobytes for one in found]))
+        lines.append(f"| {name} | {mean:.2f} | {max(top1) - min(top1):.2f} | {float_top1 - mean:.2f} | {size:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def on_validation(model: Bench) -> Bench:
+    """Judged on training images that neither trained nor calibrated."""
+    images, labels = data.read("train")
+    validation = data.split_indices(len(images))[2]
+    truth = labels[validation]
+    return replace(
+        model,
+        test={"input": data.normalise(images[validation])},
+        judge=lambda logits: 100 * float(np.mean(logits.argmax(axis=-1) == truth)),
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", default=["bundled", "outliers"], choices=["bundled", "outliers"])
+    parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(3))
+    parser.add_argument("--iterations", type=int, default=QuantConfig().iterations)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--limit", type=int, help="test images")
+    parser.add_argument("--validation", action="store_true", help="judge on validation images")
+    parser.add_argument("--write", action="store_true", help="into tools/results/aiqvit.md")
+    args = parser.parse_args()
+    tables = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            model = BENCHES[name](Path(folder), args.limit)
+            model = on_validation(model) if args.validation else model
+            float_top1 = model.judge(outputs(model.model, model))
+            for bits in args.bits:
+                figures: dict[str, list[Figure]] = {row: [] for row in args.rows}
+                for row, figure in measured(model, bits, args.seeds, args.rows, args.iterations):
+                    figures[row].append(figure)
+                    print(f"{name} {bits} {row}: {figure.top1:.2f}", flush=True)
+                tables.append(table(model, bits, figures, float_top1))
+    images = f"{'validation' if args.validation else 'test'} images"
+    text = f"{images}, 64 calibration images, {len(args.seeds)} draws, {args.iterations} iterations a block\n{''.join(tables)}"
+    print(text)
+    if args.write:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
