@@ -148,13 +148,14 @@ def _quantize(arguments: Sequence[str]) -> int:
     from onnxvitq.evaluation.report import to_json
     from onnxvitq.graph.io import refuse_output
 
-    for path in (args.report, args.save_config_file):
+    for path in (args.report, args.save_config_file, args.sensitivity_file):
         if path is not None:
             refuse_output(path, model)
     with _progress(hidden=args.quiet or args.json) as progress:
         result = pipeline.quantize(model, args.calib, output, config, preprocess=_preprocess(args), progress=progress)
     report = result.report
     _write(args.report, to_json(report))
+    _write_sensitivity(args.sensitivity_file, report)
     _write(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
     _print_report(report, args)
     if args.strict and not report["audit_passed"]:
@@ -175,6 +176,7 @@ def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
     """No file is written over another one of the same command (the model is looked after by the pipeline)."""
     read = {"--calib": args.calib, "--preprocessor-config": args.preprocessor_config, "--config": args.config}
     written = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
+    written["--sensitivity"] = args.sensitivity_file
     taken = {os.path.realpath(path): option for option, path in read.items() if path is not None}
     for option, path in written.items():
         if path is None:
@@ -192,8 +194,18 @@ def _write(path: Path | None, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
+def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
+    from onnxvitq.evaluation.report import to_json
+    from onnxvitq.evaluation.sensitivity import sensitivity_csv
+
+    if path is not None:
+        described = report["sensitivity"]
+        _write(path, sensitivity_csv(described) if path.suffix == ".csv" else to_json(described))
+
+
 def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
     from onnxvitq.evaluation.report import ablation_table, summary, to_json
+    from onnxvitq.evaluation.sensitivity import sensitivity_table
 
     calibration = report["calibration"]
     _warn_skipped(calibration["skipped"])
@@ -206,6 +218,8 @@ def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
         _console().print(summary(report))
         if args.ablation:
             _console().print(ablation_table(report))
+        if "sensitivity" in report:
+            _console().print(sensitivity_table(report["sensitivity"]))
 
 
 def _quantize_parser() -> argparse.ArgumentParser:
@@ -269,6 +283,13 @@ def _quantize_parser() -> argparse.ArgumentParser:
     results.add_argument(
         "--ablation", action="store_true", help="print what every step did to SQNR and agreement on held-out samples"
     )
+    results.add_argument(
+        "--sensitivity",
+        dest="sensitivity_file",
+        type=_table_file,
+        metavar="FILE",
+        help="measure and write the output's error by kind of site and block (.csv or .json)",
+    )
     results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
     results.add_argument(
         "--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel"
@@ -288,6 +309,8 @@ def _config(args: argparse.Namespace) -> QuantConfig:
     if args.weight_bits is not None or args.activation_bits is not None:
         weights, activations = parse_bits("bits", str(values.get("bits", QuantConfig().bits)))
         values["bits"] = f"w{args.weight_bits or weights}a{args.activation_bits or activations}"
+    if args.sensitivity_file is not None:
+        values["sensitivity"] = True
     return QuantConfig.from_dict(values)
 
 
@@ -525,6 +548,13 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _table_file(text: str) -> Path:
+    """An option's type: a file whose suffix says how a table is written."""
+    if Path(text).suffix not in (".csv", ".json"):
+        raise argparse.ArgumentTypeError(f"expected a .csv or a .json file, got {text!r}")
+    return Path(text)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

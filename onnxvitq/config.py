@@ -41,6 +41,7 @@ class QuantConfig:
     (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
+    sensitivity: report the output's error with one kind of site of one block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
@@ -56,6 +57,7 @@ class QuantConfig:
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
+    sensitivity: bool = False
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
     threads: int = 0

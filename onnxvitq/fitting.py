@@ -6,7 +6,7 @@ these is kept only if the model's *output* on held-out calibration samples gains
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
@@ -42,6 +43,7 @@ from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
 from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.sensitivity import one_at_a_time
 from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step, is_held_out
 
@@ -49,6 +51,7 @@ HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of step
 KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
 EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
+REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -117,7 +120,8 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity`` the report under
+    that name, where it was asked for.
     """
 
     graph: gs.Graph
@@ -126,6 +130,7 @@ class Fitted:
     feeds: Replay
     reference: Sequence[FloatArray]
     outcomes: list[dict[str, Any]]
+    sensitivity: dict[str, Any] | None = None
 
 
 _Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
@@ -147,11 +152,17 @@ class Fitter:
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
+        self._roles: dict[str, str] = {}
+        self._sensitivity: dict[str, Any] | None = None
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
         """Work on this graph from here on."""
-        blockmap = find_blocks(graph, str(self._loaded.path))
+        found = find_blocks(graph, str(self._loaded.path))
+        # A Mul that was written between an activation and fc2 hides an MLP; a layer keeps the role it had without it.
+        linears = tuple(replace(linear, role=self._roles.get(linear.name, linear.role)) for linear in found.linears)
+        self._roles = {linear.name: linear.role for linear in linears}
+        blockmap = replace(found, linears=linears)
         self._graph = graph
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
         self._plan = make_plan(blockmap, self._config)
@@ -182,6 +193,8 @@ class Fitter:
         for step in self._steps[1:]:
             self._run(step)
             self._report_progress(total)
+        if self._config.sensitivity:  # of weights as they are: those solved again make up for the others' errors
+            self._sensitivity = self._describe_sensitivity()
         if self._config.runs("weights"):
             self._rebuild()
             self._report_progress(total)
@@ -192,6 +205,7 @@ class Fitter:
             feeds=self._feeds,
             reference=self._wholes[: self._feeds.kept],
             outcomes=self._outcomes,
+            sensitivity=self._sensitivity,
         )
 
     def _report_progress(self, total: int) -> None:
@@ -332,13 +346,36 @@ class Fitter:
         entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
         self._record({**entry, "parts": []})
 
+    def _describe_sensitivity(self) -> dict[str, Any]:
+        """The output's error with one part quantized, for every part."""
+        samples = self._held_out(REPORTED)
+        probe = OutputProbe(self._graph, self._problem, self._plan, samples, self._config.threads)
+        parts = [
+            {
+                **asdict(one.part),
+                "sqnr_db": round(one.sqnr_db, 2),
+                "agreement": one.agreement,
+                "share": round(one.share, 5),
+            }
+            for one in one_at_a_time(self._problem, self._plan, probe)
+        ]
+        for part in parts:
+            part["tensors"] = list(part["tensors"])
+        described = {"output": self._output, "outputs": len(self._loaded.outputs), "samples": len(samples.feeds)}
+        return {**described, "parts": parts}
+
+    def _held_out(self, most: int | None = None) -> Samples:
+        """Held-out samples with their float outputs."""
+        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)][:most]
+        return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
+
     def _judge(self) -> OutputJudge:
-        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
+        held = self._held_out()
         return OutputJudge(
             graph=self._graph,
             problem=self._problem,
-            feeds=[feed for feed, _ in held],
-            references=[reference for _, reference in held],
+            feeds=held.feeds,
+            references=held.references,
             threads=self._config.threads,
         )
 

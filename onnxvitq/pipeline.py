@@ -118,7 +118,7 @@ def quantize(
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
-    reference, outcomes = fitted.reference, fitted.outcomes
+    reference, outcomes, sensitivity = fitted.reference, fitted.outcomes, fitted.sensitivity
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
@@ -145,6 +145,7 @@ def quantize(
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
         "steps": outcomes,
+        **({} if sensitivity is None else {"sensitivity": sensitivity}),
         "calibration": _describe_data(source, preprocessing, origin),
         "config": config.to_dict(),
         "environment": reports.environment(config.threads),

@@ -20,6 +20,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "bits": "w4a6",
     "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
     "edges_at_8_bits": False,
+    "sensitivity": True,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
     "threads": 3,

@@ -48,6 +48,7 @@ HOMES: dict[str, frozenset[str]] = {
 # A file that names a library's type and does nothing with it but hand it on.
 TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
+    ("evaluation/probe.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
@@ -55,7 +56,14 @@ TYPE_ONLY = {
 
 # What may be taken from a unit by one that must not depend on the rest of it.
 NAMES_ONLY = {
-    ("evaluation", "rewrite"): {"planned_linear", "planned_products", "integer_name", "apply_plan"},
+    ("evaluation", "rewrite"): {
+        "planned_linear",
+        "planned_products",
+        "integer_name",
+        "apply_plan",
+        "probe_graph",
+        "probe_parameters",
+    },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }
 

@@ -127,7 +127,7 @@ def _check(graph: gs.Graph, plan: QuantPlan) -> None:
             raise PlanError(name, "the plan has a bias for a node that the graph does not have", hint)
 
 
-def _row_sums(powers: gs.Tensor) -> list[gs.Node]:
+def row_sums(powers: gs.Tensor) -> list[gs.Node]:
     """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
     made = producer(powers)
     return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
@@ -179,7 +179,7 @@ class _Writer:
             constant = isinstance(source, gs.Constant)
             codes = self._constant_codes(source, params) if constant else self._codes(source, params, tensor)
             self.nodes[node].inputs[index] = codes
-            for total in _row_sums(source):  # or they would not be the sums of what is multiplied
+            for total in row_sums(source):  # or they would not be the sums of what is multiplied
                 total.inputs[0] = codes
 
     def _once(self, key: tuple[object, ...], make: Callable[[], gs.Tensor]) -> gs.Tensor:

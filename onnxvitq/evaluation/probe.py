@@ -1,0 +1,71 @@
+"""Output error of many plans of one model, from one session (``rewrite.probe``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.graph.io import save_for_session, to_proto
+from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.probe import probe_graph, probe_parameters
+from onnxvitq.runtime.session import Session
+from onnxvitq.spec import FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Inputs, and the float model's first output for each."""
+
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    references: Sequence[FloatArray]
+
+
+class OutputProbe:
+    """Called with a plan, gives the difference of the model's first output from the float model's.
+
+    Args:
+        graph: canonical; never changed.
+        problem: what was found in it.
+        plan: says which readers see a quantized tensor; a plan that is judged later has the same sites and readers.
+        samples: to judge on.
+        threads: of onnxruntime.
+        watched: tensors of the graph that ``watch`` is to give.
+
+    Raises:
+        InvalidGraphError: onnxruntime cannot run the graph.
+        OutputError: no room for temporary files.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        problem: Problem,
+        plan: QuantPlan,
+        samples: Samples,
+        threads: int,
+        watched: Sequence[str] = (),
+    ) -> None:
+        self._problem, self._samples, self._watched = problem, samples, list(dict.fromkeys(watched))
+        probe = probe_graph(graph, problem, plan)
+        self._output = probe.outputs[0].name
+        tensors = probe.tensors()
+        probe.outputs = [tensors[name] for name in dict.fromkeys((self._output, *self._watched))]
+        with scratch_folder() as folder:
+            path = folder / "probe.onnx"
+            try:
+                save_for_session(to_proto(probe, {}), path)
+            except OSError as error:
+                raise scratch_error(folder, error) from error
+            self._session = Session(path, threads=threads)
+        self.runs = 0
+
+    def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
+        """Over the first ``count`` samples, all of them when None."""
+        difference, parameters = OutputDifference(), probe_parameters(self._problem, plan)
+        for feed, reference in zip(self._samples.feeds[:count], self._samples.references[:count], strict=True):
+            difference.update(reference, self._session.run({**feed, **parameters}, [self._output])[0])
+            self.runs += 1
+        return difference
