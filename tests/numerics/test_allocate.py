@@ -109,11 +109,13 @@ def test_sizes_without_a_common_step_are_solved_exactly() -> None:
 
 
 def test_a_front_of_too_many_points_keeps_true_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, errors = tiny(1, units=7)
+    rng = np.random.default_rng(3)
+    sizes = [int(weight) * BITS for weight in rng.integers(1_000, 100_000, 8)]
+    errors = [10 ** rng.uniform(-3, 0) * 4.0**-BITS for _ in sizes]
     exact = pareto_front(sizes, errors)
-    monkeypatch.setattr(allocate, "MOST_POINTS", 60)
+    monkeypatch.setattr(allocate, "MOST_POINTS", 100)
     coarse = pareto_front(sizes, errors)
-    assert 2 < len(coarse.sizes) < len(exact.sizes)
+    assert 10 < len(coarse.sizes) < len(exact.sizes)
     for size, error, choice in zip(coarse.sizes, coarse.errors, coarse.choices, strict=True):
         assert sums(sizes, errors, tuple(choice)) == (size, pytest.approx(error, rel=1e-12))
         assert error >= exact.errors[exact.sizes <= size][-1] * (1 - 1e-12)
