@@ -31,7 +31,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from onnxvitq.config import Effort, ObjectiveName, QuantConfig, StepName, load_config, parse_bits
+from onnxvitq.config import (
+    Criterion,
+    Effort,
+    Granularity,
+    ObjectiveName,
+    QuantConfig,
+    StepName,
+    load_config,
+    parse_bits,
+)
 from onnxvitq.errors import ConfigError, OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_BELOW_QUALITY, EXIT_INTERRUPTED = 2, 3, 130
@@ -273,6 +282,13 @@ def _quantize_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="globs of node names or roles to keep float",
     )
+    fitting.add_argument(
+        "--average-bits", type=float, metavar="N", help="mixed precision: mean bits of the layers' weights"
+    )
+    fitting.add_argument("--target-size", type=_megabytes, metavar="SIZE", help="mixed precision: of the file, as 12MB")
+    fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
+    fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
+    fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
@@ -548,6 +564,17 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _megabytes(text: str) -> float:
+    """An option's type: a size, 12MB, 500kB or bytes, in MB."""
+    units = {"gb": 1e3, "mb": 1.0, "kb": 1e-3, "b": 1e-6}
+    number = text.lower().rstrip("bgkm")
+    unit = text.lower()[len(number) :]
+    try:
+        return float(number) * units[unit or "b"]
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"expected a size such as 12MB, got {text!r}") from error
 
 
 def _table_file(text: str) -> Path:

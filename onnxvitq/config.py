@@ -16,6 +16,10 @@ BITS = re.compile("w([2-8])a([2-8])")
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 Effort = Literal["fast", "default", "best"]
+Granularity = Literal["module", "layer"]
+Criterion = Literal["measured", "nuclear"]
+WIDTHS = ("2", "3", "4", "5", "6", "7", "8", FLOAT)
+DECIMAL = frozenset({"average_bits", "target_size"})  # options that are None or any number
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),
@@ -41,7 +45,11 @@ class QuantConfig:
     (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
-    sensitivity: report the output's error with one kind of site of one block quantized, for each.
+    average_bits, target_size: mixed precision, by the mean bits of the weights that may differ, or by the written file's
+    size in MB. bit_candidates: widths to choose from, "2" to "8" and "float". granularity: what gets a width of its own, the
+    attention and the MLP of each block (Paper A) or each layer. criterion: by what, the output's error with one of them
+    quantized, or Paper A's nuclear norm times squared error. sensitivity: report the output's error with one kind of site of
+    one block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
@@ -57,6 +65,11 @@ class QuantConfig:
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
+    average_bits: float | None = None
+    target_size: float | None = None
+    bit_candidates: tuple[str, ...] = ("2", "3", "4", "5", "6", "7", "8")
+    granularity: Granularity = "layer"
+    criterion: Criterion = "measured"
     sensitivity: bool = False
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
@@ -80,10 +93,25 @@ class QuantConfig:
             _between("candidates", self.candidates, 2, 1000)
         if self.rounds is not None:
             _between("rounds", self.rounds, 1, 20)
+        self._check_precision()
         _between("threads", self.threads, 0, 1024)
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
             _between("num_samples", self.num_samples, 1, 10**9)
+
+    def _check_precision(self) -> None:
+        if self.average_bits is not None:
+            _between("average_bits", self.average_bits, 2, 32)
+        if self.target_size is not None:
+            _between("target_size", self.target_size, 1e-6, 1e6)
+        if self.average_bits is not None and self.target_size is not None:
+            raise ConfigError("target_size", "expected one budget, got average_bits as well")
+        for width in self.bit_candidates:
+            _one_of("bit_candidates", width, WIDTHS)
+        if not self.bit_candidates:
+            raise ConfigError("bit_candidates", "expected at least one width")
+        _one_of("granularity", self.granularity, get_args(Granularity))
+        _one_of("criterion", self.criterion, get_args(Criterion))
 
     @property
     def judged(self) -> bool:
@@ -96,6 +124,11 @@ class QuantConfig:
         """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
         wanted = step not in self.skip and step not in SKIPPED[self.effort]
         return wanted and (step == "bias" or self.objective != "minmax")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether layers' weights get different bits under a budget."""
+        return self.average_bits is not None or self.target_size is not None
 
     @property
     def search(self) -> tuple[int, int]:
@@ -122,8 +155,10 @@ class QuantConfig:
         given = dict(values)
         for name, value in given.items():
             default = known[name].default
-            expected = int if default is None else type(default)
+            expected = float if name in DECIMAL else int if default is None else type(default)
             accepted = value is None and default is None
+            if name in DECIMAL and type(value) is int:
+                value = given[name] = float(value)
             if name == "bit_overrides":
                 given[name] = _overrides(value)
                 continue
@@ -162,7 +197,7 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(name, f"expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def _between(name: str, value: int, low: int, high: int) -> None:
+def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(name, f"expected {low} to {high}, got {value}")
 

@@ -30,6 +30,7 @@ from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
+from onnxvitq.precision import BitAllocator, Fitting
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
@@ -120,8 +121,8 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity`` the report under
-    that name, where it was asked for.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity`` and
+    ``precision`` the reports under these names, where they were asked for.
     """
 
     graph: gs.Graph
@@ -131,6 +132,7 @@ class Fitted:
     reference: Sequence[FloatArray]
     outcomes: list[dict[str, Any]]
     sensitivity: dict[str, Any] | None = None
+    precision: dict[str, Any] | None = None
 
 
 _Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
@@ -154,6 +156,7 @@ class Fitter:
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
         self._roles: dict[str, str] = {}
         self._sensitivity: dict[str, Any] | None = None
+        self._precision: dict[str, Any] | None = None
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
@@ -184,12 +187,14 @@ class Fitter:
     def fit(self) -> Fitted:
         """All steps in order."""
         exact = self._exact_steps()
-        total = len(self._steps) + len(exact) + self._config.runs("weights")
+        total = len(self._steps) + len(exact) + self._config.runs("weights") + self._config.mixed
         self._start()
         self._report_progress(total)
         for name, worth, propose in exact:
             self._change(name, worth, propose)
             self._report_progress(total)
+        if self._config.mixed:
+            self._choose_bits()
         for step in self._steps[1:]:
             self._run(step)
             self._report_progress(total)
@@ -206,6 +211,7 @@ class Fitter:
             reference=self._wholes[: self._feeds.kept],
             outcomes=self._outcomes,
             sensitivity=self._sensitivity,
+            precision=self._precision,
         )
 
     def _report_progress(self, total: int) -> None:
@@ -344,6 +350,23 @@ class Fitter:
         if accepted:
             self._plan, self._score = plan, after if self._config.judged else None
         entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
+        self._record({**entry, "parts": []})
+
+    def _choose_bits(self) -> None:
+        """Bits of each layer's weights within the budget."""
+        fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
+        self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config).choose()
+        before = self._sqnr
+        self._score = self._difference(self._plan) if self._config.judged else None
+        count = len(self._precision["chosen"]["bits"])
+        entry = {
+            "name": "bits",
+            "accepted": True,
+            "before": before,
+            "after": self._sqnr,
+            "kept": count,
+            "layers": count,
+        }
         self._record({**entry, "parts": []})
 
     def _describe_sensitivity(self) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def quantize(
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
-    reference, outcomes, sensitivity = fitted.reference, fitted.outcomes, fitted.sensitivity
+    reference, outcomes = fitted.reference, fitted.outcomes
+    asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision}
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
@@ -145,7 +146,7 @@ def quantize(
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
         "steps": outcomes,
-        **({} if sensitivity is None else {"sensitivity": sensitivity}),
+        **{name: described for name, described in asked.items() if described is not None},
         "calibration": _describe_data(source, preprocessing, origin),
         "config": config.to_dict(),
         "environment": reports.environment(config.threads),

@@ -28,9 +28,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
-MAY_IMPORT["fitting"] = EVERYTHING_BELOW
-MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"fitting"}
-MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {"fitting", "pipeline", "cli"}
+MAY_IMPORT["precision"] = EVERYTHING_BELOW
+MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision"}
+MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "fitting"}
+MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {
+    "precision",
+    "fitting",
+    "pipeline",
+    "cli",
+}
 
 # Library -> the units that may import it.
 HOMES: dict[str, frozenset[str]] = {
@@ -50,6 +56,7 @@ TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
     ("evaluation/probe.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
+    ("precision.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
 }

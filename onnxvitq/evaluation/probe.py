@@ -32,7 +32,7 @@ class OutputProbe:
         plan: says which readers see a quantized tensor; a plan that is judged later has the same sites and readers.
         samples: to judge on.
         threads: of onnxruntime.
-        watched: tensors of the graph that ``watch`` is to give.
+        watched: tensors of the graph that ``watch`` can give.
 
     Raises:
         InvalidGraphError: onnxruntime cannot run the graph.
@@ -48,11 +48,11 @@ class OutputProbe:
         threads: int,
         watched: Sequence[str] = (),
     ) -> None:
-        self._problem, self._samples, self._watched = problem, samples, list(dict.fromkeys(watched))
+        self._problem, self._samples = problem, samples
         probe = probe_graph(graph, problem, plan)
         self._output = probe.outputs[0].name
         tensors = probe.tensors()
-        probe.outputs = [tensors[name] for name in dict.fromkeys((self._output, *self._watched))]
+        probe.outputs = [tensors[name] for name in dict.fromkeys((self._output, *watched))]
         with scratch_folder() as folder:
             path = folder / "probe.onnx"
             try:
@@ -64,8 +64,18 @@ class OutputProbe:
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
         """Over the first ``count`` samples, all of them when None."""
+        return self.watch(plan, (), count)[0]
+
+    def watch(
+        self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None
+    ) -> tuple[OutputDifference, list[FloatArray]]:
+        """The same, and the values of some watched tensors, samples joined along the first axis."""
         difference, parameters = OutputDifference(), probe_parameters(self._problem, plan)
+        seen: list[list[FloatArray]] = [[] for _ in tensors]
         for feed, reference in zip(self._samples.feeds[:count], self._samples.references[:count], strict=True):
-            difference.update(reference, self._session.run({**feed, **parameters}, [self._output])[0])
+            output, *values = self._session.run({**feed, **parameters}, [self._output, *tensors])
+            difference.update(reference, output)
+            for kept, value in zip(seen, values, strict=True):
+                kept.append(value)
             self.runs += 1
-        return difference
+        return difference, [np.concatenate(values) for values in seen]

@@ -12,7 +12,8 @@ from onnxvitq.numerics.affine import fake_quantize, params_from_weight
 from onnxvitq.numerics.fit import times
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
-CLIPPING = (0.6, 0.7, 0.8, 0.9, 1.0)  # multipliers of a channel's largest weight: fewer bits want less than all of it
+CLIPPING = (0.6, 0.7, 0.8, 0.9)  # multipliers of a channel's largest weight that are tried beside 1
+FEW_BITS = 5  # with more, clipping the largest weight costs more than finer steps bring
 
 
 def nuclear_norm(features: FloatArray) -> float:
@@ -30,10 +31,12 @@ def omega(features: FloatArray, quantized: FloatArray) -> float:
 
 
 def clipped_params(weight: FloatArray, spec: QuantSpec) -> QParams:
-    """Scales of a weight (I, O), each channel's from ``CLIPPING`` with the least squared error of the channel."""
+    """Scales of a weight (I, O): with few bits each channel's that has the least squared error, of ``CLIPPING``."""
     best = params_from_weight(weight, spec)
+    if spec.bits > FEW_BITS:
+        return best
     scale, least = np.array(best.scale), _squared_errors(weight, best)
-    for multiplier in CLIPPING[:-1]:
+    for multiplier in CLIPPING:
         params = params_from_weight(weight, spec, multiplier)
         errors = _squared_errors(weight, params)
         better = errors < least
