@@ -28,8 +28,8 @@ from onnxvitq.spec import FloatArray, QParams, Stats
 from onnxvitq.steps.bits import FLOAT_BITS, BitCosts, BitUnit, find_units, relative_errors, unit_params, with_widths
 from onnxvitq.steps.sensitivity import error_power, only
 
-PASSES = 1.0  # over the calibration samples, that measuring one unit after the other may take
-MEASURED = 8  # samples on which whole choices are measured
+PASSES = 1.25  # over the calibration samples, that measuring one unit after the other may take
+JUDGED = 10  # of the calibration samples, one in so many judges whole choices
 FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -77,12 +77,13 @@ class BitAllocator:
             raise ConfigError("mixed precision", "expected layers whose bits may differ, found none")
         self._watched = [_watched(problem, unit) for unit in self.units]
         names = dict.fromkeys(tensor for tensor, _ in self._watched)
-        self._probe = OutputProbe(fitting.graph, problem, plan, samples, config.threads, tuple(names))
+        self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
         self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / len(self.units))))
+        self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
         self._params: dict[tuple[str, int], dict[str, QParams]] = {}
 
     def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
-        """The plan with the chosen formats, weights clipped where that is better, and what the report says.
+        """The plan with the chosen formats and min-max parameters, and what the report says.
 
         Raises:
             ConfigError: the budget is smaller than the smallest choice.
@@ -111,13 +112,14 @@ class BitAllocator:
         """Output error power and Omega of each unit's weights quantized alone with that many bits; (U,) each."""
         nuclear = self._config.criterion == "nuclear"
         tensors = list(dict.fromkeys(tensor for tensor, _ in self._watched)) if nuclear else []
-        exact = dict(
-            zip(tensors, self._probe.watch(only(self._fitting.plan, ()), tensors, self._count)[1], strict=True)
+        nothing = only(self._fitting.plan, ())
+        exact = (
+            dict(zip(tensors, self._weights.watch(nothing, tensors, self._count)[1], strict=True)) if nuclear else {}
         )
         powers, omegas = [], []
         for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
-            plan = only(self._fitting.plan, ()).with_params(self._unit_params(unit, width))
-            difference, values = self._probe.watch(plan, [tensor] if nuclear else [], self._count)
+            plan = nothing.with_params(self._unit_params(unit, width))
+            difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
             powers.append(error_power(difference.sqnr_db))
             omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
         return np.array(powers), np.array(omegas)
@@ -129,7 +131,7 @@ class BitAllocator:
         return self._params[key]
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
-        """The plan of a choice, weights clipped where that is better."""
+        """The plan of a choice, with min-max parameters."""
         problem, bits = self._fitting.problem, costs.bits(options)
         plan = with_widths(self._fitting.plan, problem, self.units, bits)
         for unit in self.units:
@@ -137,14 +139,23 @@ class BitAllocator:
                 plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
         return plan
 
-    def measure(self, costs: BitCosts, options: Sequence[int]) -> float:
-        """Output SQNR of a choice in dB, before anything is fitted to it."""
+    def measure(self, probe: OutputProbe, costs: BitCosts, options: Sequence[int], count: int | None = None) -> float:
+        """Output SQNR of a choice in dB, before anything is fitted to it, by a probe with all quantizers."""
         bits, plan = costs.bits(options), self._fitting.plan
-        for unit in self.units:  # readers stay as the probe knows them: a site without parameters is float
-            params = self._unit_params(unit, bits[unit.name]) if bits[unit.name] < FLOAT_BITS else {}
-            decisions = only(plan, plan.decisions.keys() - set(unit.weights)).decisions
-            plan = QuantPlan(decisions=decisions, kept_float=plan.kept_float).with_params(params)
-        return self._probe(plan, MEASURED).sqnr_db
+        plan = only(plan, plan.decisions.keys() - self._names())
+        for unit in self.units:
+            if bits[unit.name] < FLOAT_BITS:
+                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+        return probe(plan, count).sqnr_db
+
+    def probe(self, samples: Samples) -> OutputProbe:
+        """For ``measure``."""
+        fitting = self._fitting
+        return OutputProbe(fitting.graph, fitting.problem, fitting.plan, samples, self._config.threads)
+
+    def _names(self) -> set[str]:
+        """Of the weights whose bits may differ."""
+        return {weight for unit in self.units for weight in unit.weights}
 
     def _within_budget(self, costs: BitCosts) -> _Choice:
         """The best choice within the budget. A size in bytes is met by writing: what unpacking adds depends on the widths."""
@@ -179,11 +190,8 @@ class BitAllocator:
 
     def _describe(self, measured: BitCosts, costs: BitCosts, choice: _Choice) -> dict[str, Any]:
         """What the report says: the units, and every point of the front with its size and predicted error."""
-        total = sum(unit.size for unit in self.units)
-        weights = {weight for unit in self.units for weight in unit.weights}
-        base = error_power(
-            self._probe(only(self._fitting.plan, self._fitting.plan.decisions.keys() - weights), MEASURED).sqnr_db
-        )
+        total, probe, plan = sum(unit.size for unit in self.units), self.probe(self._samples), self._fitting.plan
+        base = error_power(probe(only(plan, plan.decisions.keys() - self._names()), self._judged).sqnr_db)
 
         def point(options: Sequence[int]) -> dict[str, Any]:
             size = costs.size(options)
@@ -192,7 +200,7 @@ class BitAllocator:
             return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(options):.6g}")})
 
         def judged(options: Sequence[int]) -> dict[str, Any]:
-            return {**point(options), "measured_db": round(self.measure(costs, options), 2)}
+            return {**point(options), "measured_db": round(self.measure(probe, costs, options, self._judged), 2)}
 
         front = pareto_front(list(costs.sizes), list(costs.errors))
         chosen = judged(choice.options)
@@ -207,8 +215,7 @@ class BitAllocator:
             "others": [judged([int(one) for one in front.choices[index]]) for index in sorted(others)],
             "front": [point([int(one) for one in options]) for options in front.choices],
             "samples": self._count,
-            "runs": self._probe.runs,
-            "passes": round(self._probe.runs / self._fitting.stats.count, 2),
+            "runs": self._weights.runs + probe.runs,
         }
 
 

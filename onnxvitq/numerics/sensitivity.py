@@ -6,14 +6,13 @@ paper leaves open is reconstructed: the module alone is quantized; the attention
 are means over images (and sums over heads, which are blocks of one block-diagonal map).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxvitq.numerics.affine import fake_quantize, params_from_weight
 from onnxvitq.numerics.fit import times
-from onnxvitq.spec import FloatArray, QParams, QuantSpec
-
-CLIPPING = (0.6, 0.7, 0.8, 0.9)  # multipliers of a channel's largest weight that are tried beside 1
-FEW_BITS = 5  # with more, clipping the largest weight costs more than finer steps bring
+from onnxvitq.spec import FloatArray, QuantSpec
 
 
 def nuclear_norm(features: FloatArray) -> float:
@@ -30,27 +29,11 @@ def omega(features: FloatArray, quantized: FloatArray) -> float:
     return nuclear_norm(features) * float((difference**2).sum()) / images
 
 
-def clipped_params(weight: FloatArray, spec: QuantSpec) -> QParams:
-    """Scales of a weight (I, O): with few bits each channel's that has the least squared error, of ``CLIPPING``."""
-    best = params_from_weight(weight, spec)
-    if spec.bits > FEW_BITS:
-        return best
-    scale, least = np.array(best.scale), _squared_errors(weight, best)
-    for multiplier in CLIPPING:
-        params = params_from_weight(weight, spec, multiplier)
-        errors = _squared_errors(weight, params)
-        better = errors < least
-        scale, least = np.where(better, params.scale, scale), np.where(better, errors, least)
-    return QParams(spec=spec, scale=scale.astype(np.float32), zero_point=best.zero_point)
+def output_errors(rows: FloatArray, weight: FloatArray, specs: Sequence[QuantSpec]) -> FloatArray:
+    """Mean squared error of a linear layer's output with its weight (I, O) in each of these formats, by the largest weight.
 
-
-def _squared_errors(weight: FloatArray, params: QParams) -> FloatArray:
-    difference = fake_quantize(weight, params) - weight
-    return np.einsum("io,io->o", difference, difference)
-
-
-def output_errors(rows: FloatArray, weight: FloatArray, specs: "tuple[QuantSpec, ...]") -> FloatArray:
-    """Mean squared error of a linear layer's output with its weight (I, O) in each of these formats.
+    Scales that clip were tried. Alone, a layer's error is smaller with them; but weights that are clipped shrink what every
+    layer writes, these errors add up in the same direction, and together the layers lost 1 to 1.5 dB at 3 and 4 bits.
 
     Args:
         rows: (.., I) sampled inputs.
@@ -60,6 +43,6 @@ def output_errors(rows: FloatArray, weight: FloatArray, specs: "tuple[QuantSpec,
     flat = rows.reshape(-1, rows.shape[-1])
     errors = []
     for spec in specs:
-        difference = times(flat, fake_quantize(weight, clipped_params(weight, spec)) - weight)
+        difference = times(flat, fake_quantize(weight, params_from_weight(weight, spec)) - weight)
         errors.append(float(np.mean(difference.astype(np.float64) ** 2)))
     return np.array(errors)

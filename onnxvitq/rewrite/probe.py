@@ -30,9 +30,10 @@ UNBOUNDED = np.finfo(np.float32).max
 
 
 def probe_graph(graph: gs.Graph, problem: Problem, plan: QuantPlan) -> gs.Graph:
-    """A copy of a canonical graph with a quantizer before every reader that the plan names; parameters are inputs.
+    """A copy of a canonical graph whose weights and quantizers are inputs; ``probe_parameters`` gives their values.
 
-    The outputs are those of ``graph``; ``probe_parameters`` gives the values of the new inputs.
+    A tensor that the plan has parameters for gets a quantizer before every reader that the plan names: a probe that is made
+    for a plan without any costs hardly more than the float model, and judges weights. The outputs are those of ``graph``.
     """
     writer = _Writer(graph.copy(), problem, plan)
     for linear in planned_layers(problem, plan):
@@ -141,12 +142,18 @@ class _Writer:
                 total.inputs[0] = codes
 
     def _codes(self, source: gs.Tensor, site: str) -> gs.Tensor:
+        if isinstance(source, gs.Constant):
+            make = self._constant
+        elif self._plan.params(site) is not None:
+            make = self._round
+        else:
+            return source
         if site not in self._seen:
-            self._seen[site] = self._constant(source) if isinstance(source, gs.Constant) else self._round(source, site)
+            self._seen[site] = make(source, site)
         return self._seen[site]
 
-    def _constant(self, source: gs.Constant) -> gs.Tensor:
-        return self._input(_constant(source.name), source.values.shape)
+    def _constant(self, source: gs.Constant, site: str) -> gs.Tensor:
+        return self._input(_constant(site), source.values.shape)
 
     def _round(self, source: gs.Tensor, site: str) -> gs.Tensor:
         scale, low, high = (self._input(name, ()) for name in _quantizer(site, None))

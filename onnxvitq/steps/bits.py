@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from onnxvitq.blockmap import Linear
+from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.allocate import Floats, Whole
-from onnxvitq.numerics.sensitivity import clipped_params, output_errors
+from onnxvitq.numerics.sensitivity import output_errors
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QParams, Stats
 from onnxvitq.steps.policy import edges, weight_spec
@@ -88,8 +89,8 @@ def _unit_name(linear: Linear, granularity: str) -> str:
 
 
 def unit_params(problem: Problem, unit: BitUnit, width: int) -> dict[str, QParams]:
-    """Parameters of a unit's weights with that many bits, clipped where that is better."""
-    return {weight: clipped_params(problem.constants[weight], weight_spec(width)) for weight in unit.weights}
+    """Min-max parameters of a unit's weights with that many bits."""
+    return {weight: params_from_weight(problem.constants[weight], weight_spec(width)) for weight in unit.weights}
 
 
 def relative_errors(problem: Problem, stats: Stats, unit: BitUnit, widths: Sequence[int], reference: int) -> Floats:
