@@ -170,6 +170,15 @@ def _quantize(arguments: Sequence[str]) -> int:
     if args.strict and not report["audit_passed"]:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
         return EXIT_BELOW_QUALITY
+    quality = report.get("quality")
+    if quality is not None and not quality["kept"]:
+        low, high = (100 * bound for bound in quality["interval"])
+        sys.stderr.write(
+            f"onnxvitq: written, but {100 * quality['drop']:.3g} % of decisions are lost on {quality['samples']} held-out "
+            f"samples (95 % interval {low:.2g} to {high:.3g} %, expected {100 * quality['expected']:.3g} %), "
+            f"allowed {100 * quality['max_drop']:.3g} %\n"
+        )
+        return EXIT_BELOW_QUALITY
     return 0
 
 
@@ -289,6 +298,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
     fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
     fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
+    fitting.add_argument("--max-drop", type=_share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
@@ -564,6 +574,14 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _share(text: str) -> float:
+    """An option's type: 0.5% or 0.005."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a share such as 0.5%, got {text!r}") from error
 
 
 def _megabytes(text: str) -> float:

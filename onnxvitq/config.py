@@ -19,7 +19,7 @@ Effort = Literal["fast", "default", "best"]
 Granularity = Literal["module", "layer"]
 Criterion = Literal["measured", "nuclear"]
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", FLOAT)
-DECIMAL = frozenset({"average_bits", "target_size"})  # options that are None or any number
+DECIMAL = frozenset({"average_bits", "target_size", "max_drop"})  # options that are None or any number
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),
@@ -48,8 +48,10 @@ class QuantConfig:
     average_bits, target_size: mixed precision, by the mean bits of the weights that may differ, or by the written file's
     size in MB. bit_candidates: widths to choose from, "2" to "8" and "float". granularity: what gets a width of its own, the
     attention and the MLP of each block (Paper A) or each layer. criterion: by what, the output's error with one of them
-    quantized, or Paper A's nuclear norm times squared error. sensitivity: report the output's error with one kind of site of
-    one block quantized, for each.
+    quantized, or Paper A's nuclear norm times squared error.
+    max_drop: share of decisions that may be lost, 0 to 1: bits are raised and layers returned to float until held-out samples
+    keep it; with a budget as well it is only checked. sensitivity: report the output's error with one kind of site of one
+    block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
@@ -70,6 +72,7 @@ class QuantConfig:
     bit_candidates: tuple[str, ...] = ("2", "3", "4", "5", "6", "7", "8")
     granularity: Granularity = "layer"
     criterion: Criterion = "measured"
+    max_drop: float | None = None
     sensitivity: bool = False
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
@@ -106,6 +109,8 @@ class QuantConfig:
             _between("target_size", self.target_size, 1e-6, 1e6)
         if self.average_bits is not None and self.target_size is not None:
             raise ConfigError("target_size", "expected one budget, got average_bits as well")
+        if self.max_drop is not None:
+            _between("max_drop", self.max_drop, 0, 1)
         for width in self.bit_candidates:
             _one_of("bit_candidates", width, WIDTHS)
         if not self.bit_candidates:

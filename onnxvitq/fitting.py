@@ -31,6 +31,7 @@ from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.precision import BitAllocator, Fitting
+from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
@@ -43,7 +44,7 @@ from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
-from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
 from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step, is_held_out
@@ -121,8 +122,8 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity`` and
-    ``precision`` the reports under these names, where they were asked for.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity``,
+    ``precision`` and ``quality`` the reports under these names, where they were asked for.
     """
 
     graph: gs.Graph
@@ -133,6 +134,7 @@ class Fitted:
     outcomes: list[dict[str, Any]]
     sensitivity: dict[str, Any] | None = None
     precision: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
 
 
 _Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
@@ -157,6 +159,7 @@ class Fitter:
         self._roles: dict[str, str] = {}
         self._sensitivity: dict[str, Any] | None = None
         self._precision: dict[str, Any] | None = None
+        self._quality: dict[str, Any] | None = None
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
@@ -178,7 +181,7 @@ class Fitter:
             count: of samples, where it is known.
         """
         wanted = rows_needed(self._problem.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
-        requests = (*wanted, *_requests(self._steps, self._problem, self._plan))
+        requests = (*wanted, *self._requests())
         outputs = StatRequest(tensor=self._output, kind="whole")
         self._count = count
         self._stats = self._measure((*requests, outputs))
@@ -203,6 +206,8 @@ class Fitter:
         if self._config.runs("weights"):
             self._rebuild()
             self._report_progress(total)
+        if self._config.max_drop is not None:
+            self._keep_quality()
         return Fitted(
             graph=self._graph,
             problem=self._problem,
@@ -212,7 +217,15 @@ class Fitter:
             outcomes=self._outcomes,
             sensitivity=self._sensitivity,
             precision=self._precision,
+            quality=self._quality,
         )
+
+    def _requests(self) -> tuple[StatRequest, ...]:
+        """What all steps need, each statistic once: one sweep serves them all."""
+        requests = [request for step in self._steps for request in step.needs(self._problem, self._plan)]
+        if self._config.mixed:
+            requests += [StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(self._problem, self._plan)]
+        return tuple(dict.fromkeys(requests))
 
     def _report_progress(self, total: int) -> None:
         self._progress("fit", len(self._outcomes), total)
@@ -297,7 +310,7 @@ class Fitter:
         after: OutputDifference | None = None
         self._take(graph)
         if self._is_exact():
-            requests = (*rows_needed(self._problem.blockmap), *_requests(self._steps, self._problem, self._plan))
+            requests = (*rows_needed(self._problem.blockmap), *self._requests())
             self._stats = self._measure(requests)
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
@@ -368,6 +381,12 @@ class Fitter:
             "layers": count,
         }
         self._record({**entry, "parts": []})
+
+    def _keep_quality(self) -> None:
+        """As many layers with more bits or in float as the promise needs."""
+        fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
+        keeper = QualityKeeper(fitting, self._held_out(), self._wholes, self._config)
+        self._plan, self._quality = keeper.keep()
 
     def _describe_sensitivity(self) -> dict[str, Any]:
         """The output's error with one part quantized, for every part."""
@@ -452,11 +471,6 @@ def _steps(config: QuantConfig) -> list[Step]:
     if config.runs("bias"):
         steps.append(CorrectBias(workers=config.threads))
     return steps
-
-
-def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
-    """What all steps need, each statistic once: one sweep serves them all."""
-    return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
 
 
 def _operand_names(blockmap: BlockMap) -> set[str]:

@@ -119,7 +119,7 @@ def quantize(
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
     reference, outcomes = fitted.reference, fitted.outcomes
-    asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision}
+    asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):

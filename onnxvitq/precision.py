@@ -29,7 +29,7 @@ from onnxvitq.steps.bits import FLOAT_BITS, BitCosts, BitUnit, find_units, relat
 from onnxvitq.steps.sensitivity import error_power, only
 
 PASSES = 1.25  # over the calibration samples, that measuring one unit after the other may take
-JUDGED = 10  # of the calibration samples, one in so many judges whole choices
+JUDGED = 16  # of the calibration samples, one in so many judges whole choices
 FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -75,6 +75,7 @@ class BitAllocator:
         self.units = find_units(problem, plan, config.granularity, with_edges=not config.edges_at_8_bits)
         if not self.units or self._widths == (FLOAT_BITS,):
             raise ConfigError("mixed precision", "expected layers whose bits may differ, found none")
+        self._total = sum(unit.size for unit in self.units)
         self._watched = [_watched(problem, unit) for unit in self.units]
         names = dict.fromkeys(tensor for tensor, _ in self._watched)
         self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
@@ -132,8 +133,8 @@ class BitAllocator:
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice, with min-max parameters."""
-        problem, bits = self._fitting.problem, costs.bits(options)
-        plan = with_widths(self._fitting.plan, problem, self.units, bits)
+        bits = costs.bits(options)
+        plan = with_widths(self._fitting.plan, self.units, bits)
         for unit in self.units:
             if bits[unit.name] < FLOAT_BITS:
                 plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
@@ -158,30 +159,37 @@ class BitAllocator:
         return {weight for unit in self.units for weight in unit.weights}
 
     def _within_budget(self, costs: BitCosts) -> _Choice:
-        """The best choice within the budget. A size in bytes is met by writing: what unpacking adds depends on the widths."""
-        config, total = self._config, sum(unit.size for unit in self.units)
-        if config.average_bits is not None:
-            options = self._solve(costs, config.average_bits * total, ("average_bits", "bits", 1 / total))
-            return self._written(costs, options)
-        assert config.target_size is not None  # config.mixed said so
-        widest = self._written(costs, [len(self._widths) - 1] * len(self.units))
-        rest, asked = widest.rest, config.target_size * 1e6
-        for _ in range(SIZE_TRIES):
-            smallest = f"{rest / 1e6:.4g} MB are no weights that may differ, which take"
-            choice = self._written(costs, self._solve(costs, 8 * (asked - rest), ("target_size", smallest, 1 / 8e6)))
-            if choice.rest + costs.size(choice.options) / 8 <= asked:
-                break
-            rest = choice.rest + (choice.rest - rest) / 8
-        return choice
-
-    def _solve(self, costs: BitCosts, budget: float, named: tuple[str, str, float]) -> tuple[int, ...]:
+        """The best choice within the budget."""
+        bits = self._config.average_bits
+        if bits is None:
+            return self._within_size(costs)
         try:
-            return least_error(list(costs.sizes), list(costs.errors), budget)
+            return self._written(costs, least_error(list(costs.sizes), list(costs.errors), bits * self._total))
         except ValueError as error:
-            option, unit, scale = named
-            least = float(costs.sizes.min(axis=1).sum()) * scale
-            problem = f"expected at least {least:.4g} {unit}, got {max(budget, 0) * scale:.4g}"
-            raise ConfigError(option, problem, "allow fewer bits with bit_candidates") from error
+            problem = f"expected at least {self._widths[0]} bits, got {bits:.4g}"
+            raise ConfigError("average_bits", problem, "allow fewer bits with bit_candidates") from error
+
+    def _within_size(self, costs: BitCosts) -> _Choice:
+        """The best choice whose file is small enough. It is met by writing: what unpacking adds depends on the widths."""
+        assert self._config.target_size is not None  # config.mixed said so
+        asked = self._config.target_size * 1e6
+        rest = self._written(costs, [len(self._widths) - 1] * len(self.units)).rest
+        for _ in range(SIZE_TRIES):
+            try:
+                options = least_error(list(costs.sizes), list(costs.errors), 8 * (asked - rest))
+            except ValueError:
+                break
+            choice = self._written(costs, options)
+            excess = choice.rest + costs.size(options) / 8 - asked
+            if excess <= 0:
+                return choice
+            rest = max(choice.rest, rest + excess)
+        choice = self._written(costs, [0] * len(self.units))
+        least = choice.rest + costs.size(choice.options) / 8
+        if least > asked:
+            problem = f"expected at least {least / 1e6:.4g} MB, got {asked / 1e6:.4g}"
+            raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
+        return choice
 
     def _written(self, costs: BitCosts, options: Sequence[int]) -> _Choice:
         plan = self.plan(costs, options)
@@ -190,7 +198,7 @@ class BitAllocator:
 
     def _describe(self, measured: BitCosts, costs: BitCosts, choice: _Choice) -> dict[str, Any]:
         """What the report says: the units, and every point of the front with its size and predicted error."""
-        total, probe, plan = sum(unit.size for unit in self.units), self.probe(self._samples), self._fitting.plan
+        total, probe, plan = self._total, self.probe(self._samples), self._fitting.plan
         base = error_power(probe(only(plan, plan.decisions.keys() - self._names()), self._judged).sqnr_db)
 
         def point(options: Sequence[int]) -> dict[str, Any]:

@@ -20,6 +20,12 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "bits": "w4a6",
     "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
     "edges_at_8_bits": False,
+    "average_bits": 4.5,
+    "target_size": None,
+    "bit_candidates": ["4", "float"],
+    "granularity": "module",
+    "criterion": "nuclear",
+    "max_drop": 0.01,
     "sensitivity": True,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
@@ -37,7 +43,7 @@ seed = 5
 def test_the_example_sets_every_option() -> None:
     assert set(OTHER) == {field.name for field in fields(QuantConfig)}
     defaults = QuantConfig().to_dict()
-    assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version"]
+    assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version", "target_size"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight_bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, candidates") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, attention, average_bits") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 

@@ -29,10 +29,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
 MAY_IMPORT["precision"] = EVERYTHING_BELOW
-MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision"}
-MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "fitting"}
+MAY_IMPORT["quality"] = EVERYTHING_BELOW | {"precision"}
+MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision", "quality"}
+MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "quality", "fitting"}
 MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {
     "precision",
+    "quality",
     "fitting",
     "pipeline",
     "cli",

@@ -15,7 +15,7 @@ from onnxvitq.blockmap import Linear
 from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.allocate import Floats, Whole
 from onnxvitq.numerics.sensitivity import output_errors
-from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.plan import Problem, QuantPlan, SiteDecision
 from onnxvitq.spec import QParams, Stats
 from onnxvitq.steps.policy import edges, weight_spec
 
@@ -110,7 +110,7 @@ def relative_errors(problem: Problem, stats: Stats, unit: BitUnit, widths: Seque
     return np.array([0.0 if width >= FLOAT_BITS else next(found) for width in widths])
 
 
-def with_widths(plan: QuantPlan, problem: Problem, units: Sequence[BitUnit], bits: Mapping[str, int]) -> QuantPlan:
+def with_widths(plan: QuantPlan, units: Sequence[BitUnit], bits: Mapping[str, int]) -> QuantPlan:
     """The plan with these formats for the units' weights, not fitted; units of 32 bits stay float."""
     decisions = dict(plan.decisions)
     in_float: list[str] = []
@@ -121,23 +121,16 @@ def with_widths(plan: QuantPlan, problem: Problem, units: Sequence[BitUnit], bit
             continue
         for weight in unit.weights:
             decisions[weight] = replace(decisions[weight], spec=weight_spec(width), params=None)
-    return without_layers(replace(plan, decisions=decisions), problem, dict.fromkeys(in_float, REASON))
+    return without_nodes(replace(plan, decisions=decisions), dict.fromkeys(in_float, REASON))
 
 
-def without_layers(plan: QuantPlan, problem: Problem, reasons: Mapping[str, str]) -> QuantPlan:
-    """The plan with these linears in float, each with its reason; other readers of their inputs go on as they were."""
-    decisions = dict(plan.decisions)
-    for name in reasons:
-        linear = problem.blockmap.linear(name)
-        for tensor in (linear.input, linear.weight):
-            if tensor not in decisions:
-                continue
-            site = decisions[tensor].site
-            consumers = tuple(reader for reader in site.consumers if reader[0] != name)
-            if consumers:
-                decisions[tensor] = replace(decisions[tensor], site=replace(site, consumers=consumers))
-            else:
-                del decisions[tensor]
+def without_nodes(plan: QuantPlan, reasons: Mapping[str, str]) -> QuantPlan:
+    """The plan with these linears and products in float, each with its reason; other readers of their tensors go on."""
+    decisions: dict[str, SiteDecision] = {}
+    for tensor, decision in plan.decisions.items():
+        consumers = tuple(reader for reader in decision.site.consumers if reader[0] not in reasons)
+        if consumers:
+            decisions[tensor] = replace(decision, site=replace(decision.site, consumers=consumers))
     weights = {name: weight for name, weight in plan.weights.items() if name not in reasons}
     biases = {name: bias for name, bias in plan.biases.items() if name not in reasons}
     kept_float = {**plan.kept_float, **reasons}
