@@ -2,8 +2,9 @@
 
     python tools/mixed_precision.py [--write] [--validation VALIDATION.npz] [--bits 8 7 6 5 4] [--model NAME]
 
-Every row is a whole run: 64 calibration images, default fit, weights of that many bits on average (patch embedding and head keep
-8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are given.
+Every row is a whole run: 64 calibration images, default fit, weights of that many bits on average (patch embedding and head
+keep 8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are
+given.
 
 The second table draws 20 random choices of bits and compares the ranking that was predicted with the measured one (Spearman),
 both before anything is fitted to a choice: "any" draws a width of 3 to 8 for each unit, "equal" only choices of 5 bits on
@@ -31,7 +32,7 @@ from onnxvitq.runtime.session import Session
 
 TOOLS = Path(__file__).parent
 sys.path.insert(0, str(TOOLS))
-from objective_table import BUNDLED, RESULTS, build, export, with_outliers
+from objective_table import BUNDLED, RESULTS, build, data, export, with_outliers
 
 FORMS = tuple(itertools.product(("module", "layer"), ("nuclear", "measured")))
 DRAWS, SEEN, WIDTHS = 20, 64, (3, 4, 5, 6, 7, 8)
@@ -134,7 +135,8 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Sa
     exact = folder / "exact.onnx"
     save_for_session(to_proto(fitted.graph.copy(), {}), exact)
     session, name = Session(exact, threads=config.threads), loaded.inputs[0].name
-    images = np.load(BUNDLED / "test.npz")["x"][:SEEN].astype(np.float32)
+    pixels = np.load(BUNDLED / "test.npz")["x"][:SEEN, None].astype(np.float32)
+    images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
     fitting = Fitting(graph=fitted.graph, problem=fitted.problem, plan=fitted.plan, stats=fitter._stats)
