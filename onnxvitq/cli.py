@@ -154,7 +154,7 @@ def _quantize(arguments: Sequence[str]) -> int:
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
     _refuse_clashes(args, output)
     from onnxvitq import pipeline  # loads onnxruntime; --help and wrong options need not wait for it
-    from onnxvitq.evaluation.report import to_json
+    from onnxvitq.evaluation.report import describe_quality, to_json
     from onnxvitq.graph.io import refuse_output
 
     for path in (args.report, args.save_config_file, args.sensitivity_file):
@@ -172,12 +172,7 @@ def _quantize(arguments: Sequence[str]) -> int:
         return EXIT_BELOW_QUALITY
     quality = report.get("quality")
     if quality is not None and not quality["kept"]:
-        low, high = (100 * bound for bound in quality["interval"])
-        sys.stderr.write(
-            f"onnxvitq: written, but {100 * quality['drop']:.3g} % of decisions are lost on {quality['samples']} held-out "
-            f"samples (95 % interval {low:.2g} to {high:.3g} %, expected {100 * quality['expected']:.3g} %), "
-            f"allowed {100 * quality['max_drop']:.3g} %\n"
-        )
+        sys.stderr.write(f"onnxvitq: written, but too many decisions are lost: {describe_quality(quality)}\n")
         return EXIT_BELOW_QUALITY
     return 0
 

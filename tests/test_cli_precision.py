@@ -69,3 +69,67 @@ def test_the_report_is_no_place_for_it(job: tuple[object, ...], capsys: Capture,
     ran = run_cli(capsys, *job, "--sensitivity", same, "--report", same)
     assert ran.code == 2
     assert "--report names too" in ran.err
+
+
+def test_mixed_precision_is_reported_and_printed(job: tuple[object, ...], capsys: Capture, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    ran = run_cli(
+        capsys, *job, "--average-bits", 5, "--granularity", "module", "--criterion", "nuclear", "--report", report
+    )
+    assert (ran.code, ran.err) == (0, "")
+    found = json.loads(report.read_text())
+    assert (found["config"]["average_bits"], found["config"]["granularity"]) == (5.0, "module")
+    assert found["precision"]["chosen"]["average_bits"] <= 5
+    assert {"size_mb", "average_bits", "predicted_db", "omega"} == set(found["precision"]["front"][0])
+    assert "bits a weight" in ran.out
+
+
+def test_a_target_size_is_met(job: tuple[object, ...], capsys: Capture) -> None:
+    size = json.loads(run_cli(capsys, *job, "--json").out)["size_mb"]["quantized"]
+    ran = run_cli(capsys, *job, "--target-size", f"{1000 * size + 4:.1f}kB", "--bit-candidates", "4", "8", "--json")
+    assert json.loads(ran.out)["size_mb"]["quantized"] <= size + 0.004
+
+
+def test_a_drop_that_a_budget_forbids_to_mend_is_stated(
+    job: tuple[object, ...], capsys: Capture, tmp_path: Path
+) -> None:
+    ran = run_cli(capsys, *job, "--average-bits", "2", "--max-drop", "0%")
+    assert ran.code == 3
+    assert ran.err.startswith("onnxvitq: written, but too many decisions are lost: ")
+    assert "95 % interval" in ran.err
+    assert (tmp_path / "int8.onnx").exists()
+
+
+def test_a_kept_promise_is_printed(job: tuple[object, ...], capsys: Capture) -> None:
+    ran = run_cli(capsys, *job, "--bits", "w2a8", "--max-drop", "0%")
+    assert (ran.code, ran.err) == (0, "")
+    assert "raised" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--target-size", "12 apples"), "expected a size such as 12MB"),
+        (("--target-size", "1kB"), "target_size: expected at least"),
+        (("--target-size", "1MB", "--average-bits", "4"), "expected one budget"),
+        (("--average-bits", "1"), "average_bits: expected 2 to 32"),
+        (("--bit-candidates", "9", "--average-bits", "4"), "bit_candidates: expected one of"),
+        (("--max-drop", "little"), "expected a share such as 0.5%"),
+        (("--max-drop", "200%"), "max_drop: expected 0 to 1"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    job: tuple[object, ...], capsys: Capture, tmp_path: Path, options: tuple[str, ...], problem: str
+) -> None:
+    ran = run_cli(capsys, *job, *options)
+    assert ran.code == 2
+    assert problem in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("12MB", 12.0), ("500kB", 0.5), ("2gb", 2000.0), ("1500000", 1.5)])
+def test_sizes(text: str, expected: float) -> None:
+    from onnxvitq.cli import _megabytes
+
+    assert _megabytes(text) == pytest.approx(expected)

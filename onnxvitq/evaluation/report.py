@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -131,6 +132,10 @@ def summary(report: Mapping[str, Any]) -> Table:
         judged = step["before"] is not None and step["after"] is not None
         gain = "" if not judged else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
         table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
+    if "precision" in report:
+        table.add_row("mixed precision", _describe_precision(report["precision"]))
+    if "quality" in report:
+        table.add_row("decisions lost", describe_quality(report["quality"]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
     table.add_row("seconds", seconds)
     return table
@@ -158,6 +163,29 @@ def _gain(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def _describe_precision(precision: Mapping[str, Any]) -> str:
+    chosen = precision["chosen"]
+    counts = Counter(chosen["bits"].values())
+    widths = ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items()))
+    return (
+        f"{chosen['average_bits']:.2f} bits a weight ({precision['granularity']}s: {widths} bits) by {precision['criterion']} "
+        f"error; before the fit {chosen['measured_db']:.1f} dB, predicted {chosen['predicted_db']:.1f} dB"
+    )
+
+
+def describe_quality(quality: Mapping[str, Any]) -> str:
+    """The drop with its sampling error, what was allowed, and what it took."""
+    low, high = (100 * bound for bound in quality["interval"])
+    changes = Counter(change["action"] for change in quality["changes"])
+    text = (
+        f"{quality['lost']} of {quality['samples']} held-out samples (95 % interval {low:.2g} to {high:.3g} %), "
+        f"expected {100 * quality['expected']:.2g} +- {100 * quality['expected_error']:.2g} %, "
+        f"allowed {100 * quality['max_drop']:.3g} %"
+    )
+    done = {"raise": "raised to 8 bits", "float": "returned to float"}
+    return "; ".join([text, *(f"{count} {done[action]}" for action, count in changes.items())])
 
 
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:
