@@ -32,7 +32,9 @@ from rich.progress import (
 from rich.table import Table
 
 from onnxvitq.config import (
+    Criterion,
     Effort,
+    Granularity,
     Method,
     ObjectiveName,
     QuantConfig,
@@ -158,20 +160,25 @@ def _quantize(arguments: Sequence[str]) -> int:
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
     _refuse_clashes(args, output)
     from onnxvitq import pipeline  # loads onnxruntime; --help and wrong options need not wait for it
-    from onnxvitq.evaluation.report import to_json
+    from onnxvitq.evaluation.report import describe_quality, to_json
     from onnxvitq.graph.io import refuse_output
 
-    for path in (args.report, args.save_config_file):
+    for path in (args.report, args.save_config_file, args.sensitivity_file):
         if path is not None:
             refuse_output(path, model)
     with _progress(hidden=args.quiet or args.json) as progress:
         result = pipeline.quantize(model, args.calib, output, config, preprocess=_preprocess(args), progress=progress)
     report = result.report
     _write(args.report, to_json(report))
+    _write_sensitivity(args.sensitivity_file, report)
     _write(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
     _print_report(report, args)
     if args.strict and not report["audit_passed"]:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
+        return EXIT_BELOW_QUALITY
+    quality = report.get("quality")
+    if quality is not None and not quality["kept"]:
+        sys.stderr.write(f"onnxvitq: written, but too many decisions are lost: {describe_quality(quality)}\n")
         return EXIT_BELOW_QUALITY
     return 0
 
@@ -188,6 +195,7 @@ def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
     """No file is written over another one of the same command (the model is looked after by the pipeline)."""
     read = {"--calib": args.calib, "--preprocessor-config": args.preprocessor_config, "--config": args.config}
     written = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
+    written["--sensitivity"] = args.sensitivity_file
     taken = {os.path.realpath(path): option for option, path in read.items() if path is not None}
     for option, path in written.items():
         if path is None:
@@ -205,8 +213,18 @@ def _write(path: Path | None, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
+def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
+    from onnxvitq.evaluation.report import to_json
+    from onnxvitq.evaluation.sensitivity import sensitivity_csv
+
+    if path is not None:
+        described = report["sensitivity"]
+        _write(path, sensitivity_csv(described) if path.suffix == ".csv" else to_json(described))
+
+
 def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
     from onnxvitq.evaluation.report import ablation_table, summary, to_json
+    from onnxvitq.evaluation.sensitivity import sensitivity_table
 
     calibration = report["calibration"]
     _warn_skipped(calibration["skipped"])
@@ -219,6 +237,8 @@ def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
         _console().print(summary(report))
         if args.ablation:
             _console().print(ablation_table(report))
+        if "sensitivity" in report:
+            _console().print(sensitivity_table(report["sensitivity"]))
 
 
 def _quantize_parser() -> argparse.ArgumentParser:
@@ -283,6 +303,14 @@ def _quantize_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="globs of node names or roles to keep float",
     )
+    fitting.add_argument(
+        "--average-bits", type=float, metavar="N", help="mixed precision: mean bits of the layers' weights"
+    )
+    fitting.add_argument("--target-size", type=_megabytes, metavar="SIZE", help="mixed precision: of the file, as 12MB")
+    fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
+    fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
+    fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
+    fitting.add_argument("--max-drop", type=_share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
     fitting.add_argument("--seed", type=int, help="of every random draw")
@@ -293,6 +321,13 @@ def _quantize_parser() -> argparse.ArgumentParser:
     results.add_argument("--report", type=Path, help="write the report as JSON")
     results.add_argument(
         "--ablation", action="store_true", help="print what every step did to SQNR and agreement on held-out samples"
+    )
+    results.add_argument(
+        "--sensitivity",
+        dest="sensitivity_file",
+        type=_table_file,
+        metavar="FILE",
+        help="measure and write the output's error by kind of site and block (.csv or .json)",
     )
     results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
     results.add_argument(
@@ -313,6 +348,8 @@ def _config(args: argparse.Namespace) -> QuantConfig:
     if args.weight_bits is not None or args.activation_bits is not None:
         weights, activations = parse_bits("bits", str(values.get("bits", QuantConfig().bits)))
         values["bits"] = f"w{args.weight_bits or weights}a{args.activation_bits or activations}"
+    if args.sensitivity_file is not None:
+        values["sensitivity"] = True
     return QuantConfig.from_dict(values)
 
 
@@ -592,6 +629,32 @@ def _integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _share(text: str) -> float:
+    """An option's type: 0.5% or 0.005."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a share such as 0.5%, got {text!r}") from error
+
+
+def _megabytes(text: str) -> float:
+    """An option's type: a size, 12MB, 500kB or bytes, in MB."""
+    units = {"gb": 1e3, "mb": 1.0, "kb": 1e-3, "b": 1e-6}
+    number = text.lower().rstrip("bgkm")
+    unit = text.lower()[len(number) :]
+    try:
+        return float(number) * units[unit or "b"]
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"expected a size such as 12MB, got {text!r}") from error
+
+
+def _table_file(text: str) -> Path:
+    """An option's type: a file whose suffix says how a table is written."""
+    if Path(text).suffix not in (".csv", ".json"):
+        raise argparse.ArgumentTypeError(f"expected a .csv or a .json file, got {text!r}")
+    return Path(text)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -19,13 +19,19 @@ ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
+Granularity = Literal["module", "layer"]
+Criterion = Literal["measured", "nuclear"]
+WIDTHS = ("2", "3", "4", "5", "6", "7", "8", FLOAT)
 # Options that may be None, and what they are otherwise.
 OPTIONAL: Mapping[str, type] = {
     "activations": str,
+    "average_bits": float,
     "candidates": int,
+    "max_drop": float,
     "num_samples": int,
     "rounds": int,
     "static_batch": int,
+    "target_size": float,
 }
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
@@ -60,6 +66,13 @@ class QuantConfig:
     (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
     matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
+    average_bits, target_size: mixed precision, by the mean bits of the weights that may differ, or by the written file's
+    size in MB. bit_candidates: widths to choose from, "2" to "8" and "float". granularity: what gets a width of its own, the
+    attention and the MLP of each block (Paper A) or each layer. criterion: by what, the output's error with one of them
+    quantized, or Paper A's nuclear norm times squared error.
+    max_drop: share of decisions that may be lost, 0 to 1: bits are raised and layers returned to float until held-out samples
+    keep it; with a budget as well it is only checked. sensitivity: report the output's error with one kind of site of one
+    block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     static_batch: the batch size that the written model is frozen to. threads: of onnxruntime; 0 takes one a core. seed: of
     every random draw.
@@ -81,6 +94,13 @@ class QuantConfig:
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
+    average_bits: float | None = None
+    target_size: float | None = None
+    bit_candidates: tuple[str, ...] = ("2", "3", "4", "5", "6", "7", "8")
+    granularity: Granularity = "layer"
+    criterion: Criterion = "measured"
+    max_drop: float | None = None
+    sensitivity: bool = False
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
     static_batch: int | None = None
@@ -110,12 +130,29 @@ class QuantConfig:
             _between("candidates", self.candidates, 2, 1000)
         if self.rounds is not None:
             _between("rounds", self.rounds, 1, 20)
+        self._check_precision()
         _between("threads", self.threads, 0, 1024)
         _between("seed", self.seed, 0, 2**32 - 1)
         if self.num_samples is not None:
             _between("num_samples", self.num_samples, 1, 10**9)
         if self.static_batch is not None:
             _between("static_batch", self.static_batch, 1, 10**9)
+
+    def _check_precision(self) -> None:
+        if self.average_bits is not None:
+            _between("average_bits", self.average_bits, 2, 32)
+        if self.target_size is not None:
+            _between("target_size", self.target_size, 1e-6, 1e6)
+        if self.average_bits is not None and self.target_size is not None:
+            raise ConfigError("target_size", "expected one budget, got average_bits as well")
+        if self.max_drop is not None:
+            _between("max_drop", self.max_drop, 0, 1)
+        for width in self.bit_candidates:
+            _one_of("bit_candidates", width, WIDTHS)
+        if not self.bit_candidates:
+            raise ConfigError("bit_candidates", "expected at least one width")
+        _one_of("granularity", self.granularity, get_args(Granularity))
+        _one_of("criterion", self.criterion, get_args(Criterion))
 
     @property
     def judged(self) -> bool:
@@ -139,6 +176,11 @@ class QuantConfig:
     def input_form(self) -> InputForm:
         """How the inputs of linears are quantized: static unless said otherwise, or no effort is spared."""
         return self.activations or ("auto" if self.effort == "best" else "static")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether layers' weights get different bits under a budget."""
+        return self.average_bits is not None or self.target_size is not None
 
     @property
     def search(self) -> tuple[int, int]:
@@ -172,6 +214,8 @@ class QuantConfig:
             default = known[name].default
             expected = OPTIONAL.get(name, type(default))
             accepted = value is None and default is None
+            if expected is float and type(value) is int:
+                value = given[name] = float(value)
             if name == "bit_overrides":
                 given[name] = _overrides(value)
                 continue
@@ -210,7 +254,7 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(name, f"expected one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def _between(name: str, value: float, low: int, high: int) -> None:
+def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(name, f"expected {low} to {high}, got {value}")
 

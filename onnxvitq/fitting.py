@@ -1,12 +1,13 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
-Order: channels are mapped (exact), ranges are measured, scales are searched, biases corrected, weights solved again. Each of
-these is kept only if the model's *output* on held-out calibration samples gains.
+Order: channels are mapped (exact), bits chosen where they may differ, scales searched, formats chosen, biases corrected,
+weights solved again, blocks learned. Each of these is kept only if the model's *output* on held-out samples gains.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
@@ -30,6 +32,8 @@ from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.learn.available import require_torch
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
+from onnxvitq.precision import BitAllocator, Fitting
+from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
@@ -43,7 +47,8 @@ from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
-from onnxvitq.steps.scales import SearchScales
+from onnxvitq.steps.scales import SearchScales, linear_groups
+from onnxvitq.steps.sensitivity import one_at_a_time
 from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step, is_held_out
 
@@ -52,6 +57,7 @@ KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same agai
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
+REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -120,7 +126,8 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity``,
+    ``precision`` and ``quality`` the reports under these names, where they were asked for.
     """
 
     graph: gs.Graph
@@ -129,6 +136,9 @@ class Fitted:
     feeds: Replay
     reference: Sequence[FloatArray]
     outcomes: list[dict[str, Any]]
+    sensitivity: dict[str, Any] | None = None
+    precision: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
 
 
 _Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
@@ -153,11 +163,19 @@ class Fitter:
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
+        self._roles: dict[str, str] = {}
+        self._sensitivity: dict[str, Any] | None = None
+        self._precision: dict[str, Any] | None = None
+        self._quality: dict[str, Any] | None = None
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
         """Work on this graph from here on."""
-        blockmap = find_blocks(graph, str(self._loaded.path))
+        found = find_blocks(graph, str(self._loaded.path))
+        # A Mul that was written between an activation and fc2 hides an MLP; a layer keeps the role it had without it.
+        linears = tuple(replace(linear, role=self._roles.get(linear.name, linear.role)) for linear in found.linears)
+        self._roles = {linear.name: linear.role for linear in linears}
+        blockmap = replace(found, linears=linears)
         self._graph = graph
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
         self._plan = make_plan(blockmap, self._config)
@@ -170,7 +188,7 @@ class Fitter:
             count: of samples, where it is known.
         """
         wanted = rows_needed(self._problem.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
-        requests = (*wanted, *_requests(self._steps, self._problem, self._plan))
+        requests = (*wanted, *self._requests())
         outputs = StatRequest(tensor=self._output, kind="whole")
         self._count = count
         self._stats = self._measure((*requests, outputs))
@@ -178,28 +196,10 @@ class Fitter:
 
     def fit(self) -> Fitted:
         """All steps in order."""
-        exact = self._exact_steps()
-        total = len(self._steps) + len(exact) + self._config.runs("weights")
-        self._start()
-        self._report_progress(total)
-        for name, worth, propose in exact:
-            self._change(name, worth, propose)
-            self._report_progress(total)
-        for step in self._steps[1:]:
-            if isinstance(step, CorrectBias):
-                continue  # after the formats: it is for what the linears will read
-            self._run(step)
-            self._report_progress(total)
-        self._choose_formats()
-        for step in self._steps[1:]:
-            if isinstance(step, CorrectBias):
-                self._run(step)
-                self._report_progress(total)
-        if self._config.runs("weights"):
-            self._rebuild()
-            self._report_progress(total)
-        if self._config.learns:
-            self._learn()
+        stages = self._stages()
+        for done, stage in enumerate(stages, start=1):
+            stage()
+            self._progress("fit", done, len(stages))
         return Fitted(
             graph=self._graph,
             problem=self._problem,
@@ -207,10 +207,35 @@ class Fitter:
             feeds=self._feeds,
             reference=self._wholes[: self._feeds.kept],
             outcomes=self._outcomes,
+            sensitivity=self._sensitivity,
+            precision=self._precision,
+            quality=self._quality,
         )
 
-    def _report_progress(self, total: int) -> None:
-        self._progress("fit", len(self._outcomes), total)
+    def _requests(self) -> tuple[StatRequest, ...]:
+        """What all steps need, each statistic once: one sweep serves them all."""
+        requests = [request for step in self._steps for request in step.needs(self._problem, self._plan)]
+        if self._config.mixed:
+            requests += [StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(self._problem, self._plan)]
+        return tuple(dict.fromkeys(requests))
+
+    def _stages(self) -> list[Callable[[], None]]:
+        """What the options ask for, in the order of the module's first lines."""
+        config, fitted = self._config, self._steps[1:]
+        asked: list[tuple[bool, Callable[[], None]]] = [
+            (True, self._start),
+            *((True, partial(self._change, *step)) for step in self._exact_steps()),
+            (config.mixed, self._choose_bits),
+            *((True, partial(self._run, step)) for step in fitted if not isinstance(step, CorrectBias)),
+            (True, self._choose_formats),
+            *((True, partial(self._run, step)) for step in fitted if isinstance(step, CorrectBias)),
+            # Of weights as they are: those solved again make up for the others' errors.
+            (config.sensitivity, self._report_sensitivity),
+            (config.runs("weights"), self._rebuild),
+            (config.learns, self._learn),
+            (config.max_drop is not None, self._keep_quality),
+        ]
+        return [stage for wanted, stage in asked if wanted]
 
     def _record(self, entry: Mapping[str, Any]) -> None:
         """What the report says of a step; the agreement is that of what was kept so far."""
@@ -294,7 +319,7 @@ class Fitter:
         after: OutputDifference | None = None
         self._take(graph)
         if self._is_exact():
-            requests = (*rows_needed(self._problem.blockmap), *_requests(self._steps, self._problem, self._plan))
+            requests = (*rows_needed(self._problem.blockmap), *self._requests())
             self._stats = self._measure(requests)
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
@@ -392,13 +417,59 @@ class Fitter:
                 self._plan, self._score = plan, after if self._config.judged else None
             self._record({**entry, "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)})
 
+    def _choose_bits(self) -> None:
+        """Bits of each layer's weights within the budget."""
+        fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
+        self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config).choose()
+        before = self._sqnr
+        self._score = self._difference(self._plan) if self._config.judged else None
+        count = len(self._precision["chosen"]["bits"])
+        entry = {
+            "name": "bits",
+            "accepted": True,
+            "before": before,
+            "after": self._sqnr,
+            "kept": count,
+            "layers": count,
+        }
+        self._record({**entry, "parts": []})
+
+    def _keep_quality(self) -> None:
+        """As many layers with more bits or in float as the promise needs."""
+        fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
+        keeper = QualityKeeper(fitting, self._held_out(), self._wholes, self._config)
+        self._plan, self._quality = keeper.keep()
+
+    def _report_sensitivity(self) -> None:
+        """The output's error with one part quantized, for every part."""
+        samples = self._held_out(REPORTED)
+        probe = OutputProbe(self._graph, self._problem, self._plan, samples, self._config.threads)
+        parts = [
+            {
+                **asdict(one.part),
+                "sqnr_db": round(one.sqnr_db, 2),
+                "agreement": one.agreement,
+                "share": round(one.share, 5),
+            }
+            for one in one_at_a_time(self._problem, self._plan, probe)
+        ]
+        for part in parts:
+            part["tensors"] = list(part["tensors"])
+        described = {"output": self._output, "outputs": len(self._loaded.outputs), "samples": len(samples.feeds)}
+        self._sensitivity = {**described, "parts": parts}
+
+    def _held_out(self, most: int | None = None) -> Samples:
+        """Held-out samples with their float outputs."""
+        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)][:most]
+        return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
+
     def _judge(self) -> OutputJudge:
-        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
+        held = self._held_out()
         return OutputJudge(
             graph=self._graph,
             problem=self._problem,
-            feeds=[feed for feed, _ in held],
-            references=[reference for _, reference in held],
+            feeds=held.feeds,
+            references=held.references,
             threads=self._config.threads,
         )
 
@@ -452,11 +523,6 @@ def _steps(config: QuantConfig) -> list[Step]:
     if config.runs("bias"):
         steps.append(CorrectBias(workers=config.threads))
     return steps
-
-
-def _requests(steps: Sequence[Step], problem: Problem, plan: QuantPlan) -> tuple[StatRequest, ...]:
-    """What all steps need, each statistic once: one sweep serves them all."""
-    return tuple(dict.fromkeys(request for step in steps for request in step.needs(problem, plan)))
 
 
 def _operand_names(blockmap: BlockMap) -> set[str]:

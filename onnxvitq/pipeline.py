@@ -127,6 +127,7 @@ def quantize(
     blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
     reference, outcomes = fitted.reference, fitted.outcomes
     bits = reports.describe_bits(blockmap, plan, proto)
+    asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
     del fitter, fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
@@ -155,6 +156,7 @@ def quantize(
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
         "steps": outcomes,
+        **{name: described for name, described in asked.items() if described is not None},
         "calibration": _describe_data(source, preprocessing, origin),
         "config": config.to_dict(),
         "environment": reports.environment(config.threads),

@@ -25,6 +25,13 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "bits": "w4a6",
     "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
     "edges_at_8_bits": False,
+    "average_bits": 4.5,
+    "target_size": None,
+    "bit_candidates": ["4", "float"],
+    "granularity": "module",
+    "criterion": "nuclear",
+    "max_drop": 0.01,
+    "sensitivity": True,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
     "static_batch": 4,
@@ -42,7 +49,7 @@ seed = 5
 def test_the_example_sets_every_option() -> None:
     assert set(OTHER) == {field.name for field in fields(QuantConfig)}
     defaults = QuantConfig().to_dict()
-    assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version"]
+    assert [name for name in OTHER if OTHER[name] == defaults[name]] == ["version", "target_size"]
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
-MAY_IMPORT["fitting"] = EVERYTHING_BELOW
-MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"fitting"}
-MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {"fitting", "pipeline", "cli"}
+MAY_IMPORT["precision"] = EVERYTHING_BELOW
+MAY_IMPORT["quality"] = EVERYTHING_BELOW | {"precision"}
+MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision", "quality"}
+MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "quality", "fitting"}
+MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {
+    "precision",
+    "quality",
+    "fitting",
+    "pipeline",
+    "cli",
+}
 
 # Library -> the units that may import it.
 HOMES: dict[str, frozenset[str]] = {
@@ -50,7 +58,9 @@ HOMES: dict[str, frozenset[str]] = {
 # A file that names a library's type and does nothing with it but hand it on.
 TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
+    ("evaluation/probe.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
+    ("precision.py", "onnx_graphsurgeon"),
     ("rebuild/pieces.py", "onnx_graphsurgeon"),
     ("rebuild/branches.py", "onnx_graphsurgeon"),
     ("rebuild/weights.py", "onnx_graphsurgeon"),
@@ -65,6 +75,8 @@ NAMES_ONLY = {
         "apply_plan",
         "branch_names",
         "PACKED",
+        "probe_graph",
+        "probe_parameters",
     },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }

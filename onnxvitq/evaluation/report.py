@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -171,6 +172,10 @@ def summary(report: Mapping[str, Any]) -> Table:
         judged = step["before"] is not None and step["after"] is not None
         gain = "" if not judged else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
         table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
+    if "precision" in report:
+        table.add_row("mixed precision", _describe_precision(report["precision"]))
+    if "quality" in report:
+        table.add_row("decisions lost", describe_quality(report["quality"]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
     table.add_row("seconds", seconds)
     return table
@@ -213,6 +218,29 @@ def _bits(bits: Mapping[str, Any], *, edges_at_8_bits: bool) -> str:
     if edges_at_8_bits and len(ordered) > 1:
         texts.append("patch embedding and head keep 8 bits unless told otherwise (--no-edges-at-8-bits)")
     return "; ".join(texts) or "no linear is quantized"
+
+
+def _describe_precision(precision: Mapping[str, Any]) -> str:
+    chosen = precision["chosen"]
+    counts = Counter(chosen["bits"].values())
+    widths = ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items()))
+    return (
+        f"{chosen['average_bits']:.2f} bits a weight ({precision['granularity']}s: {widths} bits) by {precision['criterion']} "
+        f"error; before the fit {chosen['measured_db']:.1f} dB, predicted {chosen['predicted_db']:.1f} dB"
+    )
+
+
+def describe_quality(quality: Mapping[str, Any]) -> str:
+    """The drop with its sampling error, what was allowed, and what it took."""
+    low, high = (100 * bound for bound in quality["interval"])
+    changes = Counter(change["action"] for change in quality["changes"])
+    text = (
+        f"{quality['lost']} of {quality['samples']} held-out samples (95 % interval {low:.2g} to {high:.3g} %), "
+        f"expected {100 * quality['expected']:.2g} +- {100 * quality['expected_error']:.2g} %, "
+        f"allowed {100 * quality['max_drop']:.3g} %"
+    )
+    done = {"raise": "raised to 8 bits", "float": "returned to float"}
+    return "; ".join([text, *(f"{count} {done[action]}" for action, count in changes.items())])
 
 
 def _left_in_float(report: Mapping[str, Any]) -> list[str]:

@@ -232,6 +232,23 @@ def test_an_ordinary_graph_is_not_run_for_its_shapes(tmp_path: Path, monkeypatch
     assert unknown_tensors(loaded.graph) == []
 
 
+def test_a_layer_keeps_its_role_when_a_map_hides_its_mlp(tmp_path: Path) -> None:
+    """A Mul between an activation and fc2 is no pattern of an MLP; reports still say what the layer is."""
+    proto, model = seeded_transformer(0, tokens="9"), tmp_path / "model.onnx"
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("b0_fc1_b", "b0_fc2_W"):  # an activation's channel 30 times the others
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[5] = 30 if tensor.name == "b0_fc1_b" else values[5] / 30
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(proto, model)
+    config = QuantConfig(candidates=3, rounds=1, threads=1, acceptance="always", sensitivity=True)
+    result = quantize(model, FEEDS, tmp_path / "out.onnx", config)
+    online = next(step for step in result.report["steps"] if step["name"] == "online-channels")
+    assert online["kept"] > 0
+    kinds = {(part["block"], part["kind"]) for part in result.report["sensitivity"]["parts"]}
+    assert {(0, "mlp.fc1.input"), (0, "mlp.fc2.weight"), (1, "mlp.fc2.input")} <= kinds
+
+
 # ------------------------------------------------------------------------------------------ formats chosen by the output
 
 

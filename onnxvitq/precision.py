@@ -1,0 +1,242 @@
+"""Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
+
+One session judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
+held-out samples as ``PASSES`` over the calibration data allow; the error with the other widths follows from what they do to
+the unit's own output, which costs no run (``steps.bits.relative_errors``). Errors of different units add up, so the best
+choice within a budget is a knapsack's, solved exactly (``numerics.allocate``).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxvitq.config import FLOAT, QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.evaluation.probe import OutputProbe, Samples
+from onnxvitq.fanout import fan_out
+from onnxvitq.graph.io import to_proto
+from onnxvitq.numerics.allocate import Floats, least_error, pareto_front
+from onnxvitq.numerics.sensitivity import omega
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.spec import FloatArray, QParams, Stats
+from onnxvitq.steps.bits import FLOAT_BITS, BitCosts, BitUnit, find_units, relative_errors, unit_params, with_widths
+from onnxvitq.steps.sensitivity import error_power, only
+
+PASSES = 1.25  # over the calibration samples, that measuring one unit after the other may take
+JUDGED = 16  # of the calibration samples, one in so many judges whole choices
+FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
+SIZE_TRIES = 5  # graphs written to meet a size in bytes
+RECIPE = 4096  # bytes kept free for what the written file says of itself
+
+Feature = Callable[[FloatArray], FloatArray]  # a watched tensor -> what Paper A looks at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitting:
+    """A canonical graph, what was found in it, a plan with min-max parameters, and the statistics it came from."""
+
+    graph: gs.Graph
+    problem: Problem
+    plan: QuantPlan
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Choice:
+    """The number of each unit's option, the plan, and the bytes in the file that are no weights of the units."""
+
+    options: tuple[int, ...]
+    plan: QuantPlan
+    rest: float
+
+
+class BitAllocator:
+    """Chooses the bits of one model's weights.
+
+    Args:
+        fitting: exact changes of the graph are done.
+        samples: held out from every fit.
+        config: says the budget, the widths, what shares a width, and the criterion.
+
+    Raises:
+        ConfigError: no layer's bits may differ.
+    """
+
+    def __init__(self, fitting: Fitting, samples: Samples, config: QuantConfig) -> None:
+        self._fitting, self._samples, self._config = fitting, samples, config
+        self._widths = tuple(sorted(FLOAT_BITS if one == FLOAT else int(one) for one in set(config.bit_candidates)))
+        problem, plan = fitting.problem, fitting.plan
+        self.units = find_units(problem, plan, config.granularity, with_edges=not config.edges_at_8_bits)
+        if not self.units or self._widths == (FLOAT_BITS,):
+            raise ConfigError("mixed precision", "expected layers whose bits may differ, found none")
+        self._total = sum(unit.size for unit in self.units)
+        self._watched = [_watched(problem, unit) for unit in self.units]
+        names = dict.fromkeys(tensor for tensor, _ in self._watched)
+        self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
+        self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / len(self.units))))
+        self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
+        self._params: dict[tuple[str, int], dict[str, QParams]] = {}
+
+    def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
+        """The plan with the chosen formats and min-max parameters, and what the report says.
+
+        Raises:
+            ConfigError: the budget is smaller than the smallest choice.
+        """
+        measured, costs = self.costs()
+        choice = self._within_budget(costs)
+        return choice.plan, self._describe(measured, costs, choice)
+
+    def costs(self) -> tuple[BitCosts, BitCosts]:
+        """What each width costs each unit: in error power of the output over its power, and by the criterion."""
+        mean = self._config.average_bits or FIRST_WIDTH
+        reference = min((width for width in self._widths if width < FLOAT_BITS), key=lambda width: abs(width - mean))
+        powers, omegas = self._measure_units(reference)
+
+        def relative(unit: BitUnit) -> Floats:
+            return relative_errors(self._fitting.problem, self._fitting.stats, unit, self._widths, reference)
+
+        ratios = np.array(fan_out(relative, self.units, self._config.threads))
+        sizes = np.outer([unit.size for unit in self.units], self._widths).astype(np.int64)
+        measured = BitCosts(units=self.units, widths=self._widths, sizes=sizes, errors=powers[:, None] * ratios)
+        if self._config.criterion == "measured":
+            return measured, measured
+        return measured, BitCosts(units=self.units, widths=self._widths, sizes=sizes, errors=omegas[:, None] * ratios)
+
+    def _measure_units(self, width: int) -> tuple[Floats, Floats]:
+        """Output error power and Omega of each unit's weights quantized alone with that many bits; (U,) each."""
+        nuclear = self._config.criterion == "nuclear"
+        tensors = list(dict.fromkeys(tensor for tensor, _ in self._watched)) if nuclear else []
+        nothing = only(self._fitting.plan, ())
+        exact = (
+            dict(zip(tensors, self._weights.watch(nothing, tensors, self._count)[1], strict=True)) if nuclear else {}
+        )
+        powers, omegas = [], []
+        for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
+            plan = nothing.with_params(self._unit_params(unit, width))
+            difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
+            powers.append(error_power(difference.sqnr_db))
+            omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
+        return np.array(powers), np.array(omegas)
+
+    def _unit_params(self, unit: BitUnit, width: int) -> dict[str, QParams]:
+        key = unit.name, width
+        if key not in self._params:
+            self._params[key] = unit_params(self._fitting.problem, unit, width)
+        return self._params[key]
+
+    def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
+        """The plan of a choice, with min-max parameters."""
+        bits = costs.bits(options)
+        plan = with_widths(self._fitting.plan, self.units, bits)
+        for unit in self.units:
+            if bits[unit.name] < FLOAT_BITS:
+                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+        return plan
+
+    def measure(self, probe: OutputProbe, costs: BitCosts, options: Sequence[int], count: int | None = None) -> float:
+        """Output SQNR of a choice in dB, before anything is fitted to it, by a probe with all quantizers."""
+        bits, plan = costs.bits(options), self._fitting.plan
+        plan = only(plan, plan.decisions.keys() - self._names())
+        for unit in self.units:
+            if bits[unit.name] < FLOAT_BITS:
+                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+        return probe(plan, count).sqnr_db
+
+    def probe(self, samples: Samples) -> OutputProbe:
+        """For ``measure``."""
+        fitting = self._fitting
+        return OutputProbe(fitting.graph, fitting.problem, fitting.plan, samples, self._config.threads)
+
+    def _names(self) -> set[str]:
+        """Of the weights whose bits may differ."""
+        return {weight for unit in self.units for weight in unit.weights}
+
+    def _within_budget(self, costs: BitCosts) -> _Choice:
+        """The best choice within the budget."""
+        bits = self._config.average_bits
+        if bits is None:
+            return self._within_size(costs)
+        try:
+            return self._written(costs, least_error(list(costs.sizes), list(costs.errors), bits * self._total))
+        except ValueError as error:
+            problem = f"expected at least {self._widths[0]} bits, got {bits:.4g}"
+            raise ConfigError("average_bits", problem, "allow fewer bits with bit_candidates") from error
+
+    def _within_size(self, costs: BitCosts) -> _Choice:
+        """The best choice whose file is small enough. It is met by writing: what unpacking adds depends on the widths."""
+        assert self._config.target_size is not None  # config.mixed said so
+        asked = self._config.target_size * 1e6
+        rest = self._written(costs, [len(self._widths) - 1] * len(self.units)).rest
+        for _ in range(SIZE_TRIES):
+            try:
+                options = least_error(list(costs.sizes), list(costs.errors), 8 * (asked - rest))
+            except ValueError:
+                break
+            choice = self._written(costs, options)
+            excess = choice.rest + costs.size(options) / 8 - asked
+            if excess <= 0:
+                return choice
+            rest = max(choice.rest, rest + excess)
+        choice = self._written(costs, [0] * len(self.units))
+        least = choice.rest + costs.size(choice.options) / 8
+        if least > asked:
+            problem = f"expected at least {least / 1e6:.4g} MB, got {asked / 1e6:.4g}"
+            raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
+        return choice
+
+    def _written(self, costs: BitCosts, options: Sequence[int]) -> _Choice:
+        plan = self.plan(costs, options)
+        proto = to_proto(apply_plan(self._fitting.graph, self._fitting.problem, plan, packed=True), {})
+        return _Choice(options=tuple(options), plan=plan, rest=proto.ByteSize() + RECIPE - costs.size(options) / 8)
+
+    def _describe(self, measured: BitCosts, costs: BitCosts, choice: _Choice) -> dict[str, Any]:
+        """What the report says: the units, and every point of the front with its size and predicted error."""
+        total, probe, plan = self._total, self.probe(self._samples), self._fitting.plan
+        base = error_power(probe(only(plan, plan.decisions.keys() - self._names()), self._judged).sqnr_db)
+
+        def point(options: Sequence[int]) -> dict[str, Any]:
+            size = costs.size(options)
+            entry = {"size_mb": round((choice.rest + size / 8) / 1e6, 4), "average_bits": round(size / total, 3)}
+            entry["predicted_db"] = round(-10 * math.log10(base + measured.predicted(options)), 2)
+            return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(options):.6g}")})
+
+        def judged(options: Sequence[int]) -> dict[str, Any]:
+            return {**point(options), "measured_db": round(self.measure(probe, costs, options, self._judged), 2)}
+
+        front = pareto_front(list(costs.sizes), list(costs.errors))
+        chosen = judged(choice.options)
+        mean = chosen["average_bits"]
+        others = {int(np.argmin(np.abs(front.sizes / total - wanted))) for wanted in (mean - 1, mean + 1)}
+        uniform = [k for k, width in enumerate(self._widths) if width <= mean][-1:]
+        return {
+            "criterion": self._config.criterion,
+            "granularity": self._config.granularity,
+            "chosen": {**chosen, "bits": costs.bits(choice.options)},
+            "uniform": [{"bits": self._widths[k], **judged([k] * len(self.units))} for k in uniform],
+            "others": [judged([int(one) for one in front.choices[index]]) for index in sorted(others)],
+            "front": [point([int(one) for one in options]) for options in front.choices],
+            "samples": self._count,
+            "runs": self._weights.runs + probe.runs,
+        }
+
+
+def _watched(problem: Problem, unit: BitUnit) -> tuple[str, Feature]:
+    """The tensor that Paper A looks at for a unit: an attention's map where the unit makes the query or the key, else the
+    output of the unit's last layer.
+    """
+    for attention in problem.blockmap.attentions:
+        if {attention.query_linear, attention.key_linear} & set(unit.linears):
+            return attention.probs, partial(_shares, axis=-1 if attention.probs_first else -2)
+    return problem.blockmap.linear(unit.linears[-1]).output, np.asarray
+
+
+def _shares(powers: FloatArray, axis: int) -> FloatArray:
+    """A softmax's output as it is, or, where it is divided late, its powers divided by their sums."""
+    return powers / powers.sum(axis=axis, keepdims=True)

@@ -1,0 +1,210 @@
+"""Quality control: bits are raised, then layers returned to float, the worst first, until as few decisions are lost as allowed.
+
+The order comes from the output's error with one layer quantized at a time. How many of these changes are needed is found by
+halving: the drop falls with their number, but for noise, so some seven evaluations serve a hundred layers. All are made by one
+session (``evaluation.probe``); the model that is written is judged at the end, and where it misses by a sample, gets more.
+
+A drop is measured on held-out samples, which are few, and expected from the margins of all calibration samples
+(``numerics.drop``); both must keep the promise, and the interval of the first is stated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.evaluation.probe import OutputProbe, Samples
+from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.numerics.drop import binomial_interval, expected_drop
+from onnxvitq.plan import QuantPlan
+from onnxvitq.precision import Fitting
+from onnxvitq.rewrite.qdq import planned_products, products
+from onnxvitq.spec import FloatArray
+from onnxvitq.steps.bits import without_nodes
+from onnxvitq.steps.scales import linear_groups
+from onnxvitq.steps.sensitivity import error_power, only
+
+RAISED = 8  # bits
+ORDERING = 4  # held-out samples that the order of the changes is measured on
+MORE = 4  # further changes at most, where the written model misses what the probe promised
+REASON = "returned to float to keep --max-drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is done to the linears that read one tensor, or to one product (``nodes``: their names), and their sites."""
+
+    action: Literal["raise", "float"]
+    nodes: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """Decisions lost of ``count`` held-out samples, the share that is expected from the margins, and its standard error."""
+
+    lost: int
+    count: int
+    expected: float
+    error: float
+
+    @property
+    def share(self) -> float:
+        """Of the held-out samples, 0 to 1."""
+        return self.lost / self.count
+
+    def keeps(self, limit: float) -> bool:
+        """Whether both are within the limit, the second with one standard error to spare: few samples have small margins."""
+        return self.share <= limit and self.expected + self.error <= limit
+
+    def described(self) -> dict[str, Any]:
+        """For the report; the interval is that of the share, at 95 %."""
+        interval = [round(bound, 5) for bound in binomial_interval(self.lost, self.count)]
+        entry = {"drop": round(self.share, 5), "lost": self.lost, "samples": self.count}
+        return {
+            **entry,
+            "interval": interval,
+            "expected": round(self.expected, 6),
+            "expected_error": round(self.error, 6),
+        }
+
+
+class QualityKeeper:
+    """Keeps one promise for one model.
+
+    Args:
+        fitting: its plan is fitted.
+        samples: held out from every fit.
+        scores: float scores of all calibration samples, (N, classes).
+        config: says the promise.
+
+    Raises:
+        ConfigError: the first output is no (batch, classes).
+    """
+
+    def __init__(self, fitting: Fitting, samples: Samples, scores: Sequence[FloatArray], config: QuantConfig) -> None:
+        if any(one.ndim != 2 or one.shape[1] < 2 for one in scores):
+            shape = list(scores[0].shape)
+            raise ConfigError("max_drop", f"expected class scores (batch, classes) as first output, got shape {shape}")
+        assert config.max_drop is not None  # or nobody would ask
+        self._fitting, self._samples, self._config, self._limit = fitting, samples, config, config.max_drop
+        self._scores, self._references = np.concatenate(scores), np.concatenate(samples.references)
+        self._output = fitting.graph.outputs[0].name
+        self._probe = OutputProbe(
+            fitting.graph, fitting.problem, fitting.plan, samples, config.threads, (self._output,)
+        )
+        self._evaluations = 0
+
+    def keep(self) -> tuple[QuantPlan, dict[str, Any]]:
+        """The plan that keeps the promise, or the best there is, and what the report says.
+
+        Where a budget of bits or bytes is to be met as well, nothing is raised: the drop is only stated.
+        """
+        plan = self._fitting.plan
+        before = drop = self._judged(plan, self._drop(plan))
+        changes: list[Change] = []
+        needed = 0
+        if not drop.keeps(self._limit) and not self._config.mixed:
+            changes = self._changes()
+            fewest = self._fewest(changes)
+            for needed in range(fewest, min(fewest + MORE, len(changes)) + 1):
+                plan = self._changed(changes[:needed], written=True)
+                drop = self._judged(plan, self._drop(self._changed(changes[:needed], written=False)))
+                if drop.keeps(self._limit):
+                    break
+        made = [{"action": one.action, "layers": list(one.nodes)} for one in changes[:needed]]
+        report = {"max_drop": self._limit, "kept": drop.keeps(self._limit), **drop.described()}
+        return plan, {**report, "before": before.described(), "evaluations": self._evaluations, "changes": made}
+
+    def _drop(self, plan: QuantPlan) -> Drop:
+        """Of a plan, by the probe."""
+        self._evaluations += 1
+        scores = self._probe.watch(plan, [self._output])[1][0]
+        lost = int((scores.argmax(axis=1) != self._references.argmax(axis=1)).sum())
+        expected, error = expected_drop(self._scores, scores - self._references)
+        return Drop(lost=lost, count=len(scores), expected=expected, error=error)
+
+    def _judged(self, plan: QuantPlan, drop: Drop) -> Drop:
+        """The same with the decisions of the written model."""
+        fitting, samples = self._fitting, self._samples
+        judge = OutputJudge(
+            graph=fitting.graph,
+            problem=fitting.problem,
+            feeds=samples.feeds,
+            references=samples.references,
+            threads=self._config.threads,
+        )
+        agreement = judge.difference(plan).agreement
+        assert agreement is not None  # the scores are (batch, classes)
+        return replace(drop, lost=round((1 - agreement) * drop.count))
+
+    def _changes(self) -> list[Change]:
+        """Everything that can be done, in order: sites of few bits are raised, then layers return to float; worst first."""
+        floats = [Change(action="float", nodes=nodes, tensors=tensors) for nodes, tensors in self._layers()]
+        raises = []
+        for one in floats:
+            few = tuple(name for name in one.tensors if self._fitting.plan.decisions[name].spec.bits < RAISED)
+            if few:
+                raises.append(Change(action="raise", nodes=one.nodes, tensors=few))
+        return [*self._worst_first(raises, self._fitting.plan), *self._worst_first(floats, self._raised(raises))]
+
+    def _layers(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """(nodes, sites) of what can be float on its own: linears that read one tensor, and products."""
+        problem, plan = self._fitting.problem, self._fitting.plan
+        layers = []
+        for tensor, names in linear_groups(problem, plan).items():
+            layers.append((tuple(names), (tensor, *(problem.blockmap.linear(name).weight for name in names))))
+        planned = planned_products(plan, problem.blockmap)
+        layers += [((node,), operands) for node, operands in products(problem.blockmap) if node in planned]
+        return layers
+
+    def _worst_first(self, changes: Sequence[Change], plan: QuantPlan) -> list[Change]:
+        errors = [error_power(self._probe(only(plan, one.tensors), ORDERING).sqnr_db) for one in changes]
+        return [changes[index] for index in np.argsort(np.negative(errors), kind="stable")]
+
+    def _fewest(self, changes: Sequence[Change]) -> int:
+        """How many of the changes the promise needs, by halving; all of them where these are not enough."""
+        low, high = 0, len(changes)
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept = self._drop(self._changed(changes[:middle], written=False)).keeps(self._limit)
+            low, high = (low, middle) if kept else (middle, high)
+        return high
+
+    def _changed(self, changes: Sequence[Change], *, written: bool) -> QuantPlan:
+        """The plan with these changes. In the probe a float layer is one without parameters, its readers are fixed."""
+        plan = self._raised([one for one in changes if one.action == "raise"])
+        floats = [one for one in changes if one.action == "float"]
+        if written:
+            return without_nodes(plan, {node: REASON for one in floats for node in one.nodes})
+        tensors = {tensor for one in floats for tensor in one.tensors}
+        decisions = only(plan, plan.decisions.keys() - tensors).decisions
+        return replace(_with_own_weights(plan, floats), decisions=decisions)
+
+    def _raised(self, changes: Sequence[Change]) -> QuantPlan:
+        """The plan with these sites at 8 bits: weights as they were before the fit, activations over the range they had."""
+        plan, fitted = _with_own_weights(self._fitting.plan, changes), {}
+        decisions = dict(plan.decisions)
+        for tensor in {tensor for one in changes for tensor in one.tensors}:
+            decision = decisions[tensor]
+            spec, params = replace(decision.spec, bits=RAISED), decision.params
+            assert params is not None  # the plan is fitted
+            decisions[tensor] = replace(decision, spec=spec)
+            if decision.site.kind == "weight":
+                fitted[tensor] = params_from_weight(self._fitting.problem.constants[tensor], spec)
+            else:
+                steps = (params.spec.qmin - int(params.zero_point), params.spec.qmax - int(params.zero_point))
+                low, high = (float(params.scale) * step for step in steps)
+                fitted[tensor] = params_from_range(low, high, spec)
+        return replace(plan, decisions=decisions).with_params(fitted)
+
+
+def _with_own_weights(plan: QuantPlan, changes: Sequence[Change]) -> QuantPlan:
+    """The plan without the solved weights and corrected biases of what changes: they made up for errors that are gone."""
+    nodes = {node for one in changes for node in one.nodes}
+    weights = {name: values for name, values in plan.weights.items() if name not in nodes}
+    return replace(plan, weights=weights, biases={k: v for k, v in plan.biases.items() if k not in nodes})

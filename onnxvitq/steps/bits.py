@@ -1,0 +1,137 @@
+"""Mixed precision: which layers share a bit-width, what each width costs them, and the plan of a choice.
+
+Bits are those of weights; activations keep the bits that ``QuantConfig.bits`` gives them, as they are free in the file and on
+the kernels. Patch embedding and head keep theirs too (``QuantConfig.edges_at_8_bits``), unless that is switched off.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from onnxvitq.blockmap import Linear
+from onnxvitq.numerics.affine import params_from_weight
+from onnxvitq.numerics.allocate import Floats, Whole
+from onnxvitq.numerics.sensitivity import output_errors
+from onnxvitq.plan import Problem, QuantPlan, SiteDecision
+from onnxvitq.spec import QParams, Stats
+from onnxvitq.steps.policy import edges, weight_spec
+
+FLOAT_BITS = 32  # of a weight that stays float
+MODULE = re.compile(r"(block\d+\.(?:attn|mlp))\..*")
+ROWS = 128  # of a layer's inputs that its own error is measured on
+REASON = "mixed precision leaves it float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitUnit:
+    """Linears that get one bit-width: a module (the attention or the MLP of a block) or a single layer.
+
+    weights: names of the weight tensors; size: their elements.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    weights: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BitCosts:
+    """What each width costs each unit. Shapes: widths (K,), sizes in bits (U, K), errors (U, K) in any one unit."""
+
+    units: tuple[BitUnit, ...]
+    widths: tuple[int, ...]
+    sizes: Whole
+    errors: Floats
+
+    def predicted(self, choice: Sequence[int]) -> float:
+        """Sum of the errors of a choice: the number of an option for each unit."""
+        return float(self.errors[np.arange(len(choice)), choice].sum())
+
+    def size(self, choice: Sequence[int]) -> int:
+        """Bits of all weights of a choice."""
+        return int(self.sizes[np.arange(len(choice)), choice].sum())
+
+    def bits(self, choice: Sequence[int]) -> dict[str, int]:
+        """Width of each unit, by its name."""
+        return {unit.name: self.widths[option] for unit, option in zip(self.units, choice, strict=True)}
+
+
+def find_units(
+    problem: Problem, plan: QuantPlan, granularity: Literal["module", "layer"], *, with_edges: bool
+) -> tuple[BitUnit, ...]:
+    """Units of the planned linears, in the order of the network; layers that share a weight are in one unit."""
+    apart = set() if with_edges else set(edges(problem.blockmap))
+    grouped: dict[str, list[Linear]] = {}
+    owner: dict[str, str] = {}
+    for linear in problem.blockmap.linears:
+        if linear.name in apart or linear.weight not in plan.decisions or linear.input not in plan.decisions:
+            continue
+        name = _unit_name(linear, granularity)
+        grouped.setdefault(owner.setdefault(linear.weight, name), []).append(linear)
+    units = []
+    for name, linears in grouped.items():
+        weights = tuple(dict.fromkeys(linear.weight for linear in linears))
+        size = sum(problem.constants[weight].size for weight in weights)
+        units.append(BitUnit(name=name, linears=tuple(one.name for one in linears), weights=weights, size=size))
+    return tuple(units)
+
+
+def _unit_name(linear: Linear, granularity: str) -> str:
+    """The module of a layer or its role; outside the blocks, where roles are no names, the layer's name."""
+    module = MODULE.fullmatch(linear.role)
+    if module is None:
+        return linear.name
+    return module[1] if granularity == "module" else linear.role
+
+
+def unit_params(problem: Problem, unit: BitUnit, width: int) -> dict[str, QParams]:
+    """Min-max parameters of a unit's weights with that many bits."""
+    return {weight: params_from_weight(problem.constants[weight], weight_spec(width)) for weight in unit.weights}
+
+
+def relative_errors(problem: Problem, stats: Stats, unit: BitUnit, widths: Sequence[int], reference: int) -> Floats:
+    """Error of a unit's layers with each width in units of that with ``reference`` bits, the mean over layers; (K,).
+
+    The error is that of a layer's own output, on sampled inputs. A layer passes its error on by a factor that hardly depends on
+    the width, so this ratio turns an output error measured with one width into that with another.
+    """
+    specs = tuple(weight_spec(width) for width in (*widths, reference) if width < FLOAT_BITS)
+    ratios = []
+    for name in unit.linears:
+        linear = problem.blockmap.linear(name)
+        rows = stats.rows[linear.input].reshape(-1, linear.in_features)
+        errors = output_errors(rows[:: max(1, len(rows) // ROWS)], problem.weight(name), specs)
+        ratios.append(errors[:-1] / max(errors[-1], np.finfo(np.float64).tiny))
+    found = iter(np.mean(ratios, axis=0))
+    return np.array([0.0 if width >= FLOAT_BITS else next(found) for width in widths])
+
+
+def with_widths(plan: QuantPlan, units: Sequence[BitUnit], bits: Mapping[str, int]) -> QuantPlan:
+    """The plan with these formats for the units' weights, not fitted; units of 32 bits stay float."""
+    decisions = dict(plan.decisions)
+    in_float: list[str] = []
+    for unit in units:
+        width = bits[unit.name]
+        if width >= FLOAT_BITS:
+            in_float += unit.linears
+            continue
+        for weight in unit.weights:
+            decisions[weight] = replace(decisions[weight], spec=weight_spec(width), params=None)
+    return without_nodes(replace(plan, decisions=decisions), dict.fromkeys(in_float, REASON))
+
+
+def without_nodes(plan: QuantPlan, reasons: Mapping[str, str]) -> QuantPlan:
+    """The plan with these linears and products in float, each with its reason; other readers of their tensors go on."""
+    decisions: dict[str, SiteDecision] = {}
+    for tensor, decision in plan.decisions.items():
+        consumers = tuple(reader for reader in decision.site.consumers if reader[0] not in reasons)
+        if consumers:
+            decisions[tensor] = replace(decision, site=replace(decision.site, consumers=consumers))
+    weights = {name: weight for name, weight in plan.weights.items() if name not in reasons}
+    biases = {name: bias for name, bias in plan.biases.items() if name not in reasons}
+    kept_float = {**plan.kept_float, **reasons}
+    return replace(plan, decisions=decisions, weights=weights, biases=biases, kept_float=kept_float)

@@ -1,0 +1,148 @@
+"""Mixed precision and quality control from a model to a file."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fitted_cases import correlated, seeded_transformer
+
+from onnxvitq.config import QuantConfig
+from onnxvitq.errors import ConfigError
+from onnxvitq.pipeline import Result, quantize
+
+FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
+QUICK: dict[str, Any] = {"threads": 1, "skip": ("channels", "online-channels", "softmax", "scales", "bias", "weights")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first block's MLP has weights of uneven size: it loses most with few bits."""
+    proto = seeded_transformer(0, tokens="9")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "b0_fc1_W":
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[::8] *= 8
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    path = tmp_path_factory.mktemp("precision") / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def run(model: Path, folder: Path, **options: Any) -> Result:
+    return quantize(model, FEEDS, folder / "out.onnx", QuantConfig(**{**QUICK, **options}))
+
+
+def weight_bits(result: Result) -> dict[str, int]:
+    decisions = result.plan.decisions.values()
+    return {one.site.role: one.spec.bits for one in decisions if one.site.kind == "weight"}
+
+
+@pytest.mark.parametrize("granularity", ["module", "layer"])
+@pytest.mark.parametrize("criterion", ["measured", "nuclear"])
+def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, granularity: str, criterion: str) -> None:
+    result = run(model, tmp_path, average_bits=4.0, granularity=granularity, criterion=criterion)
+    precision = result.report["precision"]
+    assert precision["chosen"]["average_bits"] <= 4
+    assert len(set(precision["chosen"]["bits"].values())) > 1
+    assert len(precision["chosen"]["bits"]) == (4 if granularity == "module" else 12)
+    front = precision["front"]
+    assert all(a["size_mb"] <= b["size_mb"] for a, b in itertools.pairwise(front))
+    key = "predicted_db" if criterion == "measured" else "omega"
+    assert any(point[key] == precision["chosen"][key] for point in front)
+    bits = weight_bits(result)
+    assert bits.pop("head.weight") == 8
+    assert set(bits.values()) <= {2, 3, 4, 5, 6, 7, 8}
+
+
+def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path) -> None:
+    mixed = run(model, tmp_path, average_bits=5.0).report["precision"]["chosen"]
+    uniform = run(model, tmp_path, average_bits=5.0, bit_candidates=("5",)).report["precision"]["chosen"]
+    assert set(uniform["bits"].values()) == {5}
+    assert mixed["average_bits"] <= 5
+    assert mixed["predicted_db"] > uniform["predicted_db"] + 1
+    assert mixed["measured_db"] > uniform["measured_db"]
+
+
+def test_a_size_is_met(model: Path, tmp_path: Path) -> None:
+    smallest = run(model, tmp_path, bits="w2a8").report["size_mb"]["quantized"]
+    largest = run(model, tmp_path).report["size_mb"]["quantized"]
+    target = smallest + 0.7 * (largest - smallest)
+    result = run(model, tmp_path, target_size=target)
+    assert 0.75 * target < result.report["size_mb"]["quantized"] <= target  # 4 kB are kept free of 40
+    assert result.report["precision"]["chosen"]["size_mb"] <= target
+
+
+def test_a_budget_that_cannot_be_met_is_said(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"target_size: expected at least .* MB"):
+        run(model, tmp_path, target_size=0.001)
+    with pytest.raises(ConfigError, match="average_bits: expected at least 4 bits, got 3"):
+        run(model, tmp_path, average_bits=3.0, bit_candidates=("4", "8"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_may_stay_float(model: Path, tmp_path: Path) -> None:
+    result = run(model, tmp_path, average_bits=12.0, bit_candidates=("4", "float"))
+    in_float = [name for name, bits in result.report["precision"]["chosen"]["bits"].items() if bits == 32]
+    assert in_float
+    assert len(result.report["linears"]["float"]) == len(in_float)
+    assert result.report["audit_passed"]
+
+
+def test_choosing_takes_less_than_three_passes(model: Path, tmp_path: Path) -> None:
+    for granularity in ("module", "layer"):
+        runs = run(model, tmp_path, average_bits=4.0, granularity=granularity).report["precision"]["runs"]
+        assert runs < 3 * len(FEEDS)
+
+
+def test_a_promise_that_holds_changes_nothing(model: Path, tmp_path: Path) -> None:
+    with_promise = run(model, tmp_path, max_drop=0.9)
+    quality = with_promise.report["quality"]
+    assert quality["kept"]
+    assert quality["changes"] == []
+    low, high = quality["interval"]
+    assert low <= quality["drop"] <= high
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.001])
+def test_a_promise_is_kept_on_samples_that_nobody_saw(model: Path, tmp_path: Path, limit: float) -> None:
+    from textgraph import run as run_model
+
+    result = run(model, tmp_path, bits="w2a4", edges_at_8_bits=False, max_drop=limit)
+    quality = result.report["quality"]
+    assert quality["before"]["expected"] > limit
+    assert quality["kept"]
+    assert quality["expected"] <= limit
+    actions = [change["action"] for change in quality["changes"]]
+    assert actions == sorted(actions, key=("raise", "float").index)
+    assert actions
+    assert quality["evaluations"] < 12
+    assert result.report["audit_passed"]
+    written, exact = onnx.load(result.output), onnx.load(model)
+    feeds = correlated(5, 40)
+    lost = sum(int(run_model(written, feed)[0].argmax() != run_model(exact, feed)[0].argmax()) for feed in feeds)
+    assert lost / len(feeds) <= quality["interval"][1]
+
+
+def test_a_stricter_promise_changes_more(model: Path, tmp_path: Path) -> None:
+    reports = [run(model, tmp_path, bits="w3a8", max_drop=limit).report["quality"] for limit in (0.1, 0.003)]
+    assert len(reports[0]["changes"]) < len(reports[1]["changes"])
+
+
+def test_with_a_budget_the_drop_is_only_stated(model: Path, tmp_path: Path) -> None:
+    quality = run(model, tmp_path, average_bits=2.5, max_drop=1e-6).report["quality"]
+    assert not quality["kept"]
+    assert quality["changes"] == []
+
+
+def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
+    from commandline import save_attention
+
+    model = save_attention(tmp_path / "model.onnx")
+    rows = np.random.default_rng(0).normal(size=(8, 1, 5, 8)).astype(np.float32)
+    with pytest.raises(ConfigError, match="max_drop: expected class scores"):
+        quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, max_drop=0.01))
+    mixed = quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=4.0))
+    assert mixed.report["precision"]["chosen"]["measured_db"] > 0

@@ -1,0 +1,72 @@
+"""One session for many plans: its figures are the judge's, whatever order the plans come in."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from fitted_cases import Case, build_case, correlated, seeded_transformer, with_bits
+
+from onnxvitq.errors import OutputError
+from onnxvitq.evaluation import probe as probing
+from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.evaluation.probe import OutputProbe, Samples
+from onnxvitq.graph.io import save_for_session, to_proto
+from onnxvitq.runtime.session import Session
+from onnxvitq.steps.ranges import MinMaxRanges
+from onnxvitq.steps.sensitivity import only
+
+Made = tuple[Case, Samples]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("case")
+    case = build_case(seeded_transformer(0, depth=1), correlated(0, 6), folder, bits=4, attention="int8")
+    path = folder / "float.onnx"
+    save_for_session(to_proto(case.graph.copy(), {}), path)
+    session = Session(path, threads=1)
+    return case, Samples(feeds=case.feeds, references=[session.run(feed)[0] for feed in case.feeds])
+
+
+def test_the_figures_are_the_judges(made: Made) -> None:
+    case, samples = made
+    probe = OutputProbe(case.graph, case.problem, case.plan, samples, 1)
+    judge = OutputJudge(
+        graph=case.graph, problem=case.problem, feeds=samples.feeds, references=samples.references, threads=1
+    )
+    fitted = [MinMaxRanges().apply(case.problem, with_bits(case.plan, bits), case.stats)[0] for bits in (8, 3, 6)]
+    figures = [probe(plan).sqnr_db for plan in fitted]
+    assert figures[0] > figures[2] > figures[1]
+    # A sum's rounding may move a code by one.
+    assert figures == pytest.approx([judge(plan) for plan in fitted], abs=0.1)
+
+
+def test_nothing_quantized_is_the_float_model_and_samples_can_be_fewer(made: Made) -> None:
+    case, samples = made
+    probe = OutputProbe(case.graph, case.problem, case.plan, samples, 1)
+    assert probe(only(case.plan, ())).sqnr_db > 110  # a sum in another order
+    assert probe(case.plan, 2).agreement is not None
+    assert probe.runs == len(samples.feeds) + 2
+
+
+def test_a_full_disk_is_said(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(proto: onnx.ModelProto, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(probing, "save_for_session", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    case, samples = made
+    with pytest.raises(OutputError, match="temporary files cannot be written: No space left on device"):
+        OutputProbe(case.graph, case.problem, case.plan, samples, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graph_is_left_as_it_was(made: Made) -> None:
+    case, samples = made
+    before = [(node.name, [tensor.name for tensor in node.inputs]) for node in case.graph.nodes]
+    OutputProbe(case.graph, case.problem, case.plan, samples, 1)
+    assert isinstance(case.graph, gs.Graph)
+    assert [(node.name, [tensor.name for tensor in node.inputs]) for node in case.graph.nodes] == before
+    assert all(np.isfinite(reference).all() for reference in samples.references)

@@ -1,0 +1,59 @@
+"""Nuclear norm, Omega, and the error of a layer's output by bits."""
+
+import numpy as np
+import pytest
+
+from onnxvitq.numerics.sensitivity import nuclear_norm, omega, output_errors
+from onnxvitq.spec import QuantSpec
+
+
+def spec(bits: int) -> QuantSpec:
+    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_nuclear_norm_of_a_diagonal_is_the_sum_of_its_entries() -> None:
+    assert nuclear_norm(np.diag([3.0, -2.0, 0.5]).astype(np.float32)) == pytest.approx(5.5)
+
+
+def test_nuclear_norm_is_that_of_the_block_diagonal_map_and_the_mean_over_images() -> None:
+    heads = random(2, 3, 4, 5)
+    blocks = [np.zeros((12, 15)) for _ in range(2)]
+    for image, block in enumerate(blocks):
+        for head in range(3):
+            block[4 * head : 4 * head + 4, 5 * head : 5 * head + 5] = heads[image, head]
+    expected = np.mean([np.linalg.norm(block, "nuc") for block in blocks])
+    assert nuclear_norm(heads) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nuclear_norm_does_not_change_under_rotations() -> None:
+    rotation = np.linalg.qr(random(6, 6, seed=1))[0]
+    features = random(2, 4, 6)
+    assert nuclear_norm((features @ rotation).astype(np.float32)) == pytest.approx(nuclear_norm(features), rel=1e-5)
+
+
+def test_omega_is_norm_times_squared_error_of_one_image() -> None:
+    features = random(1, 4, 4)
+    quantized = features + np.float32(0.25)
+    assert omega(features, quantized) == pytest.approx(nuclear_norm(features) * 16 * 0.0625, rel=1e-5)
+    twice = np.concatenate([features, features])
+    assert omega(twice, twice + np.float32(0.25)) == pytest.approx(omega(features, quantized), rel=1e-5)
+    assert omega(features, features) == 0
+
+
+def test_errors_are_about_four_times_smaller_a_bit() -> None:
+    rows, weight = random(4, 32, 24), random(24, 16, seed=2)
+    errors = output_errors(rows, weight, tuple(spec(bits) for bits in (4, 6, 8)))
+    assert errors[0] / errors[1] == pytest.approx(16, rel=0.5)
+    assert errors[1] / errors[2] == pytest.approx(16, rel=0.5)
+
+
+def test_errors_count_inputs_by_their_power() -> None:
+    """Inputs that are always zero hide the error of their weights; twice as large inputs give four times the error."""
+    rows, weight = random(64, 24), random(24, 16, seed=2)
+    silent = rows * np.float32(1e-6)
+    assert output_errors(2 * rows, weight, (spec(4),)) == pytest.approx(4 * output_errors(rows, weight, (spec(4),)))
+    assert output_errors(silent, weight, (spec(4),))[0] < 1e-9
