@@ -22,6 +22,7 @@ Effort = Literal["fast", "default", "best"]
 Granularity = Literal["module", "layer"]
 Criterion = Literal["measured", "nuclear"]
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", FLOAT)
+Target = Literal["auto", "x86-vnni", "x86-avx2", "arm64"]
 # Options that may be None, and what they are otherwise.
 OPTIONAL: Mapping[str, type] = {
     "activations": str,
@@ -62,9 +63,9 @@ class QuantConfig:
     cheapest that costs the output little on held-out samples; None goes with the effort. attention: "int8" quantizes both
     products, "float" none, "mixed" the scores, and probabilities times values where floats gain little on held-out samples,
     "auto" as mixed where floats gain much, after the late division of the softmax was tried.
-    bits: "wNaM", N bits a weight and M bits an activation, each 2 to 8. w7 is for processors whose u8 x s8 products saturate
-    (AVX2 and AVX512 without VNNI). bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that
-    matches a layer counts; a mapping in files. edges_at_8_bits: the patch embedding and the first and last linear outside
+    bits: "wNaM", N bits a weight and M bits an activation, each 2 to 8.
+    bit_overrides: (glob pattern of node names or roles, "wNaM" or "float"), the last that matches a layer counts; a mapping
+    in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
     average_bits, target_size: mixed precision, by the mean bits of the weights that may differ, or by the written file's
     size in MB. bit_candidates: widths to choose from, "2" to "8" and "float". granularity: what gets a width of its own, the
@@ -74,8 +75,10 @@ class QuantConfig:
     keep it; with a budget as well it is only checked. sensitivity: report the output's error with one kind of site of one
     block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
-    static_batch: the batch size that the written model is frozen to. threads: of onnxruntime; 0 takes one a core. seed: of
-    every random draw.
+    static_batch: the batch size that the written model is frozen to.
+    target: "x86-avx2" for processors that add two u8 x s8 products in 16 bits (AVX2, AVX512 without VNNI): neighbouring
+    weights are limited so that none saturates, whatever the input; "auto" the same, as such a model is right everywhere;
+    "x86-vnni" and "arm64" without that limit. threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
 
     version: int = CONFIG_VERSION
@@ -104,6 +107,7 @@ class QuantConfig:
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
     static_batch: int | None = None
+    target: Target = "auto"
     threads: int = 0
     seed: int = 0
 
@@ -120,6 +124,7 @@ class QuantConfig:
             _one_of("activations", self.activations, get_args(InputForm))
         _one_of("attention", self.attention, ("int8", "mixed", "float", "auto"))
         _one_of("effort", self.effort, get_args(Effort))
+        _one_of("target", self.target, get_args(Target))
         for step in self.skip:
             _one_of("skip", step, get_args(StepName))
         parse_bits("bits", self.bits)
@@ -166,6 +171,13 @@ class QuantConfig:
         wanted = step not in self.skip and step not in SKIPPED[self.effort]
         wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
+
+    @property
+    def saturation_free(self) -> bool:
+        """Whether no sum of two products of codes may leave 16 bits. "auto" is one model for every processor: on this
+        machine's own, whatever it is, a file that others cannot run would be found out by its users.
+        """
+        return self.target in ("auto", "x86-avx2")
 
     @property
     def chooses_products(self) -> bool:

@@ -16,13 +16,15 @@ class QuantSpec:
     """What is asked of a quantizer. Hashable, JSON-able, holds no array.
 
     ``bits`` is the number of levels (2 ** bits), never the storage width. ``axis`` is the ONNX axis that keeps a scale
-    of its own; None is one scale for the tensor. Example: a weight (I, O) with axis 1 has scales (O,).
+    of its own; None is one scale for the tensor. Example: a weight (I, O) with axis 1 has scales (O,). ``saturation_free``,
+    of weights (I, O): codes of neighbours along I are limited so that no product saturates (``numerics.pairs``).
     """
 
     bits: int
     signed: bool
     symmetric: bool
     axis: int | None = None
+    saturation_free: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:

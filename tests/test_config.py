@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
     "static_batch": 4,
+    "target": "arm64",
     "threads": 3,
     "seed": 99,
 }

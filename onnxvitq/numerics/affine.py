@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxvitq.numerics.pairs import LARGEST_PAIR, ROUNDED_UP, largest_pair, limit_pairs
 from onnxvitq.spec import FloatArray, IntArray, QParams, QuantSpec
 
 SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
@@ -22,7 +23,10 @@ def quantize(x: FloatArray, params: QParams) -> IntArray:
     zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
     codes = np.rint(x / scale)
     codes += zero
-    return np.clip(codes, params.spec.qmin, params.spec.qmax, out=codes).astype(params.spec.storage)
+    np.clip(codes, params.spec.qmin, params.spec.qmax, out=codes)
+    if params.spec.saturation_free:
+        limit_pairs(codes)
+    return codes.astype(params.spec.storage)
 
 
 def dequantize(codes: IntArray, params: QParams) -> FloatArray:
@@ -38,6 +42,8 @@ def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
     y = np.rint(x / scale)
     y += zero
     np.clip(y, params.spec.qmin, params.spec.qmax, out=y)
+    if params.spec.saturation_free:
+        limit_pairs(y)
     y -= zero
     y *= scale
     return y
@@ -66,6 +72,8 @@ def params_from_range(low: float, high: float, spec: QuantSpec) -> QParams:
 def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 1.0) -> QParams:
     """Symmetric quantizer of a weight (I, O): scale = multiplier * max|w| / qmax, over the axis the spec keeps.
 
+    A saturation-free one has steps so wide that no pair has to be limited (multiplier 1).
+
     Raises:
         ValueError: the spec is not symmetric.
     """
@@ -73,7 +81,10 @@ def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 
         raise ValueError("weights are quantized symmetrically")
     other = tuple(axis for axis in range(weight.ndim) if axis != spec.axis)
     largest = np.abs(weight).max(axis=None if spec.axis is None else other)
-    scale = np.maximum(np.float32(multiplier) * largest.astype(np.float32) / spec.qmax, SMALLEST_SCALE)
+    step = largest.astype(np.float32) / spec.qmax
+    if spec.saturation_free:
+        step = np.maximum(step, largest_pair(weight) / np.float32(LARGEST_PAIR - ROUNDED_UP))
+    scale = np.maximum(np.float32(multiplier) * step, SMALLEST_SCALE)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 

@@ -6,9 +6,11 @@ published form it inverts nothing. Shapes: I inputs, O outputs. Solved in float6
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxvitq.numerics.affine import dequantize, fake_quantize
 from onnxvitq.numerics.moments import DoubleArray
+from onnxvitq.numerics.pairs import partner, room_beside
 from onnxvitq.spec import FloatArray, IntArray, QParams
 
 BLOCK = 128  # inputs rounded between two matrix products
@@ -44,7 +46,7 @@ def round_with_feedback(weight: FloatArray, params: QParams, gram: DoubleArray, 
     ordered = gram[np.ix_(order, order)].astype(np.float64, copy=False)
     np.fill_diagonal(ordered, ordered.diagonal() + damping * mean)
     rounded = np.empty_like(plain)
-    rounded[order] = _feed_back(weight[order].astype(np.float64), params, _unit_upper(ordered))
+    rounded[order] = _feed_back(weight[order].astype(np.float64), params, _unit_upper(ordered), order)
     better = _errors(weight, rounded, gram) < _errors(weight, plain, gram)
     return np.where(better, rounded, plain)
 
@@ -100,16 +102,22 @@ def _unit_upper(gram: DoubleArray) -> DoubleArray:
     return upper / upper.diagonal()
 
 
-def _feed_back(weight: DoubleArray, params: QParams, upper: DoubleArray) -> FloatArray:
-    """Round the rows of (I, O) from first to last, each with what the rows before it left."""
+def _feed_back(weight: DoubleArray, params: QParams, upper: DoubleArray, order: NDArray[np.intp]) -> FloatArray:
+    """Round the rows of (I, O) from first to last, each with what the rows before it left; ``order``: of the inputs."""
     rounded = np.empty(weight.shape, np.float32)
+    place = np.argsort(order)  # of an input among the rows
     error = np.zeros(weight.shape)  # w - q of the rows done so far
     for start in range(0, len(weight), BLOCK):
         stop = min(start + BLOCK, len(weight))
         wanted = weight[start:stop] + upper[:start, start:stop].T @ error[:start]  # (B, start) @ (start, O)
         for row in range(start, stop):
             owed = upper[start:row, row] @ error[start:row]  # (row - start,) @ (row - start, O)
-            rounded[row] = fake_quantize((wanted[row - start] + owed)[None].astype(np.float32), params)[0]
+            value = wanted[row - start] + owed
+            other = partner(int(order[row]))
+            if params.spec.saturation_free and other < len(place) and place[other] < row:
+                low, high = room_beside(np.rint(rounded[place[other]] / params.scale))
+                value = np.clip(value, low * params.scale, high * params.scale)
+            rounded[row] = fake_quantize(value[None].astype(np.float32), params)[0]
             error[row] = weight[row] - rounded[row]
     return rounded
 

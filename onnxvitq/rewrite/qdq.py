@@ -325,13 +325,13 @@ class _Writer:
         """Whether P V may be a product of unsigned and signed codes.
 
         On processors without VNNI, two neighbouring products are added in 16 bits. That is safe where the probabilities of a
-        row add up to one, and so their codes to 256 at most; where weights of the full range are written, it is not asked for.
+        row add up to one, and so their codes to 256 at most; where weights that may saturate are written, it is not asked for.
         """
         value, probs = self.plan.params(attention.value), self.plan.params(attention.probs)
         if value is None or probs is None or value.spec.bits != 8 or value.spec.signed or not attention.probs_first:
             return False
         weights = [self.plan.params(linear.weight) for linear in self.problem.blockmap.linears]
-        full = any(params is not None and params.spec.bits == 8 for params in weights)
+        full = any(one is not None and one.spec.bits == 8 and not one.spec.saturation_free for one in weights)
         softmax = producer(self.tensors[attention.probs])
         sums_to_one = softmax is not None and softmax.op == "Softmax"
         return full or (sums_to_one and float(probs.scale) * 256 >= 1 and int(probs.zero_point) == 0)

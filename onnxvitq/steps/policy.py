@@ -21,9 +21,9 @@ ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
 Bits = tuple[int, int]  # of the weight (of a product: unused), of the activations
 
 
-def weight_spec(bits: int) -> QuantSpec:
-    """Symmetric, one scale an output channel of (I, O)."""
-    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+def weight_spec(bits: int, *, saturation_free: bool = False) -> QuantSpec:
+    """Symmetric, one scale an output channel of (I, O). Fewer than 8 bits are free of saturation as they are."""
+    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1, saturation_free=saturation_free and bits == 8)
 
 
 def activation_spec(bits: int) -> QuantSpec:
@@ -51,7 +51,7 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
             if config.attention != "float" and product.name not in excluded:
                 _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
-    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits)) for name, site in sites.items()}
+    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits, config)) for name, site in sites.items()}
     kept_float = {**excluded}
     if config.attention == "float":
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
@@ -109,9 +109,10 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dic
     return bits, {**in_float, **excluded}
 
 
-def _spec(site: Site, bits: Mapping[str, Bits]) -> QuantSpec:
-    side, make = (0, weight_spec) if site.kind == "weight" else (1, activation_spec)
-    return make(max(bits[node][side] for node, _ in site.consumers))
+def _spec(site: Site, bits: Mapping[str, Bits], config: QuantConfig) -> QuantSpec:
+    if site.kind == "weight":
+        return weight_spec(max(bits[node][0] for node, _ in site.consumers), saturation_free=config.saturation_free)
+    return activation_spec(max(bits[node][1] for node, _ in site.consumers))
 
 
 def operand_sites(attention: Attention) -> tuple[tuple[str, int, str, str], ...]:

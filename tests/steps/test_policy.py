@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from onnxvitq.blockmap import BlockMap
-from onnxvitq.config import QuantConfig
+from onnxvitq.config import QuantConfig, Target
 from onnxvitq.errors import ConfigError
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import QuantSpec, Site
@@ -39,11 +39,21 @@ def test_sites_know_their_readers_and_roles(blockmap: BlockMap) -> None:
 
 def test_formats(blockmap: BlockMap) -> None:
     for bits in (7, 8):
-        plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8"))
+        plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target="arm64"))
         for decision in plan.decisions.values():
             assert decision.spec == (weight_spec(bits) if decision.site.kind == "weight" else ACTIVATION)
     assert QuantSpec(bits=8, signed=False, symmetric=False) == ACTIVATION
     assert weight_spec(7) == QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+
+
+@pytest.mark.parametrize("target", ["auto", "x86-avx2", "x86-vnni", "arm64"])
+def test_weights_are_free_of_saturation_unless_the_target_needs_it_not(blockmap: BlockMap, target: Target) -> None:
+    free = target in ("auto", "x86-avx2")
+    for bits in (7, 8):
+        plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target=target))
+        specs = {one.spec for one in plan.decisions.values() if one.site.kind == "weight"}
+        assert specs == {weight_spec(bits, saturation_free=free)}
+        assert {one.saturation_free for one in specs} == {free and bits == 8}  # 7 bits are, without a limit
 
 
 def test_a_transposed_product_reads_the_value_first(blockmap: BlockMap) -> None:
