@@ -6,6 +6,8 @@ Every row is a whole run: 64 calibration images, default fit, weights of that ma
 keep 8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are
 given.
 
+A choice is proposed, and written if it is predicted to gain enough over the same width for all.
+
 The second table draws 20 random choices of bits and compares the ranking that was predicted with the measured one (Spearman),
 both before anything is fitted to a choice: "any" draws a width of 3 to 8 for each unit, "equal" only choices of 5 bits on
 average within 0.1. The error is measured on 64 images that nothing else has seen. Needs torch, for the twin.
@@ -61,15 +63,15 @@ def row(model: Path, folder: Path, images: Path, config: QuantConfig) -> str:
     figures = (
         f"{found.sqnr_db:.2f} | {100 * found.agreement:.2f} | {found.top1_quantized:.2f} | {found.top1_reference:.2f}"
     )
-    return " | ".join([f"{size:.3f}", *(str(one) for one in predicted), figures])
+    return " | ".join([f"{size:.3f}", *predicted, figures])
 
 
 def comparison(folder: Path, images: Path, bits: list[int], wanted: str | None, threads: int) -> list[str]:
     """The first table."""
     lines = [
-        "| model | bits | granularity | criterion | size MB | predicted dB | measured dB, unfitted "
+        "| model | bits | granularity | criterion | size MB | predicted gain dB | proposed: measured dB, unfitted | written "
         "| SQNR dB | agreement % | top-1 % | float top-1 % |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, model in models(folder, wanted):
         for width in bits:

@@ -224,9 +224,10 @@ def _describe_precision(precision: Mapping[str, Any]) -> str:
     chosen = precision["chosen"]
     counts = Counter(chosen["bits"].values())
     widths = ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items()))
+    refused = "" if precision["mixed"] else "; as good as the best choice, which promises too little more"
     return (
         f"{chosen['average_bits']:.2f} bits a weight ({precision['granularity']}s: {widths} bits) by {precision['criterion']} "
-        f"error; before the fit {chosen['measured_db']:.1f} dB, predicted {chosen['predicted_db']:.1f} dB"
+        f"error; before the fit {chosen['measured_db']:.1f} dB, predicted {chosen['predicted_db']:.1f} dB{refused}"
     )
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from fitted_cases import correlated, seeded_transformer
 
+from onnxvitq import precision as allocation
 from onnxvitq.config import QuantConfig
 from onnxvitq.errors import ConfigError
 from onnxvitq.pipeline import Result, quantize
@@ -46,12 +47,13 @@ def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, gr
     result = run(model, tmp_path, average_bits=4.0, granularity=granularity, criterion=criterion)
     precision = result.report["precision"]
     assert precision["chosen"]["average_bits"] <= 4
-    assert len(set(precision["chosen"]["bits"].values())) > 1
+    assert len(set(precision["proposed"]["bits"].values())) > 1
+    assert precision["chosen"] == precision["proposed" if precision["mixed"] else "uniform"]
     assert len(precision["chosen"]["bits"]) == (4 if granularity == "module" else 12)
     front = precision["front"]
     assert all(a["size_mb"] <= b["size_mb"] for a, b in itertools.pairwise(front))
     key = "predicted_db" if criterion == "measured" else "omega"
-    assert any(point[key] == precision["chosen"][key] for point in front)
+    assert any(point[key] == precision["proposed"][key] for point in front)
     bits = weight_bits(result)
     assert bits.pop("head.weight") == 8
     assert set(bits.values()) <= {2, 3, 4, 5, 6, 7, 8}
@@ -64,6 +66,16 @@ def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path) -> Non
     assert mixed["average_bits"] <= 5
     assert mixed["predicted_db"] > uniform["predicted_db"] + 1
     assert mixed["measured_db"] > uniform["measured_db"]
+
+
+def test_what_promises_too_little_is_the_same_for_all(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocation, "WORTH_DB", 100.0)
+    precision = run(model, tmp_path, average_bits=5.5).report["precision"]
+    assert not precision["mixed"]
+    assert set(precision["chosen"]["bits"].values()) == {5}
+    assert set(precision["proposed"]["bits"].values()) != {5}
 
 
 def test_a_size_is_met(model: Path, tmp_path: Path) -> None:
