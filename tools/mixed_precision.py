@@ -57,9 +57,11 @@ def row(model: Path, folder: Path, images: Path, config: QuantConfig) -> str:
     found, _ = pipeline.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
     size = report["size_mb"]["quantized"]
     precision = report.get("precision")
-    predicted = (
-        ("", "") if precision is None else (precision["chosen"][f"{kind}_db"] for kind in ("predicted", "measured"))
-    )
+    predicted = ["", "", ""]
+    if precision is not None:
+        proposed = precision["proposed"]
+        gain = proposed["predicted_db"] - precision["uniform"]["predicted_db"]
+        predicted = [f"{gain:.1f}", f"{proposed['measured_db']:.1f}", "mixed" if precision["mixed"] else "uniform"]
     figures = (
         f"{found.sqnr_db:.2f} | {100 * found.agreement:.2f} | {found.top1_quantized:.2f} | {found.top1_reference:.2f}"
     )
