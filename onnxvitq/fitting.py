@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
+from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.data.source import Source
 from onnxvitq.errors import InvalidGraphError
@@ -43,6 +44,7 @@ from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales
 from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step, is_held_out
@@ -120,7 +122,8 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``saturation`` which layers would
+    saturate on calibration data, on processors without VNNI.
     """
 
     graph: gs.Graph
@@ -129,6 +132,7 @@ class Fitted:
     feeds: Replay
     reference: Sequence[FloatArray]
     outcomes: list[dict[str, Any]]
+    saturation: dict[str, Any]
 
 
 _Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
@@ -149,6 +153,7 @@ class Fitter:
         if config.learns:
             require_torch()
         self.checkpoint: Path | None = None  # a folder for blocks that were learned
+        self.cache: CalibrationCache | None = None
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
@@ -207,6 +212,9 @@ class Fitter:
             feeds=self._feeds,
             reference=self._wholes[: self._feeds.kept],
             outcomes=self._outcomes,
+            saturation=describe_saturation(
+                self._problem, estimate_linears(self._problem, self._plan, self._stats, self._config.threads)
+            ),
         )
 
     def _report_progress(self, total: int) -> None:
@@ -413,9 +421,13 @@ class Fitter:
             observed = folder / "observed.onnx"
             _save(to_proto(with_outputs(self._graph, [request.tensor for request in requests]), {}), observed, folder)
             config = self._config
-            try:
-                sampling = Sampling(seed=config.seed, positions=self._positions)
+            sampling = Sampling(seed=config.seed, positions=self._positions)
+
+            def measure() -> Stats:
                 return sweep(observed, self._feeds, requests, sampling, threads=config.threads, progress=report)
+
+            try:
+                return measure() if self.cache is None else self.cache.stats(observed, requests, sampling, measure)
             except InvalidGraphError as error:  # it names the temporary file
                 raise InvalidGraphError(str(self._loaded.path), error.problem, error.hint) from error
 
