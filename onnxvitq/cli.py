@@ -314,6 +314,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument("--max-drop", type=_share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
+    fitting.add_argument("--cache", metavar="FOLDER", help="keep what calibration measures, for runs with other bits")
     fitting.add_argument("--target", choices=get_args(Target), help="processors to write for; auto: all of them")
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")

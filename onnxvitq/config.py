@@ -27,6 +27,7 @@ Target = Literal["auto", "x86-vnni", "x86-avx2", "arm64"]
 OPTIONAL: Mapping[str, type] = {
     "activations": str,
     "average_bits": float,
+    "cache": str,
     "candidates": int,
     "max_drop": float,
     "num_samples": int,
@@ -78,7 +79,8 @@ class QuantConfig:
     static_batch: the batch size that the written model is frozen to.
     target: "x86-avx2" for processors that add two u8 x s8 products in 16 bits (AVX2, AVX512 without VNNI): neighbouring
     weights are limited so that none saturates, whatever the input; "auto" the same, as such a model is right everywhere;
-    "x86-vnni" and "arm64" without that limit. threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
+    "x86-vnni" and "arm64" without that limit. cache: a folder for what was measured of calibration data, so that a second
+    run with other bits need not measure it again. threads: of onnxruntime; 0 takes one a core. seed: of every random draw.
     """
 
     version: int = CONFIG_VERSION
@@ -108,6 +110,7 @@ class QuantConfig:
     num_samples: int | None = None
     static_batch: int | None = None
     target: Target = "auto"
+    cache: str | None = None
     threads: int = 0
     seed: int = 0
 

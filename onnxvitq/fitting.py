@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
+from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.data.source import Source
 from onnxvitq.errors import InvalidGraphError
@@ -47,6 +48,7 @@ from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
 from onnxvitq.steps.softmax import attentions_to_divide_late
@@ -126,8 +128,9 @@ class Replay:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
-    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``sensitivity``,
-    ``precision`` and ``quality`` the reports under these names, where they were asked for.
+    outputs of the first ``feeds``; ``outcomes`` what each step proposed and what was kept; ``saturation`` which layers would
+    saturate on calibration data, on processors without VNNI; ``sensitivity``, ``precision`` and ``quality`` the reports
+    under these names, where they were asked for.
     """
 
     graph: gs.Graph
@@ -136,6 +139,7 @@ class Fitted:
     feeds: Replay
     reference: Sequence[FloatArray]
     outcomes: list[dict[str, Any]]
+    saturation: dict[str, Any]
     sensitivity: dict[str, Any] | None = None
     precision: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
@@ -159,6 +163,7 @@ class Fitter:
         if config.learns:
             require_torch()
         self.checkpoint: Path | None = None  # a folder for blocks that were learned
+        self.cache: CalibrationCache | None = None
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
@@ -207,6 +212,9 @@ class Fitter:
             feeds=self._feeds,
             reference=self._wholes[: self._feeds.kept],
             outcomes=self._outcomes,
+            saturation=describe_saturation(
+                self._problem, estimate_linears(self._problem, self._plan, self._stats, self._config.threads)
+            ),
             sensitivity=self._sensitivity,
             precision=self._precision,
             quality=self._quality,
@@ -484,9 +492,13 @@ class Fitter:
             observed = folder / "observed.onnx"
             _save(to_proto(with_outputs(self._graph, [request.tensor for request in requests]), {}), observed, folder)
             config = self._config
-            try:
-                sampling = Sampling(seed=config.seed, positions=self._positions)
+            sampling = Sampling(seed=config.seed, positions=self._positions)
+
+            def measure() -> Stats:
                 return sweep(observed, self._feeds, requests, sampling, threads=config.threads, progress=report)
+
+            try:
+                return measure() if self.cache is None else self.cache.stats(observed, requests, sampling, measure)
             except InvalidGraphError as error:  # it names the temporary file
                 raise InvalidGraphError(str(self._loaded.path), error.problem, error.hint) from error
 

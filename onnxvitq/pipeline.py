@@ -20,6 +20,7 @@ import numpy as np
 
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
+from onnxvitq.calibration import CalibrationCache, open_cache
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.arrays import static_batch
 from onnxvitq.data.config_files import find_config_file
@@ -113,9 +114,11 @@ def quantize(
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
         bring_to_canonical_form(loaded, config.threads)
-        fitter = Fitter(loaded, Replay(source, again=_gives_the_same_again(data)), config, progress)
+        feeds = Replay(source, again=_gives_the_same_again(data))
+        fitter = Fitter(loaded, feeds, config, progress)
         fitter.checkpoint = output.with_name(f"{output.name}.learned")
     with watch("calibrate"):
+        fitter.cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
         fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))
     with watch("fit"):
         fitted = fitter.fit()
@@ -124,8 +127,8 @@ def quantize(
         proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
-    blockmap, plan, feeds = fitted.problem.blockmap, fitted.plan, fitted.feeds
-    reference, outcomes = fitted.reference, fitted.outcomes
+    blockmap, plan = fitted.problem.blockmap, fitted.plan
+    reference, outcomes, saturation = fitted.reference, fitted.outcomes, fitted.saturation
     bits = reports.describe_bits(blockmap, plan, proto)
     asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
     del fitter, fitted, loaded
@@ -152,6 +155,7 @@ def quantize(
         **reports.describe_graph(blockmap),
         **reports.describe_audit(audited),
         "bits": bits,
+        "saturation": saturation,
         "compare": reports.describe_comparison(compared),
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
@@ -243,7 +247,7 @@ def _recipe(
         tool = "unknown"
     recipe = {
         "onnxvitq": tool,
-        "config": config.to_dict(),
+        "config": {**config.to_dict(), "cache": None},
         "model_sha256": _file_digest(loaded.path),
         "data_sha256": source.digest,
         "samples": source.count,
@@ -252,6 +256,23 @@ def _recipe(
     if preprocessing is not None:
         entries[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict(), sort_keys=True)
     return entries
+
+
+def _open_cache(
+    folder: str, feeds: Replay, source: Source, preprocessing: Preprocessing | None
+) -> CalibrationCache | None:
+    """A cache for these samples; None, with a warning, where nothing says that another run would see the same.
+
+    Reads the samples once: what is held out of them is kept even where no sweep runs, and the digest is of what was read.
+    """
+    if feeds.kept is None:
+        for _ in feeds:
+            pass
+    if feeds.kept is not None or not source.digest:
+        logger.warning("calibration cache: not used, %s cannot be told from others", source.description)
+        return None
+    described = None if preprocessing is None else preprocessing.to_dict()
+    return open_cache(folder, {"samples": source.digest, "preprocessing": described})
 
 
 def _file_digest(path: Path) -> str:

@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "num_samples": 12,
     "static_batch": 4,
     "target": "arm64",
+    "cache": "measured",
     "threads": 3,
     "seed": 99,
 }

@@ -156,6 +156,7 @@ def summary(report: Mapping[str, Any]) -> Table:
     for entry in _left_in_float(report):
         table.add_row("  in float", entry)
     table.add_row("bits", _bits(report["bits"], edges_at_8_bits=report["config"]["edges_at_8_bits"]))
+    table.add_row("without VNNI", _saturation(report["saturation"]))
     agreement = compare["top1_agreement"]
     decisions = "" if agreement is None else f", top-1 agreement {100 * agreement:.2f} %"
     table.add_row(
@@ -203,6 +204,20 @@ def _gain(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def _saturation(found: Mapping[str, Any]) -> str:
+    """What processors that add two products of codes in 16 bits make of the model."""
+    layers = found["layers"]
+    if not layers:
+        return "no product saturates: the same outputs on every processor"
+    worst = f"{layers[0]['role']}, {100 * layers[0]['cut']:.3g} % of its sums"
+    risk = f"{found['at_risk']} of {found['looked_at']} linears saturate on calibration data (worst: {worst})"
+    return (
+        f"WRONG on AVX2 and AVX512 alone: {risk}; --target auto limits weights"
+        if found["at_risk"]
+        else (f"{len(layers)} of {found['looked_at']} linears saturate for some input, none on calibration data")
+    )
 
 
 def _bits(bits: Mapping[str, Any], *, edges_at_8_bits: bool) -> str:

@@ -83,7 +83,8 @@ def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 
     largest = np.abs(weight).max(axis=None if spec.axis is None else other)
     step = largest.astype(np.float32) / spec.qmax
     if spec.saturation_free:
-        step = np.maximum(step, largest_pair(weight) / np.float32(LARGEST_PAIR - ROUNDED_UP))
+        pair = largest_pair(weight).max(axis=0 if spec.axis is None else ())
+        step = np.maximum(step, pair / np.float32(LARGEST_PAIR - ROUNDED_UP))
     scale = np.maximum(np.float32(multiplier) * step, SMALLEST_SCALE)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 

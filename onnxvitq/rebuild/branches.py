@@ -33,9 +33,9 @@ from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 from onnxvitq.steps.step import StepOutcome, is_held_out, outcome, seen_input
 
-FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1, saturation_free=True)
 # One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
-FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True)
+FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True, saturation_free=True)
 INNER = QuantSpec(bits=8, signed=False, symmetric=False)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose

@@ -72,6 +72,14 @@ def test_the_step_is_as_wide_as_the_largest_pair_needs() -> None:
     assert params_from_weight(weight, FREE).scale == pytest.approx([2 / 127, 1 / 127, 1 / 127])
 
 
+def test_one_step_for_the_tensor_is_that_of_its_largest_pair() -> None:
+    spec = QuantSpec(bits=8, signed=True, symmetric=True, saturation_free=True)
+    weight = weight_of((7, 5))
+    params = params_from_weight(weight, spec)
+    assert float(params.scale) == pytest.approx(max(np.abs(weight).max(), largest_pair(weight).max()) / 127)
+    assert max(map(abs, worst(quantize(weight, params)))) <= CEILING
+
+
 def test_it_costs_less_than_a_bit() -> None:
     for seed, inputs in product(range(3), (96, 384)):
         weight = np.random.default_rng(seed).normal(size=(inputs, 64)).astype(np.float32)

@@ -53,7 +53,7 @@ def edges_in_held_out(samples: np.ndarray) -> np.ndarray:
 def fitted_linears(problem: Problem, stats: Stats, tensor: str, names: list[str], objective: str) -> ProductFit:
     fitting, _ = split_samples(stats.rows[tensor])
     weight = np.concatenate([problem.weight(name) for name in names], axis=1)
-    specs = (ACTIVATION, weight_spec(8))
+    specs = (ACTIVATION, weight_spec(8, saturation_free=True))
     return fit_linear(fitting, weight, specs, stats.ranges[tensor], OBJECTIVES[objective], SEARCH)
 
 
