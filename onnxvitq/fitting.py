@@ -44,6 +44,7 @@ from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
+from onnxvitq.steps.bits import starting_formats
 from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -183,7 +184,7 @@ class Fitter:
         blockmap = replace(found, linears=linears)
         self._graph = graph
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
-        self._plan = make_plan(blockmap, self._config)
+        self._plan = make_plan(blockmap, starting_formats(self._config, self._problem))
         self._positions = _token_weights(graph, blockmap)
 
     def calibrate(self, count: int | None) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from onnxvitq.blockmap import Linear
+from onnxvitq.config import QuantConfig, parse_bits
 from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.allocate import Floats, Whole
 from onnxvitq.numerics.sensitivity import output_errors
@@ -58,6 +59,24 @@ class BitCosts:
     def bits(self, choice: Sequence[int]) -> dict[str, int]:
         """Width of each unit, by its name."""
         return {unit.name: self.widths[option] for unit, option in zip(self.units, choice, strict=True)}
+
+
+def starting_formats(config: QuantConfig, problem: Problem) -> QuantConfig:
+    """The options with bits near the budget's mean, where bits are to be chosen.
+
+    What is done to the graph before that is kept or not by the output's error: changes that were accepted with weights of
+    8 bits lost 1.2 dB with 4 (bundled model) against those that were accepted with 4.
+    """
+    if not config.mixed:
+        return config
+    weights, activations = parse_bits("bits", config.bits)
+    mean = config.average_bits
+    if mean is None:
+        assert config.target_size is not None  # config.mixed said so
+        total = sum(problem.constants[name].size for name in {linear.weight for linear in problem.blockmap.linears})
+        mean = config.target_size * 8e6 / total
+    near = min((2, 3, 4, 5, 6, weights), key=lambda width: abs(width - mean))  # 7 would say that 8 saturates
+    return replace(config, bits=f"w{min(near, weights)}a{activations}")
 
 
 def find_units(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnxvitq.config import QuantConfig
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.spec import Stats
 from onnxvitq.steps.bits import (
@@ -15,6 +16,7 @@ from onnxvitq.steps.bits import (
     BitUnit,
     find_units,
     relative_errors,
+    starting_formats,
     unit_params,
     with_widths,
     without_nodes,
@@ -98,3 +100,18 @@ def test_sums_of_a_choice() -> None:
     costs = BitCosts(units=found, widths=(2, 4), sizes=sizes, errors=errors)
     assert (costs.size((1, 0)), costs.predicted((1, 0))) == (22, 2.25)
     assert costs.bits((1, 0)) == {"a": 4, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        ({}, "w8a8"),
+        ({"average_bits": 4.2}, "w4a8"),
+        ({"average_bits": 7.4, "bits": "w8a6"}, "w8a6"),
+        ({"average_bits": 7.4, "bits": "w7a8"}, "w7a8"),
+        ({"target_size": 75 * 3 / 8e6}, "w3a8"),
+    ],
+)
+def test_the_fit_starts_near_the_budget(problem: Problem, options: dict[str, object], bits: str) -> None:
+    """The problem has 24 + 30 + 21 = 75 weights."""
+    assert starting_formats(QuantConfig(**options), problem).bits == bits  # type: ignore[arg-type]
