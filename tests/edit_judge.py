@@ -30,6 +30,9 @@ GAP_DB = 6.0  # the written model may be worse than the reference by
 PLENTY_DB = 50.0  # of the reference beyond which it measures nothing any more
 MULTIPLIES = frozenset({"MatMul", "Gemm", "Conv", "Einsum"})
 
+# As the reference: min-max, and weights of the full range.
+CONFIG = QuantConfig(objective="minmax", target="x86-vnni", threads=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -65,7 +68,7 @@ def judge(edited: Edited, folder: Path) -> Verdict:
             problems.append(f"canonical form differs by {canonical:.1e}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = quantize(path, feeds, folder / "int8.onnx", QuantConfig(objective="minmax", threads=1))
+            result = quantize(path, feeds, folder / "int8.onnx", CONFIG)
     except OnnxVitqError as error:
         return Verdict(problems=tuple(problems), refusal=_one_line(error), canonical=canonical)
     except Exception as error:  # noqa: BLE001 - anything else is what is looked for
