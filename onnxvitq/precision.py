@@ -170,7 +170,7 @@ class BitAllocator:
     def _unit_params(self, unit: BitUnit, width: int) -> dict[str, QParams]:
         key = unit.name, width
         if key not in self._params:
-            self._params[key] = unit_params(self._fitting.problem, unit, width)
+            self._params[key] = unit_params(self._fitting.problem, self._fitting.plan, unit, width)
         return self._params[key]
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:

@@ -17,7 +17,8 @@ class QuantSpec:
 
     ``bits`` is the number of levels (2 ** bits), never the storage width. ``axis`` is the ONNX axis that keeps a scale
     of its own; None is one scale for the tensor. Example: a weight (I, O) with axis 1 has scales (O,). ``saturation_free``,
-    of weights (I, O): codes of neighbours along I are limited so that no product saturates (``numerics.pairs``).
+    of weights (I, O): codes of neighbours along I are limited so that no product saturates (``numerics.pairs``); fewer than
+    8 bits never do.
     """
 
     bits: int
@@ -41,6 +42,11 @@ class QuantSpec:
     def qmax(self) -> int:
         """Highest code."""
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def limits_pairs(self) -> bool:
+        """Whether codes are limited beyond [qmin, qmax]."""
+        return self.saturation_free and self.bits > 7
 
     @property
     def storage(self) -> np.dtype[np.integer]:

@@ -24,7 +24,7 @@ def quantize(x: FloatArray, params: QParams) -> IntArray:
     codes = np.rint(x / scale)
     codes += zero
     np.clip(codes, params.spec.qmin, params.spec.qmax, out=codes)
-    if params.spec.saturation_free:
+    if params.spec.limits_pairs:
         limit_pairs(codes)
     return codes.astype(params.spec.storage)
 
@@ -42,7 +42,7 @@ def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
     y = np.rint(x / scale)
     y += zero
     np.clip(y, params.spec.qmin, params.spec.qmax, out=y)
-    if params.spec.saturation_free:
+    if params.spec.limits_pairs:
         limit_pairs(y)
     y -= zero
     y *= scale
@@ -82,7 +82,7 @@ def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 
     other = tuple(axis for axis in range(weight.ndim) if axis != spec.axis)
     largest = np.abs(weight).max(axis=None if spec.axis is None else other)
     step = largest.astype(np.float32) / spec.qmax
-    if spec.saturation_free:
+    if spec.limits_pairs:
         pair = largest_pair(weight).max(axis=0 if spec.axis is None else ())
         step = np.maximum(step, pair / np.float32(LARGEST_PAIR - ROUNDED_UP))
     scale = np.maximum(np.float32(multiplier) * step, SMALLEST_SCALE)

@@ -114,7 +114,7 @@ def _feed_back(weight: DoubleArray, params: QParams, upper: DoubleArray, order: 
             owed = upper[start:row, row] @ error[start:row]  # (row - start,) @ (row - start, O)
             value = wanted[row - start] + owed
             other = partner(int(order[row]))
-            if params.spec.saturation_free and other < len(place) and place[other] < row:
+            if params.spec.limits_pairs and other < len(place) and place[other] < row:
                 low, high = room_beside(np.rint(rounded[place[other]] / params.scale))
                 value = np.clip(value, low * params.scale, high * params.scale)
             rounded[row] = fake_quantize(value[None].astype(np.float32), params)[0]

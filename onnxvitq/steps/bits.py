@@ -107,9 +107,12 @@ def _unit_name(linear: Linear, granularity: str) -> str:
     return module[1] if granularity == "module" else linear.role
 
 
-def unit_params(problem: Problem, unit: BitUnit, width: int) -> dict[str, QParams]:
-    """Min-max parameters of a unit's weights with that many bits."""
-    return {weight: params_from_weight(problem.constants[weight], weight_spec(width)) for weight in unit.weights}
+def unit_params(problem: Problem, plan: QuantPlan, unit: BitUnit, width: int) -> dict[str, QParams]:
+    """Min-max parameters of a unit's weights with that many bits, limited as the plan has it."""
+    return {
+        weight: params_from_weight(problem.constants[weight], replace(plan.decisions[weight].spec, bits=width))
+        for weight in unit.weights
+    }
 
 
 def relative_errors(problem: Problem, stats: Stats, unit: BitUnit, widths: Sequence[int], reference: int) -> Floats:
@@ -139,7 +142,8 @@ def with_widths(plan: QuantPlan, units: Sequence[BitUnit], bits: Mapping[str, in
             in_float += unit.linears
             continue
         for weight in unit.weights:
-            decisions[weight] = replace(decisions[weight], spec=weight_spec(width), params=None)
+            spec = replace(decisions[weight].spec, bits=width)
+            decisions[weight] = replace(decisions[weight], spec=spec, params=None)
     return without_nodes(replace(plan, decisions=decisions), dict.fromkeys(in_float, REASON))
 
 

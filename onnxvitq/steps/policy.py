@@ -22,8 +22,8 @@ Bits = tuple[int, int]  # of the weight (of a product: unused), of the activatio
 
 
 def weight_spec(bits: int, *, saturation_free: bool = False) -> QuantSpec:
-    """Symmetric, one scale an output channel of (I, O). Fewer than 8 bits are free of saturation as they are."""
-    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1, saturation_free=saturation_free and bits == 8)
+    """Symmetric, one scale an output channel of (I, O)."""
+    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1, saturation_free=saturation_free)
 
 
 def activation_spec(bits: int) -> QuantSpec:

@@ -23,6 +23,7 @@ from onnxvitq.data.preprocess import PREPROCESSING_KEY
 from onnxvitq.errors import DataError, OnnxVitqError
 from onnxvitq.fitting import KEPT_FEEDS
 from onnxvitq.pipeline import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+from onnxvitq.runtime.sweep import sweep
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 NAMES = ["dynamo-dynamic", "dynamo-static", "torchscript-dynamic", "torchscript-static"]
@@ -465,3 +466,39 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> 
     # keeping those of 56 more would add 50, keeping their scores alone (256 x 256) would add 14. What two equal runs
     # differ by, pages of the allocator and of libraries, is 1 to 3.
     assert many - few < 10
+
+
+# ------------------------------------------------------------------------------------------------------ calibration cache
+
+
+def test_what_was_measured_once_is_not_measured_again_and_changes_nothing(
+    vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        sweeps.append(args[0])
+        return sweep(*args, **options)
+
+    monkeypatch.setattr("onnxvitq.fitting.sweep", counted)
+    written = {}
+    for name, bits, folder in (
+        ("first", "w8a8", str(tmp_path / "cache")),
+        ("second", "w4a8", str(tmp_path / "cache")),
+        ("without", "w4a8", None),
+    ):
+        sweeps.clear()
+        config = QuantConfig(bits=bits, cache=folder, objective="minmax")
+        quantize(vit_file, images, tmp_path / "out.onnx", config)
+        written[name] = (len(sweeps), (tmp_path / "out.onnx").read_bytes())
+    assert [count for count, _ in written.values()] == [1, 0, 1]
+    assert written["second"][1] == written["without"][1]
+
+
+def test_data_that_cannot_be_told_apart_is_not_kept(
+    vit_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = QuantConfig(objective="minmax", skip=("bias",), cache=str(tmp_path / "cache"))
+    quantize(vit_file, [batch_of(4)], tmp_path / "out.onnx", config)
+    assert not (tmp_path / "cache").exists()
+    assert [record.message.startswith("calibration cache: not used") for record in caplog.records] == [True]

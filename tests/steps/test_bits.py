@@ -74,7 +74,13 @@ def test_a_choice_becomes_formats(problem: Problem, plan: QuantPlan, widths: Seq
     for unit, width in zip(modules, widths, strict=True):
         for weight in unit.weights:
             assert (chosen.decisions[weight].spec.bits, chosen.params(weight)) == (width, None)
-        assert {params.spec.bits for params in unit_params(problem, unit, width).values()} == {width}
+        specs = {params.spec for params in unit_params(problem, plan, unit, width).values()}
+        assert specs == {chosen.decisions[weight].spec for weight in unit.weights}
+        assert {spec.bits for spec in specs} == {width}
+        # The choice keeps what the target asks of weights, or 8 bits would saturate in a model that is said not to.
+        assert {spec.saturation_free for spec in specs} == {
+            plan.decisions[weight].spec.saturation_free for weight in unit.weights
+        }
     activations = {name for name, decision in plan.decisions.items() if decision.site.kind == "activation"}
     assert all(chosen.params(name) is plan.params(name) for name in activations)
 

@@ -53,7 +53,7 @@ def test_weights_are_free_of_saturation_unless_the_target_needs_it_not(blockmap:
         plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target=target))
         specs = {one.spec for one in plan.decisions.values() if one.site.kind == "weight"}
         assert specs == {weight_spec(bits, saturation_free=free)}
-        assert {one.saturation_free for one in specs} == {free and bits == 8}  # 7 bits are, without a limit
+        assert {one.limits_pairs for one in specs} == {free and bits == 8}  # 7 bits are free without a limit
 
 
 def test_a_transposed_product_reads_the_value_first(blockmap: BlockMap) -> None:
