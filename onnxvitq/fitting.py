@@ -5,7 +5,7 @@ weights solved again, blocks learned. Each of these is kept only if the model's 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
 from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
-from onnxvitq.data.source import Source
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
 from onnxvitq.evaluation.judge import OutputJudge
@@ -36,6 +35,7 @@ from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.precision import BitAllocator, Fitting
 from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
+from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.session import Session
@@ -53,10 +53,8 @@ from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
 from onnxvitq.steps.softmax import attentions_to_divide_late
-from onnxvitq.steps.step import Step, is_held_out
+from onnxvitq.steps.step import Step
 
-HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
-KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
@@ -90,40 +88,6 @@ def bring_to_canonical_form(loaded: LoadedModel, threads: int) -> dict[str, int]
     infer_shapes(graph)
     more = canonicalise(graph)
     return {name: count + more[name] for name, count in edits.items()}
-
-
-class Replay:
-    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``."""
-
-    def __init__(self, source: Source, *, again: bool) -> None:
-        self.kept = None if again else KEPT_FEEDS
-        self._source = source
-        self._first: list[Mapping[str, np.ndarray]] = []
-        self._held: list[tuple[int, Mapping[str, np.ndarray]]] = []
-        self._room = HELD_OUT_BYTES
-        self._read = False
-
-    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        if self._read:
-            yield from self._source if self.kept is None else self._first
-            return
-        self._read = True
-        for index, feed in enumerate(self._source):
-            if self.kept is not None and len(self._first) < self.kept:
-                self._first.append(feed)
-            self._hold(index, feed)
-            yield feed
-
-    def _hold(self, index: int, feed: Mapping[str, np.ndarray]) -> None:
-        if index and not is_held_out(index):
-            return
-        self._room -= sum(value.nbytes for value in feed.values())
-        if len(self._held) < 2 or self._room >= 0:
-            self._held.append((index, feed))
-
-    def held_out(self) -> list[tuple[int, Mapping[str, np.ndarray]]]:
-        """(number, feed) of held-out samples seen in the first pass; of the first sample when there was no other."""
-        return self._held[1:] or self._held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -35,7 +35,7 @@ from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random
 from onnxvitq.evaluation.compare import compare
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
-from onnxvitq.fitting import Fitter, Progress, Replay, bring_to_canonical_form
+from onnxvitq.fitting import Fitter, Progress, bring_to_canonical_form
 from onnxvitq.graph.io import (
     LoadedModel,
     atomic_file,
@@ -47,6 +47,7 @@ from onnxvitq.graph.io import (
 )
 from onnxvitq.learn.checkpoint import remove_checkpoints
 from onnxvitq.plan import QuantPlan
+from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.footprint import Footprint
 from onnxvitq.runtime.profile import OperatorTime

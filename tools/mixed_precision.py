@@ -27,9 +27,10 @@ import numpy as np
 from onnxvitq import pipeline
 from onnxvitq.config import QuantConfig
 from onnxvitq.evaluation.probe import Samples
-from onnxvitq.fitting import Fitter, Replay, bring_to_canonical_form
+from onnxvitq.fitting import Fitter, bring_to_canonical_form
 from onnxvitq.graph.io import load_model, save_for_session, to_proto
 from onnxvitq.precision import BitAllocator, Fitting
+from onnxvitq.replay import Replay
 from onnxvitq.runtime.session import Session
 
 TOOLS = Path(__file__).parent

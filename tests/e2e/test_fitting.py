@@ -12,10 +12,11 @@ from textgraph import model_of, run
 from transformer_text import transformer
 
 from onnxvitq.config import QuantConfig
-from onnxvitq.fitting import KEPT_FEEDS, Replay, bring_to_canonical_form
+from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
+from onnxvitq.replay import KEPT_FEEDS, Replay
 
 MAPS = ["channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "attention", "bias", "weights"]

@@ -21,8 +21,8 @@ import onnxvitq
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
 from onnxvitq.errors import DataError, OnnxVitqError
-from onnxvitq.fitting import KEPT_FEEDS
 from onnxvitq.pipeline import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+from onnxvitq.replay import KEPT_FEEDS
 from onnxvitq.runtime.sweep import sweep
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
