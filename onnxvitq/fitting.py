@@ -4,6 +4,7 @@ Order: channels are mapped (exact), bits chosen where they may differ, scales se
 weights solved again, blocks learned. Each of these is kept only if the model's *output* on held-out samples gains.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -150,6 +151,7 @@ class Fitter:
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
         self._plan = make_plan(blockmap, starting_formats(self._config, self._problem))
         self._positions = _token_weights(graph, blockmap)
+        gc.collect()  # graphs are full of cycles: what was taken out of one holds its weights until then
 
     def calibrate(self, count: int | None) -> None:
         """The first sweep: everything that the steps need of the graph as it is, and the float outputs.

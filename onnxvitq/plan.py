@@ -116,10 +116,15 @@ class QuantPlan:
 
 
 def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    copies = {name: np.array(array, np.float32) for name, array in arrays.items()}
+    """Read-only copies. What is one already is shared: a plan of another plan's weights would hold them all once more."""
+    copies = {name: array if _is_frozen(array) else np.array(array, np.float32) for name, array in arrays.items()}
     for copy in copies.values():
         copy.setflags(write=False)
     return copies
+
+
+def _is_frozen(array: FloatArray) -> bool:
+    return array.dtype == np.float32 and array.flags.owndata and not array.flags.writeable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

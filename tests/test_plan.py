@@ -326,3 +326,13 @@ def test_problem_finds_weights_and_biases_by_the_linears_name() -> None:
     assert problem.bias("with").tolist() == [1.0, 2.0, 3.0]  # (1, O) in the graph
     assert problem.bias("without").tolist() == [0.0, 0.0, 0.0]
     assert problem.bias("without").dtype == np.float32
+
+
+def test_a_plan_of_a_plan_shares_what_nobody_can_change() -> None:
+    weight = np.ones((2, 3), np.float32)
+    first = QuantPlan().with_weights({"fc": weight})
+    assert first.weights["fc"] is not weight
+    assert first.with_biases({"fc": np.zeros(3, np.float32)}).weights["fc"] is first.weights["fc"]
+    view = weight[:]
+    view.setflags(write=False)  # its values change with those of the array that it looks at
+    assert not np.shares_memory(QuantPlan().with_weights({"fc": view}).weights["fc"], weight)

@@ -133,8 +133,9 @@ def centred(moments: Moments) -> Centred:
     if not moments.mass > 0:
         raise ValueError("no row has weight: there is nothing to fit to")
     mean_a, mean_t = moments.sum_a / moments.mass, moments.sum_t / moments.mass
-    gram = moments.gram - np.outer(moments.sum_a, mean_a)
-    cross = moments.cross - np.outer(moments.sum_a, mean_t)
+    gram, cross = np.outer(moments.sum_a, mean_a), np.outer(moments.sum_a, mean_t)
+    np.subtract(moments.gram, gram, out=gram)  # one matrix of the size, not two: it is what the fit's memory is made of
+    np.subtract(moments.cross, cross, out=cross)
     constant = gram.diagonal() <= CONSTANT * moments.gram.diagonal()
     gram[constant], gram[:, constant], cross[constant] = 0.0, 0.0, 0.0
     return Centred(gram=gram, cross=cross, mean_a=mean_a, mean_t=mean_t)

@@ -51,9 +51,9 @@ def ridge(moments: Moments, weight: FloatArray, strength: float) -> Affine:
     start = weight.astype(np.float64)
     if np.isinf(penalty):
         return _with_bias(about, start)
-    gram = about.gram.copy()
+    wanted, gram = about.cross - about.gram @ start, about.gram  # nobody else's: the diagonal is raised in place
     np.fill_diagonal(gram, gram.diagonal() + penalty)
-    return _with_bias(about, start + np.linalg.solve(gram, about.cross - about.gram @ start))
+    return _with_bias(about, start + np.linalg.solve(gram, wanted))
 
 
 def _about_means(moments: Moments, weight: FloatArray) -> Centred:
