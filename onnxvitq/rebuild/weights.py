@@ -87,7 +87,7 @@ def rebuild_weights(
     exact = Pieces(graph, linears, feeds, folder / "float", options.threads)
     coded = Pieces(apply_products(graph, problem, plan), linears, feeds, folder / "quantized", options.threads)
     onto = residuals(graph, linears)
-    solved: list[_Solved] = []
+    solved: list[tuple[float, float, bool]] = []  # not the layers: their weights are in the plan
     with one_blas_thread():
         for tensor, group in groups(linears).items():
             streams = {one.name: onto.get(one.output, "") for one in group}
@@ -104,15 +104,15 @@ def rebuild_weights(
                 if one is None:
                     coded.compute(linear, affine(weight, bias, None))
                     continue
-                solved.append(one)
+                solved.append((one.before, one.after, one.changed))
                 plan = plan.with_weights({linear.name: one.weight}).with_biases({linear.name: one.bias})
                 plan = plan.with_params({linear.weight: one.params})
                 coded.compute(
                     linear,
                     affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
                 )
-    before, after = [one.before for one in solved], [one.after for one in solved]
-    return plan, outcome("weights", before, after, sum(one.changed for one in solved))
+    before, after = [one[0] for one in solved], [one[1] for one in solved]
+    return plan, outcome("weights", before, after, sum(one[2] for one in solved))
 
 
 def groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
