@@ -24,7 +24,7 @@ from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
 from onnxvitq.evaluation.judge import OutputJudge
-from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
 from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
@@ -43,13 +43,13 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
 from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
-from onnxvitq.steps.accept import PartOutcome, accept_parts, drop_harmful_products
+from onnxvitq.steps.accept import DOUBT_DB, PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.bits import starting_formats
 from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
 from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
@@ -134,6 +134,7 @@ class Fitter:
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
+        self._best = -CAP_DB  # the highest SQNR of what was kept so far
         self._roles: dict[str, str] = {}
         self._sensitivity: dict[str, Any] | None = None
         self._precision: dict[str, Any] | None = None
@@ -219,7 +220,7 @@ class Fitter:
     def _start(self) -> None:
         """Min-max for every site, and the output with it."""
         self._plan, entry = self._minmax()
-        self._score = self._difference(self._plan) if self._config.judged else None
+        self._keep(self._difference(self._plan) if self._config.judged else None)
         self._record(entry)
 
     def _minmax(self) -> tuple[QuantPlan, dict[str, Any]]:
@@ -233,28 +234,42 @@ class Fitter:
     def _difference(self, plan: QuantPlan) -> OutputDifference:
         return self._judge().difference(plan)
 
-    def _exact_steps(self) -> "list[tuple[str, float, Callable[[], _Proposal]]]":
-        """Exact changes of the float model that quantize better, each with the dB that it must be worth: first what folds
-        into constants, then what costs time. With little time they are tried together: one sweep in place of three.
+    def _exact_steps(self) -> "list[tuple[str, Callable[[], _Proposal]]]":
+        """Exact changes of the float model that quantize better: first what folds into constants, then what costs time. With
+        little time they are tried together: one sweep in place of three.
         """
-        steps: dict[StepName, tuple[float, Callable[[], _Proposal]]] = {
-            "channels": (0.0, self._fold_channels),
-            "online-channels": (WORTH_DB, self._scale_channels),
-            "softmax": (WORTH_DB, self._divide_late),
+        steps: dict[StepName, Callable[[], _Proposal]] = {
+            "channels": self._fold_channels,
+            "online-channels": self._scale_channels,
+            "softmax": self._divide_late,
         }
         wanted = {name: step for name, step in steps.items() if self._config.runs(name)}
         if self._config.effort == "fast" and wanted:
-            return [("+".join(wanted), WORTH_DB, lambda: self._together(list(wanted)))]
-        return [(name, *step) for name, step in wanted.items()]
+            return [("+".join(wanted), lambda: self._together(list(wanted)))]
+        return list(wanted.items())
 
-    def _change(self, name: str, worth: float, propose: "Callable[[], _Proposal]") -> None:
-        """Propose an exact change, and keep it where the output gains more than ``worth`` dB."""
+    def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
+        """Propose an exact change, and keep it where it does no harm."""
         parts, graph = propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
         if parts:
-            entry |= self._try(graph, len(parts), worth)
+            entry |= self._try(graph, len(parts))
         self._record(entry)
+
+    def _does_no_harm(self, after: OutputDifference | None) -> bool:
+        """Whether the output is as good as the best so far, as far as a few samples tell; also where nothing is judged."""
+        return self._score is None or (after is not None and after.sqnr_db > self._best - DOUBT_DB)
+
+    def _keep(self, score: OutputDifference | None) -> None:
+        """The score of what is worked on from here."""
+        self._score = score
+        self._best = max(self._best, -CAP_DB if score is None else score.sqnr_db)
+
+    def _begin_at(self, score: OutputDifference | None) -> None:
+        """The same, where what was before is nothing to compare with: other bits, other formats."""
+        self._best = -CAP_DB
+        self._keep(score)
 
     @property
     def _sqnr(self) -> float | None:
@@ -286,9 +301,9 @@ class Fitter:
         parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
         return parts, divide_late(mapped, self._problem.blockmap, list(gains))
 
-    def _try(self, graph: gs.Graph, parts: int, worth: float) -> dict[str, Any]:
-        """Work on the changed graph from here on, if the float model stays what it is and the output gains more than
-        ``worth`` dB; what the report says of it.
+    def _try(self, graph: gs.Graph, parts: int) -> dict[str, Any]:
+        """Work on the changed graph from here on, if the float model stays what it is and the output is as good; what the
+        report says of it.
         """
         before = (self._graph, self._problem, self._plan, self._stats, self._positions)
         after: OutputDifference | None = None
@@ -298,8 +313,8 @@ class Fitter:
             self._stats = self._measure(requests)
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
-            if self._score is None or (after is not None and after.sqnr_db > self._score.sqnr_db + worth):
-                self._score = after
+            if self._does_no_harm(after):
+                self._keep(after)
                 return {"accepted": True, "kept": parts, "after": self._sqnr}
         self._graph, self._problem, self._plan, self._stats, self._positions = before
         return {"after": None if after is None else round(after.sqnr_db, 3)}
@@ -328,7 +343,8 @@ class Fitter:
     def _accept_formats(self, name: str, plan: QuantPlan, parts: Sequence[PartOutcome]) -> None:
         entry: dict[str, Any] = {"name": name, "accepted": any(part.accepted for part in parts), "before": self._sqnr}
         if plan is not self._plan:
-            self._plan, self._score = plan, self._difference(plan)
+            self._plan = plan
+            self._begin_at(self._difference(plan))
         entry |= {"after": self._sqnr, "kept": sum(part.accepted for part in parts), "layers": len(parts)}
         self._record({**entry, "parts": [asdict(part) for part in parts]})
 
@@ -341,13 +357,14 @@ class Fitter:
             return
         before, start, judge = self._sqnr, self._score, self._judge()
 
-        def tried(plan: QuantPlan) -> float:
-            """A part is kept where it is better than all before it, so the best one seen is that of what is kept."""
-            difference = judge.difference(plan)
-            self._score = max(self._score or start, difference, key=lambda one: one.sqnr_db)
-            return difference.sqnr_db
+        seen: list[tuple[QuantPlan, OutputDifference]] = [(self._plan, start)]
 
-        self._plan, _, parts = accept_parts(self._plan, proposed, self._problem, tried, start.sqnr_db)
+        def tried(plan: QuantPlan) -> float:
+            seen.append((plan, judge.difference(plan)))
+            return seen[-1][1].sqnr_db
+
+        self._plan, _, parts = accept_parts(self._plan, proposed, self._problem, tried, self._best)
+        self._keep(next(difference for plan, difference in seen if plan is self._plan))
         entry = {**asdict(outcome), "accepted": any(part.accepted for part in parts)}
         entry |= {"before": before, "after": self._sqnr}
         self._record({**entry, "parts": [asdict(part) for part in parts]})
@@ -361,9 +378,10 @@ class Fitter:
             except OSError as error:
                 raise scratch_error(folder, error) from error
         before, after = self._sqnr, self._difference(plan)
-        accepted = self._score is None or after.sqnr_db > self._score.sqnr_db
+        accepted = self._does_no_harm(after)
         if accepted:
-            self._plan, self._score = plan, after if self._config.judged else None
+            self._plan = plan
+            self._keep(after if self._config.judged else None)
         entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
         self._record({**entry, "parts": []})
 
@@ -387,9 +405,10 @@ class Fitter:
                 except OSError as error:
                     raise scratch_error(folder, error) from error
             before, after = self._sqnr, self._difference(plan)
-            accepted = self._score is None or after.sqnr_db > self._score.sqnr_db
+            accepted = self._does_no_harm(after)
             if accepted:
-                self._plan, self._score = plan, after if self._config.judged else None
+                self._plan = plan
+            self._keep(after if self._config.judged else None)
             self._record({**entry, "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)})
 
     def _choose_bits(self) -> None:
@@ -397,7 +416,7 @@ class Fitter:
         fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
         self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config).choose()
         before = self._sqnr
-        self._score = self._difference(self._plan) if self._config.judged else None
+        self._begin_at(self._difference(self._plan) if self._config.judged else None)
         count = len(self._precision["chosen"]["bits"])
         entry = {
             "name": "bits",

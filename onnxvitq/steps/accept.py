@@ -4,8 +4,10 @@ A search lowers the error of the tensors it looks at, averaged over all tokens; 
 on the bundled model: scales searched for every site gained 0.6 dB layer by layer and lost 2.9 dB at the output, because the
 class token is one of fifty rows). So each part of a step, all blocks' tensors of one role, must pass the whole model.
 
-Asking for a gain of more than its standard error over the held-out images was tried and refused real gains: with injected
-outliers the output ended at 22.2 dB instead of 24.6.
+A step has the benefit of the doubt: it already lowers its layers' error on held-out rows, and a handful of held-out samples
+tell the output's error to about a decibel only. What is asked is not to fall ``DOUBT_DB`` below the best so far. Asking for
+a gain keeps the luckiest: the bundled model's 43.0 dB on its 16 held-out images were 40.3 dB on others, where keeping
+everything reached 41.5.
 """
 
 import re
@@ -19,6 +21,7 @@ from onnxvitq.spec import FloatArray, QParams
 Judge = Callable[[QuantPlan], float]  # output SQNR in dB on held-out samples
 
 PRODUCTS = {"query": "scores", "key": "scores", "probs": "context", "value": "context", "left": "", "right": ""}
+DOUBT_DB = 1.0  # of the output's SQNR: what a few held-out samples cannot tell
 HARMLESS_DB = 3.0  # of the output's SQNR: half of all error comes from the products outside attentions
 
 
@@ -41,26 +44,26 @@ class _Part:
 def accept_parts(
     before: QuantPlan, after: QuantPlan, problem: Problem, judge: Judge, score: float
 ) -> tuple[QuantPlan, float, tuple[PartOutcome, ...]]:
-    """Go from one plan towards another part by part, keeping what gains.
+    """Go from one plan towards another part by part, keeping what does no harm.
 
     Args:
         before: the plan so far; its output SQNR is ``score``.
         after: what a step made of it.
         problem: names the roles.
         judge: output SQNR of a plan.
-        score: of ``before``, in dB.
+        score: the best so far, in dB; that of ``before``, or of a plan before it.
 
     Returns:
         The plan that was kept, its score, and one outcome a part, in the order of the network.
     """
-    plan, outcomes = before, []
+    plan, best, outcomes = before, score, []
     for name, part in _parts(before, after, problem).items():
         candidate = plan.with_params(part.params).with_biases(part.biases)
         reached = judge(candidate)
-        accepted = reached > score
+        accepted = reached > best - DOUBT_DB
         outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
         if accepted:
-            plan, score = candidate, reached
+            plan, score, best = candidate, reached, max(best, reached)
     return plan, score, tuple(outcomes)
 
 

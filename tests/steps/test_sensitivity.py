@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from onnxvitq.plan import Problem, QuantPlan
@@ -59,7 +60,7 @@ def test_only_one_part_is_quantized_at_a_time_and_shares_add_up(problem: Problem
 def test_corrections_are_left_out(plan: QuantPlan) -> None:
     """A bias that makes up for an error that is not there would be an error itself."""
     name = next(iter(plan.decisions))
-    corrected = replace(plan, biases={"/mlp/fc1/MatMul": 1}, weights={"/mlp/fc1/MatMul": 1})
+    corrected = replace(plan, biases={"/mlp/fc1/MatMul": np.ones(1)}, weights={"/mlp/fc1/MatMul": np.ones(1)})
     alone = only(corrected, {name})
     assert (alone.biases, alone.weights) == ({}, {})
     assert [key for key, decision in alone.decisions.items() if decision.params is not None] == [name]
