@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxvitq.numerics.affine import params_from_weight
+from onnxvitq.numerics.pairs import limit_pairs
 from onnxvitq.plan import Branch
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
@@ -22,6 +24,15 @@ SPARE = 4096  # elements by which a random draw is larger than what is taken of 
 def round_through(x: Tensor) -> Tensor:
     """Rounded, ties to even; the gradient is that of x."""
     return x + (x.round() - x).detach()
+
+
+def limited_through(codes: Tensor, spec: QuantSpec) -> Tensor:
+    """Codes (I, O) as they are written where neighbours are limited (``numerics.pairs``); the gradient passes through."""
+    if not spec.limits_pairs:
+        return codes
+    limited = codes.detach().numpy().copy()
+    limit_pairs(limited)
+    return codes + (torch.from_numpy(limited) - codes).detach()
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -106,7 +117,7 @@ class WeightQuantizer(nn.Module):
     def forward(self) -> Tensor:
         """The weight that the codes stand for (I, O)."""
         codes = torch.clamp(round_through(self.codes), self.spec.qmin, self.spec.qmax)
-        return codes * self.log_scale.exp()
+        return limited_through(codes, self.spec) * self.log_scale.exp()
 
     def result(self) -> tuple[FloatArray, QParams]:
         """The weight on its grid, and its parameters."""
@@ -127,14 +138,12 @@ class Factor(nn.Module):
 
     def scale(self) -> Tensor:
         """One a column (C,), or () for all."""
-        sizes = self.values.detach().abs()
-        largest = sizes.amax() if self.spec.axis is None else sizes.amax(1 - self.spec.axis)
-        return largest.clamp_min(1e-12) / self.spec.qmax
+        return torch.from_numpy(np.array(params_from_weight(self.values.detach().numpy(), self.spec).scale))
 
     def forward(self) -> Tensor:
         """The factor that its codes stand for (R, C)."""
         scale = self.scale()
-        return round_through(self.values / scale) * scale
+        return limited_through(round_through(self.values / scale), self.spec) * scale
 
     def result(self) -> tuple[FloatArray, QParams]:
         """Its values and their parameters."""

@@ -63,7 +63,7 @@ def _axis(node: gs.Node, tensor: gs.Tensor, default: int) -> int:
     return int(node.attrs.get("axis", default)) % len(tensor.shape)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Walk:
     """From one Gather towards the inputs, over the nodes that can work on one position."""
 
