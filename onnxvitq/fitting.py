@@ -1,7 +1,7 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
 Order: channels are mapped (exact), bits chosen where they may differ, scales searched, formats chosen, biases corrected,
-weights solved again, blocks learned. Each of these is kept only if the model's *output* on held-out samples gains.
+weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import gc
@@ -349,7 +349,7 @@ class Fitter:
         self._record({**entry, "parts": [asdict(part) for part in parts]})
 
     def _run(self, step: Step) -> None:
-        """One step; of what it proposes, keep what the output gains from."""
+        """One step; of what it proposes, keep what does the output no harm."""
         proposed, outcome = step.apply(self._problem, self._plan, self._stats)
         if self._score is None:
             self._plan = proposed
@@ -386,7 +386,7 @@ class Fitter:
         self._record({**entry, "parts": []})
 
     def _learn(self) -> None:
-        """Branches of low rank in closed form, then every block learned from there on; each is kept if the output gains."""
+        """Branches of low rank in closed form, then every block learned from there on; each is kept if it does the output no harm."""
         from onnxvitq.learn.method import BRANCHES, RECONSTRUCTION, Learning  # torch is loaded only when asked for
 
         for name in (BRANCHES, RECONSTRUCTION):
