@@ -269,7 +269,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
         text = f"the same as --skip {step}"
         fitting.add_argument(flag, action="append_const", const=step, dest="skip", help=text)
     fitting.add_argument(
-        "--acceptance", choices=("held-out", "always"), help="keep of a step what the output gains from"
+        "--acceptance", choices=("held-out", "always"), help="keep of a step what does no harm, or everything"
     )
     fitting.add_argument(
         "--activations", choices=("static", "dynamic", "token", "auto"), help="ranges of the linears' inputs"

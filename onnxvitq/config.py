@@ -56,9 +56,9 @@ class QuantConfig:
     iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
     ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
-    finer and chooses the form of every input. skip: steps to leave out (channels, online-channels and softmax change the float model exactly; scales, bias and
-    weights fit). candidates, rounds: size of the search; None goes with the effort. acceptance: of what a step proposes, keep
-    what does the model's output no harm on held-out calibration samples, or everything.
+    finer and chooses the form of every input. skip: steps to leave out (channels, online-channels and softmax change the
+    float model exactly; scales, bias and weights fit). candidates, rounds: size of the search; None goes with the effort.
+    acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
     activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
     after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
     cheapest that costs the output little on held-out samples; None goes with the effort. attention: "int8" quantizes both

@@ -386,7 +386,7 @@ class Fitter:
         self._record({**entry, "parts": []})
 
     def _learn(self) -> None:
-        """Branches of low rank in closed form, then every block learned from there on; each is kept if it does the output no harm."""
+        """Branches of low rank in closed form, then every block learned; each is kept if it does the output no harm."""
         from onnxvitq.learn.method import BRANCHES, RECONSTRUCTION, Learning  # torch is loaded only when asked for
 
         for name in (BRANCHES, RECONSTRUCTION):
