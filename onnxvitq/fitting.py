@@ -257,9 +257,18 @@ class Fitter:
             entry |= self._try(graph, len(parts))
         self._record(entry)
 
-    def _does_no_harm(self, after: OutputDifference | None) -> bool:
-        """Whether the output is as good as the best so far, as far as a few samples tell; also where nothing is judged."""
-        return self._score is None or (after is not None and after.sqnr_db > self._best - DOUBT_DB)
+    def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
+        """Work on this plan from here on, if it does no harm; what the report says of it."""
+        before, after = self._sqnr, self._difference(plan)
+        accepted = self._does_no_harm(after, doubt)
+        if accepted:
+            self._plan = plan
+            self._keep(after if self._config.judged else None)
+        return {"accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
+
+    def _does_no_harm(self, after: OutputDifference | None, doubt: float) -> bool:
+        """Whether the output is less than ``doubt`` dB below the best so far; also where nothing is judged."""
+        return self._score is None or (after is not None and after.sqnr_db > self._best - doubt)
 
     def _keep(self, score: OutputDifference | None) -> None:
         """The score of what is worked on from here."""
@@ -313,7 +322,7 @@ class Fitter:
             self._stats = self._measure(requests)
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
-            if self._does_no_harm(after):
+            if self._does_no_harm(after, DOUBT_DB):
                 self._keep(after)
                 return {"accepted": True, "kept": parts, "after": self._sqnr}
         self._graph, self._problem, self._plan, self._stats, self._positions = before
@@ -377,19 +386,13 @@ class Fitter:
                 plan, outcome = rebuild_weights(self._graph, self._problem, self._plan, self._feeds, folder, options)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-        before, after = self._sqnr, self._difference(plan)
-        accepted = self._does_no_harm(after)
-        if accepted:
-            self._plan = plan
-            self._keep(after if self._config.judged else None)
-        entry = {**asdict(outcome), "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
-        self._record({**entry, "parts": []})
+        self._record({**asdict(outcome), **self._accept(plan, DOUBT_DB), "parts": []})
 
     def _learn(self) -> None:
         """Branches of low rank in closed form, then every block learned; each is kept if it does the output no harm."""
         from onnxvitq.learn.method import BRANCHES, RECONSTRUCTION, Learning  # torch is loaded only when asked for
 
-        for name in (BRANCHES, RECONSTRUCTION):
+        for name, doubt in ((BRANCHES, 0.0), (RECONSTRUCTION, DOUBT_DB)):  # branches cost time: they have to gain
             with scratch_folder() as folder:
                 learning = Learning(
                     graph=self._graph,
@@ -404,12 +407,7 @@ class Fitter:
                     plan, entry = learning.run(name, self._plan, self._config)
                 except OSError as error:
                     raise scratch_error(folder, error) from error
-            before, after = self._sqnr, self._difference(plan)
-            accepted = self._does_no_harm(after)
-            if accepted:
-                self._plan = plan
-            self._keep(after if self._config.judged else None)
-            self._record({**entry, "accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)})
+            self._record({**entry, **self._accept(plan, doubt)})
 
     def _choose_bits(self) -> None:
         """Bits of each layer's weights within the budget."""

@@ -6,6 +6,7 @@ import pytest
 
 from onnxvitq.config import QuantConfig
 from onnxvitq.errors import ConfigError
+from onnxvitq.fitting import Fitter
 from onnxvitq.learn import available
 from onnxvitq.pipeline import quantize
 
@@ -23,6 +24,20 @@ def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path,
     assert any(stage.startswith("learn (loss") for stage in stages)
     assert result.report["branches"]["found"] == 2 * len(result.plan.branches)
     assert [path.name for path in output.parent.iterdir()] == ["learned.onnx"]
+
+
+def test_what_is_refused_leaves_the_score_as_it_was(
+    vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fitter, "_does_no_harm", lambda self, after, doubt: False)
+    config = QuantConfig(method="aiqvit", iterations=1, bits="w3a4", branch_budget=0.5, threads=1)
+    report = quantize(vit_file, images, tmp_path / "out.onnx", config).report
+    steps = {step["name"]: step for step in report["steps"]}
+    last = [steps[name] for name in ("weights", "branches", "reconstruction")]
+    assert [step["accepted"] for step in last] == [False] * 3
+    assert len({step["before"] for step in last}) == 1
+    assert len({step["after"] for step in last}) > 1
+    assert report["branches"]["found"] == 0
 
 
 def test_without_torch_nothing_is_begun(
