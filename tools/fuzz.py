@@ -132,6 +132,8 @@ def main() -> int:
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     files = sorted(path for folder in args.folder for path in folder.glob("*.onnx") if path.stat().st_size < MAX_BYTES)
+    if not files:
+        parser.error(f"no .onnx file in {' or '.join(map(str, args.folder))}")
     console, done, start = Console(), [], time.perf_counter()
     for case in cases(files, args.edits, args.seed, args.kind):
         done.append(case)
