@@ -29,7 +29,7 @@ from onnxvitq.evaluation.bench import Timing, bench
 from onnxvitq.evaluation.report import environment
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
-OURS = "onnxvitq-minmax"  # the layout that is written does not depend on how scales are chosen
+OURS = ["onnxvitq-minmax", "onnxvitq-minmax-dynamic"]  # the written layout does not depend on how scales are chosen
 INPUT, SAMPLES, PATIENCE = "pixel_values", 8, 3600
 SWIN = {
     "architectures": ["SwinForImageClassification"],
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
     parser.add_argument("--exporters", nargs="+", default=["dynamo", "torchscript"])
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*PEERS, OURS])
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*PEERS, *OURS])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=15)

@@ -240,6 +240,16 @@ TOOLS = {
         for name, title, options in (
             ("onnxvitq", "onnxvitq", {}),
             ("onnxvitq-minmax", "onnxvitq --objective minmax", {"objective": "minmax"}),
+            (
+                "onnxvitq-minmax-dynamic",
+                "onnxvitq --objective minmax --activations dynamic",
+                {"objective": "minmax", "activations": "dynamic"},
+            ),
+            (
+                "onnxvitq-minmax-token",
+                "onnxvitq --objective minmax --activations token",
+                {"objective": "minmax", "activations": "token"},
+            ),
             ("onnxvitq-fast", "onnxvitq --effort fast", {"effort": "fast"}),
             ("onnxvitq-best", "onnxvitq --effort best", {"effort": "best"}),
             (

@@ -59,8 +59,10 @@ def cases(files: Sequence[Path], edits: int, seed: int, kind: str) -> Iterator[C
 
 
 def edit_of(path: Path, rng: np.random.Generator, kind: str) -> Edited | None:
-    """A random edit of a file; None where the graph takes other than float inputs or no edit is valid."""
+    """A random edit of a file; None where the graph takes other than float inputs, is random or no edit is valid."""
     proto = prepared(onnx.load(path))
+    if any(node.op_type.startswith("Random") for node in proto.graph.node):
+        return None
     if any(one.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for one in proto.graph.input):
         return None
     try:
