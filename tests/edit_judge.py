@@ -45,10 +45,13 @@ class Verdict:
     canonical: float = 0.0
     sqnr: float = np.inf
     reference: float = np.inf
+    selects: bool = False  # rows by their scores: nothing is asked of sqnr
 
     @property
     def gap(self) -> float:
         """By how much the reference is better, in dB."""
+        if self.selects:
+            return 0.0
         return float(min(self.reference, PLENTY_DB) - min(self.sqnr, PLENTY_DB))
 
 
@@ -93,8 +96,9 @@ def judge(edited: Edited, folder: Path) -> Verdict:
         for pair in _levels(truth[part], outputs[part], approximations[part])
     ]
     level, reference = max(pairs, key=lambda pair: min(pair[1], PLENTY_DB) - min(pair[0], PLENTY_DB))
-    verdict = Verdict(problems=tuple(problems), canonical=canonical, sqnr=level, reference=reference)
-    if verdict.gap <= GAP_DB or any(node.op_type in SELECTS for node in edited.proto.graph.node):
+    selects = any(node.op_type in SELECTS for node in edited.proto.graph.node)
+    verdict = Verdict(problems=tuple(problems), canonical=canonical, sqnr=level, reference=reference, selects=selects)
+    if verdict.gap <= GAP_DB:
         return verdict
     return replace(verdict, problems=(*problems, f"{level:.1f} dB, the reference quantization {reference:.1f} dB"))
 
