@@ -125,7 +125,7 @@ def quantize(
         fitted = fitter.fit()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
-        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata)
+        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, shapes=True)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan = fitted.problem.blockmap, fitted.plan

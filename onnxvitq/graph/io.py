@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
 from onnxvitq.graph.batch import freeze_batch
 from onnxvitq.graph.passes.fused import FUSED_DOMAIN, OPENED
-from onnxvitq.graph.shapes import infer_shapes
+from onnxvitq.graph.shapes import infer_shapes, reshaped
 from onnxvitq.spec import FloatArray, InputSpec
 
 logger = logging.getLogger(__name__)
@@ -285,11 +285,16 @@ def _name_nodes(graph: gs.Graph) -> None:
         node.name = name
 
 
-def to_proto(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The graph as a model with that metadata; intermediate shapes are left out (the runtime infers its own)."""
+def to_proto(graph: gs.Graph, metadata: Mapping[str, str], *, shapes: bool = False) -> onnx.ModelProto:
+    """The graph as a model with that metadata.
+
+    The runtime infers intermediate shapes itself; shapes: state those that it cannot, which takes an inference of our own.
+    """
     graph.cleanup().toposort()
+    stated = reshaped(graph) if shapes else []
     proto = gs.export_onnx(graph, do_type_check=False)  # onnxruntime finds the type of an output that states none
     del proto.graph.value_info[:]
+    proto.graph.value_info.extend(stated)
     used = {node.domain or "" for node in all_nodes(proto.graph)}
     unused = [entry for entry in proto.opset_import if entry.domain and entry.domain not in used]
     for entry in unused:

@@ -4,6 +4,7 @@ onnx's own data propagation stops at Where, Equal and at a -1 inside a computed 
 operators that appear in shape arithmetic and answers None for anything else.
 """
 
+import math
 import operator
 from collections.abc import Callable, Collection
 from typing import Any
@@ -171,6 +172,7 @@ def told_shapes(graph: gs.Graph, known: Collection[str]) -> dict[str, list[int |
     return found
 
 
+TIMES = " times "  # of no exporter's own names
 BROADCAST_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Pow", "MatMul"})
 
 
@@ -178,7 +180,7 @@ def unify_names(graph: gs.Graph) -> None:
     """Give one unknown size one name throughout a sorted graph, where shape inference invented a new name for it.
 
     1. Reshape to a constant target with one -1, of a tensor with one unknown size: the same size when the known sizes have
-       the same product.
+       the same product; else that many times the size, where rows are joined, and the size again where they are split.
     2. Expand of a size of 1 to a computed shape: that shape's name.
     3. Tile of a size once, or of a size of 1: the size, or the number of times.
     4. Broadcasting: an unknown size whose operands' sizes all have one name (or are 1).
@@ -218,7 +220,17 @@ def _kept_name(node: gs.Node, position: int, values: ShapeValues) -> str | None:
     others = [size for size in source if isinstance(size, int)]
     if len(unknown) != 1 or len(others) != len(source) - 1 or len(known) != target.size - 1 or 0 in known:
         return None
-    return unknown[0] if np.prod(others) == np.prod(known) else None
+    size, times = multiple(unknown[0])
+    have, asked = times * math.prod(others), math.prod(known)
+    if have % asked:
+        return None
+    return size if have == asked else f"{size}{TIMES}{have // asked}"
+
+
+def multiple(name: str) -> tuple[str, int]:
+    """(size, times) of a name that ``unify_names`` gave to joined rows; any other size once."""
+    size, _, times = name.rpartition(TIMES)
+    return (size, int(times)) if size and times.isdigit() else (name, 1)
 
 
 def _expanded_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:

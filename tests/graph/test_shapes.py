@@ -3,7 +3,7 @@
 import numpy as np
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes
+from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes, reshaped
 
 Shapes = dict[str, list[int | str]]
 
@@ -75,3 +75,24 @@ def test_inferring_again_changes_nothing() -> None:
         before = digest(graph)
         infer_shapes(graph)
         assert digest(graph) == before
+
+
+ROWS = (
+    "(float[N,4,6] x) => (float[P,Q,R] y) <int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}>"
+    "{ a = Reshape(x, s) b = Relu(a) y = Reshape(b, t) }"
+)
+
+
+def stated(text: str) -> dict[str, list[int | str]]:
+    """What is stated for the runtime."""
+    found = reshaped(graph_of(text))
+    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in found}
+
+
+def test_a_reshape_is_stated_in_sizes_of_the_inputs() -> None:
+    assert stated(ROWS) == {"a": ["N times 4", 6]}
+
+
+def test_a_size_that_no_input_has_is_not_stated() -> None:
+    unknown = "int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}>{ z = NonZero(x) f = Cast<to = 1>(z) a = Reshape(f, s)"
+    assert stated(ROWS.replace("int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}>{ a = Reshape(x, s)", unknown)) == {}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.symbolic import ShapeValues, resolve_reshape, told_shapes, unify_names
+from onnxvitq.graph.symbolic import ShapeValues, multiple, resolve_reshape, told_shapes, unify_names
 
 Size = int | str | None
 
@@ -169,13 +169,41 @@ def test_a_reshape_that_keeps_the_known_sizes_keeps_the_name() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("{-1, 24}", "{-1, 12}"), ("[N,4,6]", "[N,T,24]"), ("[N,4,6]", "[?,T,24]"), ("{-1, 24}", "{4, -1}")],
-    ids=["more rows", "two names", "a size without a name", "elsewhere"],
+    [("[N,4,6]", "[N,T,24]"), ("[N,4,6]", "[?,T,24]"), ("{-1, 24}", "{4, -1}")],
+    ids=["two names", "a size without a name", "elsewhere"],
 )
 def test_a_reshape_that_does_not_gets_a_new_name(old: str, new: str) -> None:
     shape = shape_of("a", RESHAPED.replace(old, new))
     assert "N" not in shape
     assert "T" not in shape
+
+
+JOINED = (
+    "(float[N,4,6] x) => (float[P,Q,R] y) <int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}, int64[2] u = {-1, 3}>"
+    "{ a = Reshape(x, s) b = Relu(a) c = Reshape(b, u) d = Reshape(c, t) y = Relu(d) }"
+)
+
+
+def test_joined_rows_are_many_times_the_size_and_split_rows_the_size_again() -> None:
+    assert shape_of("b", JOINED) == ["N times 4", 6]
+    assert shape_of("c", JOINED) == ["N times 8", 3]
+    assert shape_of("d", JOINED) == ["N", 4, 6]
+
+
+def test_rows_that_are_no_whole_number_of_times_the_size_stay_unknown() -> None:
+    size = shape_of("a", JOINED.replace("{-1, 6}", "{-1, 16}").replace("{-1, 3}", "{-1, 8}"))[0]
+    assert multiple(str(size)) == (size, 1)
+    assert size != "N"
+
+
+def test_an_exporters_own_name_is_no_multiple() -> None:
+    assert multiple("N times 4") == ("N", 4)
+    assert [multiple(name) for name in ("2*N", "N times", " times 4", "N times four")] == [
+        ("2*N", 1),
+        ("N times", 1),
+        (" times 4", 1),
+        ("N times four", 1),
+    ]
 
 
 def test_a_size_of_one_expands_to_the_name_of_the_target() -> None:
