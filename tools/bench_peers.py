@@ -6,7 +6,8 @@
 T: DeiT-T, S: ViT-S, B: ViT-B, W: Swin-T, from Hugging Face configurations, batch dynamic. Tools: see tools/bench_tools.py. A
 tool that is not installed beside onnxvitq is looked for in the interpreters of --peer-python (pip install nncf). Models stay
 in the folder and are not made again. For one geometry, exporter, number of threads and batch, all models run in turn within
-one loop, so a ratio holds when the machine's speed drifts. Random weights: this measures time, never accuracy.
+one loop, so a ratio holds when the machine's speed drifts. Then what loading takes, and the memory at the peak of loading and
+running, in fresh processes on one thread. Random weights: this measures time, never accuracy.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from bench_tools import TOOLS
 from vit_s import CONFIG, onnxvitq
 
 from onnxvitq.errors import OnnxVitqError
-from onnxvitq.evaluation.bench import Timing, bench
+from onnxvitq.evaluation.bench import Timing, bench, footprints
 from onnxvitq.evaluation.report import environment
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
@@ -127,6 +128,18 @@ def rows(setting: Setting, measured: dict[str, Timing | str], failed: dict[str, 
     return lines
 
 
+def loads(geometry: str, exporter: str, models: dict[str, Path]) -> list[str]:
+    """A line of the second table for each model; a model that does not load is not in ``models``."""
+    feed = {INPUT: np.random.default_rng(1).normal(size=(1, 3, 224, 224)).astype(np.float32)}
+    taken = footprints(list(models.values()), [feed] * len(models), threads=1)
+    first, lead = taken[0], f"| {GEOMETRIES[geometry][0]} | {exporter} |"
+    return [
+        f"{lead} {name} | {one.load_ms:.0f} | {100 * one.load_ms / first.load_ms:.0f} % | {one.peak_mb:.0f} | "
+        f"{100 * one.peak_mb / first.peak_mb:.0f} % |"
+        for name, one in zip(models, taken, strict=True)
+    ]
+
+
 def main() -> None:
     """Make the models, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -149,6 +162,11 @@ def main() -> None:
         "| model | exporter | threads | batch | quantizer | ms | quartiles | times float |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    weighed = [
+        "",
+        "| model | exporter | quantizer | cold load ms | of float | peak MB | of float |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for geometry in args.geometries:
         for exporter in args.exporters:
             model = export(args.folder, geometry, exporter)
@@ -158,11 +176,16 @@ def main() -> None:
             for threads in args.threads:
                 for batch in args.batches:
                     setting = Setting(geometry=geometry, exporter=exporter, threads=threads, batch=batch)
-                    found = rows(setting, measure(models, setting, args.runs), failed)
+                    measured = measure(models, setting, args.runs)
+                    found = rows(setting, measured, failed)
                     print("\n".join(found), flush=True)
                     lines += found
-                    if args.write:
-                        args.write.write_text("\n".join(lines) + "\n")
+            sound = {name: path for name, path in models.items() if not isinstance(measured[name], str)}
+            found = loads(geometry, exporter, sound)
+            print("\n".join(found), flush=True)
+            weighed += found
+            if args.write:
+                args.write.write_text("\n".join([*lines, *weighed]) + "\n")
 
 
 if __name__ == "__main__":
