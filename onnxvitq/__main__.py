@@ -2,7 +2,7 @@
 
 import sys
 
-from onnxvitq.cli import main
+from onnxvitq.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.cli import main
+from onnxvitq.cli.main import main
 
 ATTENTION = (
     "(float[N,5,8] x) => (float[N,5,8] y) <float[8,8] Wq, float[8,8] Wk, float[8,8] Wv, float[8,8] Wo>"

@@ -17,8 +17,9 @@ from commandline import ATTENTION, contents, run_cli, save_attention
 from PIL import Image
 
 import onnxvitq
-from onnxvitq import cli, pipeline
-from onnxvitq.cli import main
+from onnxvitq import pipeline
+from onnxvitq.cli import console
+from onnxvitq.cli.main import main
 from onnxvitq.config import QuantConfig
 from onnxvitq.data.preprocess import resolve_preprocessing
 from onnxvitq.evaluation import audit as auditing
@@ -162,13 +163,13 @@ def test_skipped_images_are_named(work: Path, capsys: Capture) -> None:
 
 
 def test_of_many_skipped_images_the_first_are_named(work: Path, capsys: Capture) -> None:
-    for index in range(cli.LISTED + 3):
+    for index in range(console.LISTED + 3):
         Path(f"images/broken{index}.png").write_bytes(b"not pixels")
     ran = run_cli(capsys, "model.onnx", "--calib", "images", "-o", "out.onnx", "--json", *QUICK)
     lines = ran.err.splitlines()
-    assert len(lines) == cli.LISTED + 1
+    assert len(lines) == console.LISTED + 1
     assert lines[-1] == "onnxvitq: skipped 3 more, named in the JSON report"
-    assert len(json.loads(ran.out)["calibration"]["skipped"]) == cli.LISTED + 3
+    assert len(json.loads(ran.out)["calibration"]["skipped"]) == console.LISTED + 3
 
 
 def test_progress_is_shown_in_a_terminal_only(work: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

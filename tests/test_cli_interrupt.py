@@ -17,7 +17,7 @@ from commandline import Ran, image_attention, run_cli, save_attention
 from interrupt_driver import LATE, MOMENTS, OLD
 
 import onnxvitq
-from onnxvitq import cli
+from onnxvitq.cli.main import COMMANDS
 
 ROOT = str(Path(onnxvitq.__file__).parent.parent)
 LEFT = {
@@ -90,9 +90,9 @@ def test_an_interrupted_import_is_an_interrupt(
     def fail(arguments: object) -> int:
         raise ImportError("no such module")
 
-    monkeypatch.setitem(cli.COMMANDS, "inspect", load)
+    monkeypatch.setitem(COMMANDS, "inspect", load)
     assert run_cli(capsys, "inspect") == Ran(code=130, out="", err="onnxvitq: interrupted\n")
-    monkeypatch.setitem(cli.COMMANDS, "inspect", fail)
+    monkeypatch.setitem(COMMANDS, "inspect", fail)
     with pytest.raises(ImportError, match="no such module"):  # of an installation that is broken
         run_cli(capsys, "inspect")
 
@@ -101,7 +101,7 @@ def test_an_interrupted_import_is_an_interrupt(
 START = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from onnxvitq.cli import main
+from onnxvitq.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -130,6 +130,6 @@ def test_wrong_use_is_one_line(
 
 @pytest.mark.parametrize(("text", "expected"), [("12MB", 12.0), ("500kB", 0.5), ("2gb", 2000.0), ("1500000", 1.5)])
 def test_sizes(text: str, expected: float) -> None:
-    from onnxvitq.cli import _megabytes
+    from onnxvitq.cli.arguments import megabytes
 
-    assert _megabytes(text) == pytest.approx(expected)
+    assert megabytes(text) == pytest.approx(expected)

@@ -164,7 +164,7 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
             assert isinstance(only.value, ast.Constant), where(path)
 
 
-@pytest.mark.parametrize("module", ["onnxvitq", "onnxvitq.cli", "onnxvitq.config", "onnxvitq.export.exporter"])
+@pytest.mark.parametrize("module", ["onnxvitq", "onnxvitq.cli.main", "onnxvitq.config", "onnxvitq.export.exporter"])
 def test_importing_loads_neither_torch_nor_onnxruntime(module: str) -> None:
     program = f"import sys, {module}; print([name for name in ('torch', 'onnxruntime') if name in sys.modules])"
     ran = subprocess.run(

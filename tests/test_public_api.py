@@ -61,11 +61,11 @@ def loaded_by(statement: str) -> list[str]:
 
 
 def test_importing_loads_neither_onnxruntime_nor_torch() -> None:
-    assert loaded_by("import onnxvitq, onnxvitq.cli; assert 'onnxvitq.config' in sys.modules") == []
+    assert loaded_by("import onnxvitq, onnxvitq.cli.main; assert 'onnxvitq.config' in sys.modules") == []
 
 
 def test_help_and_wrong_options_load_neither() -> None:
-    statement = "import os\nfrom onnxvitq.cli import main\nsys.stderr = open(os.devnull, 'w')\n"
+    statement = "import os\nfrom onnxvitq.cli.main import main\nsys.stderr = open(os.devnull, 'w')\n"
     statement += "assert main(['model.onnx', '--objective', 'magic']) == 2\n"
     statement += "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
     assert loaded_by(statement) == []

@@ -37,7 +37,7 @@ def test_commands_name_files_that_exist() -> None:
 
 
 def test_option_names_in_the_table_are_the_parsers(capsys: pytest.CaptureFixture[str]) -> None:
-    from onnxvitq.cli import main
+    from onnxvitq.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -1,0 +1,87 @@
+"""``onnxvitq bench``: latency, cold load, memory and operators of several models."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxvitq.cli.arguments import Parser, add_output, integer, thread_counts
+from onnxvitq.cli.console import console_of_results, new_table
+
+if TYPE_CHECKING:
+    from onnxvitq.pipeline import Benchmark
+    from onnxvitq.runtime.profile import OperatorTime
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure and print; 0."""
+    parser = Parser(
+        prog="onnxvitq bench",
+        description="Interleaved latency, cold load and peak memory; the first model is the reference.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument(
+        "--threads", type=thread_counts, default=[1], help="one or several, as in 1,2; 0: one a core (default: 1)"
+    )
+    parser.add_argument("--runs", type=integer(1), default=15)
+    parser.add_argument("--batch-size", type=integer(1), default=1, help="where the batch is dynamic")
+    parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0)
+    parser.add_argument("--profile", action="store_true", help="time by operator, too")
+    add_output(parser)
+    args = parser.parse_args(arguments)
+    from onnxvitq.pipeline import bench_models
+
+    threads = list(dict.fromkeys(args.threads))
+    result = bench_models(
+        args.models, batch=args.batch_size, threads=threads, runs=args.runs, seed=args.seed, profiled=args.profile
+    )
+    if args.json:
+        operators = [{name: asdict(time) for name, time in one.items()} for one in result.operators]
+        rows = {
+            "threads": threads,
+            "runs": args.runs,
+            "batch": args.batch_size,
+            "models": [{"threads": count, **asdict(one)} for count in threads for one in result.timings[count]],
+            "footprints": [asdict(one) for one in result.footprints],
+            "operators": operators,
+        }
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        _print_benchmark(result, args)
+    return 0
+
+
+def _print_benchmark(result: "Benchmark", args: argparse.Namespace) -> None:
+    console = console_of_results()
+    for threads, timings in result.timings.items():
+        title = f"{threads or 'one a core:'} thread(s), batch {args.batch_size}, {args.runs} runs"
+        table = new_table(title, "model", "median ms", "quartiles ms", "times the first")
+        for timing in timings:
+            spread = f"{timing.lower_ms:.2f} to {timing.upper_ms:.2f}"
+            table.add_row(timing.model, f"{timing.median_ms:.2f}", spread, f"{timing.speedup:.2f}")
+        console.print(table)
+    first = result.footprints[0]
+    table = new_table(
+        "In a fresh process", "model", "cold load ms", "peak MB", "load, of the first", "peak, of the first"
+    )
+    for one in result.footprints:
+        shares = (f"{one.load_ms / first.load_ms:.0%}", f"{one.peak_mb / first.peak_mb:.0%}")
+        table.add_row(one.model, f"{one.load_ms:.0f}", f"{one.peak_mb:.1f}", *shares)
+    console.print(table)
+    if result.operators:
+        columns = [f"{model.name} {unit}" for model in args.models for unit in ("ms", "nodes")]
+        table = new_table("Time by operator", "operator", *columns)
+        for name in dict.fromkeys(name for one in result.operators for name in one):
+            times = [one.get(name) for one in result.operators]
+            table.add_row(name, *(text for time in times for text in _cells(time)))
+        totals = [sum(time.ms for time in one.values()) for one in result.operators]
+        table.add_row("all", *(text for total in totals for text in (f"{total:.2f}", "")))
+        console.print(table)
+
+
+def _cells(time: "OperatorTime | None") -> tuple[str, str]:
+    return ("", "") if time is None else (f"{time.ms:.2f}", str(time.nodes))
