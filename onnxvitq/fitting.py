@@ -285,11 +285,11 @@ class Fitter:
         return None if self._score is None else round(self._score.sqnr_db, 3)
 
     def _fold_channels(self) -> "_Proposal":
-        maps = choose_maps(self._problem, self._plan, self._stats)
+        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads)
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _scale_channels(self) -> "_Proposal":
-        maps = choose_online_maps(self._problem, self._plan, self._stats)
+        maps = choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _divide_late(self) -> "_Proposal":
@@ -301,9 +301,9 @@ class Fitter:
 
     def _together(self, steps: "list[StepName]") -> "_Proposal":
         """All exact changes chosen from the same statistics: they are of different tensors."""
-        maps = choose_maps(self._problem, self._plan, self._stats) if "channels" in steps else []
+        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads) if "channels" in steps else []
         if "online-channels" in steps:
-            maps += choose_online_maps(self._problem, self._plan, self._stats)
+            maps += choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
         gains = attentions_to_divide_late(self._problem, self._plan, self._stats) if "softmax" in steps else {}
         mapped = apply_maps(self._graph, self._problem.blockmap, maps)
         parts = [_described(one) for one in maps]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.numerics.objectives import Objective
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_steps, weight_steps
+from onnxvitq.numerics.objectives import Objective, against
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
 LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units of the maximum's scale
@@ -63,11 +63,11 @@ def fit_linear(
         left = the input's parameters, right = the weight's: one multiplier for all its channels, as the paper has one
         interval a layer.
     """
-    reference = times(rows, weight)
+    loss, steps = against(objective, times(rows, weight)), weight_steps(weight, specs[1])
     return _alternate(
         (rows, weight),
-        (_range_candidate(bounds, specs[0]), lambda multiplier: params_from_weight(weight, specs[1], multiplier)),
-        lambda left, right: objective(reference, times(left, right)),
+        (_range_candidate(bounds, specs[0]), lambda multiplier: params_from_steps(steps, specs[1], multiplier)),
+        lambda left, right: loss(times(left, right)),
         search,
     )
 
@@ -95,11 +95,11 @@ def fit_product(
         objective: of (reference, approximation), both (S, L, m, n).
         search: the grid.
     """
-    reference = left @ right
+    loss = against(objective, left @ right)
     return _alternate(
         (left, right),
         (_range_candidate(bounds[0], specs[0]), _range_candidate(bounds[1], specs[1])),
-        lambda a, b: objective(reference, a @ b),
+        lambda a, b: loss(a @ b),
         search,
     )
 
@@ -136,10 +136,14 @@ def _alternate(
     params = [candidates[0](1.0), candidates[1](1.0)]
     quantized = [fake_quantize(operand, p) for operand, p in zip(operands, params, strict=True)]
     start = lowest = loss_of(quantized[0], quantized[1])
+    searched: list[FloatArray | None] = [None, None]  # the other operand that a side was last searched beside
     for _ in range(search.rounds):
         before = tuple(best)
         for side in (1, 0):
             other = quantized[1 - side]
+            if searched[side] is other:
+                continue  # every candidate would have the loss that it had
+            searched[side] = other
             for multiplier in search.grid(params[side].spec):
                 trial = candidates[side](multiplier)
                 approximation = fake_quantize(operands[side], trial)

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import fan_out, one_blas_thread
-from onnxvitq.numerics.affine import fake_quantize, params_from_weight
+from onnxvitq.numerics.affine import fake_quantize, params_from_steps, weight_steps
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import CHUNK, DoubleArray, Moments, add, centred, empty, merge, output_error
 from onnxvitq.numerics.ridge import best_bias, ridge
@@ -293,7 +293,8 @@ class _Solver:
         """Per channel, the scale on the grid with the lowest squared error of the weight."""
         spec = self.weight_params.spec
         grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
-        tried = [params_from_weight(weight, spec, multiplier) for multiplier in grid]
+        steps = weight_steps(weight, spec)
+        tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
         errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
         best = errors.argmin(axis=0)
         scale = np.stack([one.scale for one in tried])[best, np.arange(weight.shape[1])]
