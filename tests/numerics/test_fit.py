@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.numerics.fit import HIGHEST, LOWEST, ProductFit, Search, fit_linear, fit_product, times
+from onnxvitq.numerics.fit import HIGHEST, LOWEST, OUTPUTS, ProductFit, Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective, mse
 from onnxvitq.spec import QuantSpec
 
@@ -331,3 +331,44 @@ def test_search_is_deterministic() -> None:
     first, second = (fit_l(*linear_case(), OBJECTIVES["ranking"]) for _ in range(2))
     assert (first.loss, first.left.scale) == (second.loss, second.left.scale)
     assert np.array_equal(first.right.scale, second.right.scale)
+
+
+# ------------------------------------------------------------------------------------------------- what a search costs
+
+
+def test_nothing_is_tried_twice_beside_the_same_operand() -> None:
+    """Inputs that min-max holds exactly: only the weight moves, and a second round could not tell anything new."""
+    rng, calls = np.random.default_rng(0), []
+    rows = (rng.integers(0, 256, (2, 20, 12)) / 16).astype(np.float32)
+    rows[0, 0, :2] = 0, 255 / 16
+    specs = (INPUT, QuantSpec(bits=4, signed=True, symmetric=True, axis=1))
+
+    def counted(reference: np.ndarray, approximation: np.ndarray) -> float:
+        calls.append(approximation)
+        return mse(reference, approximation)
+
+    fit = fit_linear(rows, linear_case()[1], specs, bounds(rows), counted, SEARCH)
+    assert fit.multiplier != 1
+    assert fit.left.scale == np.float32(1 / 16)
+    assert len(calls) == 1 + len(SEARCH.grid(specs[1])) + len(SEARCH.grid(specs[0]))
+
+
+def test_of_a_wide_layer_some_outputs_are_looked_at_and_all_are_scaled() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 40, 12)).astype(np.float32)
+    weight = rng.laplace(size=(12, 3 * OUTPUTS - 5)).astype(np.float32)
+    seen: set[int] = set()
+
+    def watched(reference: np.ndarray, approximation: np.ndarray) -> float:
+        seen.add(reference.shape[-1])
+        return mse(reference, approximation)
+
+    fit = fit_l(rows, weight, watched)
+    assert seen == {OUTPUTS - 1}
+    spec = fit.right.spec
+    assert fit.right.scale.tobytes() == params_from_weight(weight, spec, fit.multiplier).scale.tobytes()
+    left = params_from_range(*bounds(rows), fit.left.spec)
+    minmax = times(fake_quantize(rows, left), fake_quantize(weight, params_from_weight(weight, spec)))
+    searched = times(fake_quantize(rows, fit.left), fake_quantize(weight, fit.right))
+    reference = times(rows, weight)
+    assert mse(reference, searched) < 0.95 * mse(reference, minmax)  # on all outputs
