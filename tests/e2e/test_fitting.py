@@ -11,13 +11,13 @@ from fitted_cases import correlated, seeded_transformer
 from textgraph import model_of, run
 from transformer_text import transformer
 
-import onnxvitq.fitting
 from onnxvitq.config import QuantConfig
 from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
 from onnxvitq.replay import KEPT_FEEDS, Replay
+from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB
 
@@ -102,11 +102,10 @@ def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -
 def test_one_sweep_serves_all_exact_changes(outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And tells of each graph on the way what a sweep of its own would."""
     sweeps: list[Sequence[StatRequest]] = []
-    once = onnxvitq.fitting.sweep
 
     def counted(*given: Any, **named: Any) -> Stats:
         sweeps.append(given[2])
-        return once(*given, **named)
+        return sweep(*given, **named)
 
     monkeypatch.setattr("onnxvitq.fitting.sweep", counted)
     together = steps_of(outlying, tmp_path, acceptance="always")
