@@ -22,7 +22,7 @@ from onnxvitq.errors import OnnxVitqError, OutputError
 from onnxvitq.graph.io import atomic_file
 from onnxvitq.plan import UNREADABLE
 from onnxvitq.runtime.sweep import Sampling
-from onnxvitq.spec import StatRequest, Stats
+from onnxvitq.spec import FIELDS, StatRequest, Stats
 
 CODE = ("spec.py", "calibration.py", "data", "numerics/observers.py", "runtime/session.py", "runtime/sweep.py")
 PACKAGES = ("numpy", "onnxruntime", "pillow")
@@ -129,8 +129,7 @@ def _read(path: Path, key: str, requests: Sequence[StatRequest]) -> Stats:
     values: dict[str, Any] = {field: {name: next(arrays) for name in header[field]} for field in ARRAYS}
     values["wholes"] = {name: tuple(next(arrays) for _ in range(n)) for name, n in header["wholes"].items()}
     values["ranges"] = {name: (float(low), float(high)) for name, (low, high) in header["ranges"].items()}
-    fields = {"range": "ranges", "left": "lefts", "right": "rights", "whole": "wholes", "rows": "rows"}
-    missing = [request.tensor for request in requests if request.tensor not in values[fields[request.kind]]]
+    missing = [request.tensor for request in requests if request.tensor not in values[FIELDS[request.kind]]]
     if missing:
         raise ValueError(f"nothing is kept of {missing[0]}")
     return Stats(count=int(header["count"]), **values)

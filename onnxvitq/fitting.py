@@ -139,6 +139,8 @@ class Fitter:
         self._sensitivity: dict[str, Any] | None = None
         self._precision: dict[str, Any] | None = None
         self._quality: dict[str, Any] | None = None
+        self._foreseen: dict[str, _Proposal] = {}  # by step, each on top of those before it
+        self._ahead: Stats | None = None  # of the graph with all of them
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
@@ -188,6 +190,10 @@ class Fitter:
             quality=self._quality,
         )
 
+    def _needed(self) -> tuple[StatRequest, ...]:
+        """What the exact changes and all steps need of the graph as it is."""
+        return tuple(dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests())))
+
     def _requests(self) -> tuple[StatRequest, ...]:
         """What all steps need, each statistic once: one sweep serves them all."""
         requests = [request for step in self._steps for request in step.needs(self._problem, self._plan)]
@@ -197,10 +203,11 @@ class Fitter:
 
     def _stages(self) -> list[Callable[[], None]]:
         """What the options ask for, in the order of the module's first lines."""
-        config, fitted = self._config, self._steps[1:]
+        config, fitted, exact = self._config, self._steps[1:], self._exact_steps()
         asked: list[tuple[bool, Callable[[], None]]] = [
             (True, self._start),
-            *((True, partial(self._change, *step)) for step in self._exact_steps()),
+            (len(exact) > 1, partial(self._foresee, exact)),
+            *((True, partial(self._change, *step)) for step in exact),
             (config.mixed, self._choose_bits),
             *((True, partial(self._run, step)) for step in fitted if not isinstance(step, CorrectBias)),
             (True, self._choose_formats),
@@ -248,13 +255,30 @@ class Fitter:
             return [("+".join(wanted), lambda: self._together(list(wanted)))]
         return list(wanted.items())
 
+    def _foresee(self, steps: "list[tuple[str, Callable[[], _Proposal]]]") -> None:
+        """Propose each exact change on top of those before it, and measure the graph with all of them: one sweep, which
+        tells what each has to know. Later ones give new tensors new names and leave the values of all others as they are.
+        """
+        before = (self._graph, self._problem, self._plan, self._positions, self._roles)
+        for name, propose in steps:
+            parts, graph = self._foreseen[name] = propose()
+            if parts:
+                self._take(graph)
+        if sum(bool(parts) for parts, _ in self._foreseen.values()) > 1 and self._is_exact():
+            self._ahead = self._measure(self._needed())
+        self._graph, self._problem, self._plan, self._positions, self._roles = before
+
     def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
         """Propose an exact change, and keep it where it does no harm."""
-        parts, graph = propose()
+        parts, graph = self._foreseen.pop(name) if name in self._foreseen else propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
         if parts:
             entry |= self._try(graph, len(parts))
+            if not entry["accepted"]:  # what was foreseen stands on it
+                self._foreseen, self._ahead = {}, None
+        if not self._foreseen:
+            self._ahead = None
         self._record(entry)
 
     def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
@@ -285,11 +309,11 @@ class Fitter:
         return None if self._score is None else round(self._score.sqnr_db, 3)
 
     def _fold_channels(self) -> "_Proposal":
-        maps = choose_maps(self._problem, self._plan, self._stats)
+        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads)
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _scale_channels(self) -> "_Proposal":
-        maps = choose_online_maps(self._problem, self._plan, self._stats)
+        maps = choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
         return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
 
     def _divide_late(self) -> "_Proposal":
@@ -301,9 +325,9 @@ class Fitter:
 
     def _together(self, steps: "list[StepName]") -> "_Proposal":
         """All exact changes chosen from the same statistics: they are of different tensors."""
-        maps = choose_maps(self._problem, self._plan, self._stats) if "channels" in steps else []
+        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads) if "channels" in steps else []
         if "online-channels" in steps:
-            maps += choose_online_maps(self._problem, self._plan, self._stats)
+            maps += choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
         gains = attentions_to_divide_late(self._problem, self._plan, self._stats) if "softmax" in steps else {}
         mapped = apply_maps(self._graph, self._problem.blockmap, maps)
         parts = [_described(one) for one in maps]
@@ -318,8 +342,9 @@ class Fitter:
         after: OutputDifference | None = None
         self._take(graph)
         if self._is_exact():
-            requests = (*rows_needed(self._problem.blockmap), *self._requests())
-            self._stats = self._measure(requests)
+            requests = self._needed()
+            known = None if self._ahead is None else self._stats.renewed(self._ahead, requests)
+            self._stats = self._measure(requests) if known is None else known
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
             if self._does_no_harm(after, DOUBT_DB):

@@ -1,8 +1,8 @@
 """The small frozen records that every layer speaks: number formats, fitted parameters, tensors, requests for statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,10 @@ class StatRequest:
     kind: Literal["range", "rows", "left", "right", "whole"]
 
 
+# Which field of ``Stats`` answers a request.
+FIELDS = {"range": "ranges", "rows": "rows", "left": "lefts", "right": "rights", "whole": "wholes"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stats:
     """What one sweep measured.
@@ -136,3 +140,14 @@ class Stats:
     lefts: Mapping[str, FloatArray] = field(default_factory=dict)
     rights: Mapping[str, FloatArray] = field(default_factory=dict)
     wholes: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
+
+    def renewed(self, newer: "Stats", requests: Collection[StatRequest]) -> "Stats | None":
+        """What is requested, from ``newer`` where it was measured there, else from here; None where neither knows it all."""
+        fields: dict[str, Any] = {name: {} for name in FIELDS.values()}
+        for request in requests:
+            name = FIELDS[request.kind]
+            value = getattr(newer, name).get(request.tensor, getattr(self, name).get(request.tensor))
+            if value is None:
+                return None
+            fields[name][request.tensor] = value
+        return Stats(count=newer.count, **fields)

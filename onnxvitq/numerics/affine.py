@@ -77,15 +77,29 @@ def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 
     Raises:
         ValueError: the spec is not symmetric.
     """
+    return params_from_steps(weight_steps(weight, spec), spec, multiplier)
+
+
+def weight_steps(weight: FloatArray, spec: QuantSpec) -> FloatArray:
+    """What ``params_from_weight`` multiplies, () or (O,); a search over multipliers looks at the weight once.
+
+    Raises:
+        ValueError: the spec is not symmetric.
+    """
     if not spec.symmetric:
         raise ValueError("weights are quantized symmetrically")
     other = tuple(axis for axis in range(weight.ndim) if axis != spec.axis)
     largest = np.abs(weight).max(axis=None if spec.axis is None else other)
-    step = largest.astype(np.float32) / spec.qmax
+    steps = np.asarray(largest.astype(np.float32) / spec.qmax)
     if spec.limits_pairs:
         pair = largest_pair(weight).max(axis=0 if spec.axis is None else ())
-        step = np.maximum(step, pair / np.float32(LARGEST_PAIR - ROUNDED_UP))
-    scale = np.maximum(np.float32(multiplier) * step, SMALLEST_SCALE)
+        steps = np.maximum(steps, pair / np.float32(LARGEST_PAIR - ROUNDED_UP))
+    return steps
+
+
+def params_from_steps(steps: FloatArray, spec: QuantSpec, multiplier: float) -> QParams:
+    """Symmetric quantizer with scales multiplier * steps."""
+    scale = np.maximum(np.float32(multiplier) * steps, SMALLEST_SCALE)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 

@@ -1,18 +1,19 @@
 """Search for scales by the error of a product's output, one operand at a time in turn (Paper A, section 1.4)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.numerics.objectives import Objective
+from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_steps, weight_steps
+from onnxvitq.numerics.objectives import Objective, against
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
 LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units of the maximum's scale
 # With fewer bits a finer step is worth more clipping than Paper A's alpha allows: of a tail of activations much more.
 LOWEST_ACTIVATION = {7: 0.4, 6: 0.3, 5: 0.2, 4: 0.1, 3: 0.1, 2: 0.1}
 LOWEST_WEIGHT = {2: 0.3}
+OUTPUTS = 256  # columns of a weight that a search looks at: with 384 rows, 10^5 products tell two numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,13 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProductFit:
-    """Parameters of the two operands of a product and the objective they reach, beside min-max's."""
+    """Parameters of the two operands of a product and the objective they reach, beside min-max's, where the search looked;
+    ``multiplier`` of the right operand's min-max scales.
+    """
 
     left: QParams
     right: QParams
+    multiplier: float
     loss: float
     minmax_loss: float
 
@@ -63,13 +67,17 @@ def fit_linear(
         left = the input's parameters, right = the weight's: one multiplier for all its channels, as the paper has one
         interval a layer.
     """
-    reference = times(rows, weight)
-    return _alternate(
-        (rows, weight),
-        (_range_candidate(bounds, specs[0]), lambda multiplier: params_from_weight(weight, specs[1], multiplier)),
-        lambda left, right: objective(reference, times(left, right)),
+    steps, spec = weight_steps(weight, specs[1]), specs[1]
+    some = slice(None, None, -(-weight.shape[1] // OUTPUTS))  # evenly: of every layer, and of every head
+    looked_at, own = np.ascontiguousarray(weight[:, some]), steps if spec.axis is None else steps[some]
+    loss = against(objective, times(rows, looked_at))
+    fit = _alternate(
+        (rows, looked_at),
+        (_range_candidate(bounds, specs[0]), lambda multiplier: params_from_steps(own, spec, multiplier)),
+        lambda left, right: loss(times(left, right)),
         search,
     )
+    return replace(fit, right=params_from_steps(steps, spec, fit.multiplier))
 
 
 def times(rows: FloatArray, weight: FloatArray) -> FloatArray:
@@ -95,11 +103,11 @@ def fit_product(
         objective: of (reference, approximation), both (S, L, m, n).
         search: the grid.
     """
-    reference = left @ right
+    loss = against(objective, left @ right)
     return _alternate(
         (left, right),
         (_range_candidate(bounds[0], specs[0]), _range_candidate(bounds[1], specs[1])),
-        lambda a, b: objective(reference, a @ b),
+        lambda a, b: loss(a @ b),
         search,
     )
 
@@ -136,10 +144,14 @@ def _alternate(
     params = [candidates[0](1.0), candidates[1](1.0)]
     quantized = [fake_quantize(operand, p) for operand, p in zip(operands, params, strict=True)]
     start = lowest = loss_of(quantized[0], quantized[1])
+    searched: list[FloatArray | None] = [None, None]  # the other operand that a side was last searched beside
     for _ in range(search.rounds):
         before = tuple(best)
         for side in (1, 0):
             other = quantized[1 - side]
+            if searched[side] is other:
+                continue  # every candidate would have the loss that it had
+            searched[side] = other
             for multiplier in search.grid(params[side].spec):
                 trial = candidates[side](multiplier)
                 approximation = fake_quantize(operands[side], trial)
@@ -148,4 +160,4 @@ def _alternate(
                     lowest, best[side], params[side], quantized[side] = loss, multiplier, trial, approximation
         if tuple(best) == before:
             break
-    return ProductFit(left=params[0], right=params[1], loss=lowest, minmax_loss=start)
+    return ProductFit(left=params[0], right=params[1], multiplier=best[1], loss=lowest, minmax_loss=start)

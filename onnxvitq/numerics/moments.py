@@ -121,6 +121,17 @@ def merge(left: Moments, right: Moments) -> Moments:
     )
 
 
+def means(moments: Moments) -> tuple[DoubleArray, DoubleArray]:
+    """E[a] (I,) and E[t] (O,).
+
+    Raises:
+        ValueError: no row has weight.
+    """
+    if not moments.mass > 0:
+        raise ValueError("no row has weight: there is nothing to fit to")
+    return moments.sum_a / moments.mass, moments.sum_t / moments.mass
+
+
 def centred(moments: Moments) -> Centred:
     """Sums of products of the deviations from the means.
 
@@ -130,9 +141,7 @@ def centred(moments: Moments) -> Centred:
     Raises:
         ValueError: no row has weight.
     """
-    if not moments.mass > 0:
-        raise ValueError("no row has weight: there is nothing to fit to")
-    mean_a, mean_t = moments.sum_a / moments.mass, moments.sum_t / moments.mass
+    mean_a, mean_t = means(moments)
     gram, cross = np.outer(moments.sum_a, mean_a), np.outer(moments.sum_a, mean_t)
     np.subtract(moments.gram, gram, out=gram)  # one matrix of the size, not two: it is what the fit's memory is made of
     np.subtract(moments.cross, cross, out=cross)

@@ -37,14 +37,30 @@ def pearson_loss(reference: FloatArray, approximation: FloatArray) -> float:
     It ignores gain and offset, so it may only set a scale within bounds (the search's [0.5, 1.2]). A constant sample
     correlates perfectly with a constant and not at all with anything else.
     """
-    a, flat_a = _standardised(reference)
+    return _distance(_standardised(reference), approximation)
+
+
+def against(objective: Objective, reference: FloatArray) -> Callable[[FloatArray], float]:
+    """An objective for many approximations of one reference: what depends on the reference alone is computed once."""
+    if objective is not pearson_loss:
+        return lambda approximation: objective(reference, approximation)
+    standardised = _standardised(reference)
+    return lambda approximation: _distance(standardised, approximation)
+
+
+_Standardised = tuple[FloatArray, NDArray[np.bool_]]
+
+
+def _distance(reference: _Standardised, approximation: FloatArray) -> float:
+    """Half the mean squared distance of two samples' standardised vectors."""
+    a, flat_a = reference
     b, flat_b = _standardised(approximation)
     b -= a
     loss = _dots(b, b) / 2
     return float(np.mean(np.where(flat_a | flat_b, flat_a != flat_b, loss), dtype=np.float64))
 
 
-def _standardised(values: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+def _standardised(values: FloatArray) -> _Standardised:
     """(S, ..) -> each sample centred and of norm one, (S, n); and whether it was constant, (S,)."""
     flat = values.reshape(len(values), -1)
     size = np.sqrt(_dots(flat, flat))

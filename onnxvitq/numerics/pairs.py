@@ -23,7 +23,9 @@ def partner(index: int) -> int:
 def largest_pair(weight: FloatArray) -> FloatArray:
     """(I, O) -> (O,): the largest sum of magnitudes of two values of a pair that have one sign."""
     first, second = pairs_of_rows(weight)
-    return np.maximum(np.abs(first + second), 0.0).max(axis=0, initial=0.0, where=first * second > 0)
+    total = np.abs(first + second)
+    total *= first * second > 0  # a reduction with ``where`` takes five times as long
+    return total.max(axis=0, initial=0.0)
 
 
 def limit_pairs(codes: np.ndarray) -> None:
@@ -34,6 +36,8 @@ def limit_pairs(codes: np.ndarray) -> None:
     """
     first, second = pairs_of_rows(codes)
     total = first + second
+    if total.max(initial=0) <= LARGEST_PAIR and total.min(initial=0) >= -LARGEST_PAIR:
+        return  # nearly always: steps are as wide as that takes
     over = np.maximum(np.abs(total) - LARGEST_PAIR, 0)
     pairs, columns = np.nonzero((over > 0) & (first * second > 0))
     if not len(pairs):

@@ -7,7 +7,7 @@ float32.
 
 import numpy as np
 
-from onnxvitq.numerics.moments import Centred, DoubleArray, Moments, centred
+from onnxvitq.numerics.moments import Centred, DoubleArray, Moments, centred, means
 from onnxvitq.spec import FloatArray
 
 FLOOR = 1e-10  # least strength: keeps a rank-deficient gram solvable and moves nothing that float32 would show
@@ -24,7 +24,8 @@ def best_bias(moments: Moments, weight: FloatArray) -> FloatArray:
     Raises:
         ValueError: no row has weight, or shapes disagree.
     """
-    return _with_bias(_about_means(moments, weight), weight.astype(np.float64))[1]
+    _check(moments, weight)
+    return _bias(means(moments), weight)
 
 
 def ridge(moments: Moments, weight: FloatArray, strength: float) -> Affine:
@@ -46,7 +47,8 @@ def ridge(moments: Moments, weight: FloatArray, strength: float) -> Affine:
     Raises:
         ValueError: a negative strength, no row has weight, or shapes disagree.
     """
-    about = _about_means(moments, weight)
+    _check(moments, weight)
+    about = centred(moments)
     penalty = _penalty(about, strength)
     start = weight.astype(np.float64)
     if np.isinf(penalty):
@@ -56,10 +58,9 @@ def ridge(moments: Moments, weight: FloatArray, strength: float) -> Affine:
     return _with_bias(about, start + np.linalg.solve(gram, wanted))
 
 
-def _about_means(moments: Moments, weight: FloatArray) -> Centred:
+def _check(moments: Moments, weight: FloatArray) -> None:
     if weight.shape != moments.cross.shape:
         raise ValueError(f"expected a weight of shape {moments.cross.shape}, got {weight.shape}")
-    return centred(moments)
 
 
 def _penalty(about: Centred, strength: float) -> float:
@@ -72,4 +73,9 @@ def _penalty(about: Centred, strength: float) -> float:
 def _with_bias(about: Centred, weight: DoubleArray) -> Affine:
     """The float32 weight and the best bias for it, rather than for the float64 weight."""
     rounded = weight.astype(np.float32)
-    return rounded, (about.mean_t - about.mean_a @ rounded.astype(np.float64)).astype(np.float32)
+    return rounded, _bias((about.mean_a, about.mean_t), rounded)
+
+
+def _bias(means: tuple[DoubleArray, DoubleArray], weight: FloatArray) -> FloatArray:
+    """E[t] - E[a] W."""
+    return (means[1] - means[0] @ weight.astype(np.float64)).astype(np.float32)

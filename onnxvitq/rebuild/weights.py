@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import fan_out, one_blas_thread
-from onnxvitq.numerics.affine import fake_quantize, params_from_weight
+from onnxvitq.numerics.affine import fake_quantize, params_from_steps, weight_steps
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import CHUNK, DoubleArray, Moments, add, centred, empty, merge, output_error
 from onnxvitq.numerics.ridge import best_bias, ridge
@@ -198,7 +198,7 @@ class _Solver:
         self.old_bias = np.concatenate([plan.biases.get(one.name, problem.bias(one.name)) for one in linears])
         params = [plan.params(one.weight) for one in linears]
         known = [one for one in params if one is not None]
-        self.seen = partial(seen_input, plan, linears[0].input)
+        self.seen, self.ranged = partial(seen_input, plan, linears[0].input), linears[0].input in plan.dynamic
         self.weight_params = _columns(known[0], np.concatenate([one.scale for one in known]))
         # A plan has one scale a weight tensor: one that several layers share stays what it is.
         readers = Counter(one.weight for one in problem.blockmap.linears)
@@ -286,14 +286,17 @@ class _Solver:
             if linear.name in streams:
                 float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
                 target[:, part] += (float_stream - own).reshape(-1, target[:, part].shape[1])[rows]
-        quantized = self.seen(seen).reshape(-1, seen.shape[-1])[rows]
+        flat = seen.reshape(-1, seen.shape[-1])
+        # A range that is measured at run time is that of all rows.
+        quantized = self.seen(seen).reshape(flat.shape)[rows] if self.ranged else self.seen(flat[rows])
         return _Rows(inputs=quantized, targets=target, mass=mass)
 
     def _scales(self, weight: FloatArray) -> QParams:
         """Per channel, the scale on the grid with the lowest squared error of the weight."""
         spec = self.weight_params.spec
         grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
-        tried = [params_from_weight(weight, spec, multiplier) for multiplier in grid]
+        steps = weight_steps(weight, spec)
+        tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
         errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
         best = errors.argmin(axis=0)
         scale = np.stack([one.scale for one in tried])[best, np.arange(weight.shape[1])]

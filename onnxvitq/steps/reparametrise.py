@@ -9,12 +9,14 @@ What is chosen here is proven exact on the model before it is used (``pipeline``
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Literal
 
 import numpy as np
 
 from onnxvitq.blockmap import Attention, BlockMap, Linear
+from onnxvitq.fanout import fan_out
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.fit import times
@@ -46,29 +48,41 @@ def rows_needed(blockmap: BlockMap) -> tuple[StatRequest, ...]:
     return tuple(StatRequest(tensor=name, kind="rows") for name in dict.fromkeys(names))
 
 
-def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[ChannelMap]:
+def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats, workers: int = 0) -> list[ChannelMap]:
     """The maps that quantize better on held-out rows, each of other tensors."""
-    chosen: list[ChannelMap] = []
-    for tensor, norm, readers in _normed(problem.blockmap):
-        if all(_planned(plan, one) for one in readers):
-            chosen += _best_norm_map(problem, plan, stats.rows[tensor], norm, readers)
-    for attention, query, key in _query_key(problem.blockmap):
-        if attention.query in plan.decisions:
-            chosen += _best_scores_map(problem, plan, stats, (attention, query, key))
-    for attention, value, proj in _value_proj(problem.blockmap):
-        if _planned(plan, proj):
-            chosen += _best_value_map(problem, plan, stats, (attention, value, proj))
-    return chosen
+    blockmap = problem.blockmap
+    searches: list[_Search] = [
+        partial(_best_norm_map, problem, plan, stats.rows[tensor], norm, readers)
+        for tensor, norm, readers in _normed(blockmap)
+        if all(_planned(plan, one) for one in readers)
+    ]
+    searches += [
+        partial(_best_scores_map, problem, plan, stats, layers)
+        for layers in _query_key(blockmap)
+        if layers[0].query in plan.decisions
+    ]
+    searches += [
+        partial(_best_value_map, problem, plan, stats, layers)
+        for layers in _value_proj(blockmap)
+        if _planned(plan, layers[2])
+    ]
+    return [one for maps in fan_out(lambda search: search(), searches, workers) for one in maps]
 
 
-def choose_online_maps(problem: Problem, plan: QuantPlan, stats: Stats) -> list[ChannelMap]:
+def choose_online_maps(problem: Problem, plan: QuantPlan, stats: Stats, workers: int = 0) -> list[ChannelMap]:
     """Scales for inputs of linears that nothing can be folded into: behind an activation, or shared with a residual stream."""
-    chosen: list[ChannelMap] = []
-    for tensor, readers in _unfolded(problem.blockmap):
-        if all(_planned(plan, one) for one in readers):
-            found = _best_norm_map(problem, plan, stats.rows[tensor], "", readers)
-            chosen += [replace(one, kind="online", source=tensor) for one in found if one.gain_db >= ONLINE_DB]
-    return chosen
+    unfolded = [
+        (tensor, partial(_best_norm_map, problem, plan, stats.rows[tensor], "", readers))
+        for tensor, readers in _unfolded(problem.blockmap)
+        if all(_planned(plan, one) for one in readers)
+    ]
+    found = fan_out(lambda one: (one[0], one[1]()), unfolded, workers)
+    return [
+        replace(one, kind="online", source=tensor) for tensor, maps in found for one in maps if one.gain_db >= ONLINE_DB
+    ]
+
+
+_Search = Callable[[], list[ChannelMap]]
 
 
 def _unfolded(blockmap: BlockMap) -> Iterator[tuple[str, list[Linear]]]:

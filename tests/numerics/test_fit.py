@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.numerics.fit import HIGHEST, LOWEST, ProductFit, Search, fit_linear, fit_product, times
+from onnxvitq.numerics.fit import HIGHEST, LOWEST, OUTPUTS, ProductFit, Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective, mse
 from onnxvitq.spec import QuantSpec
 
@@ -331,3 +331,42 @@ def test_search_is_deterministic() -> None:
     first, second = (fit_l(*linear_case(), OBJECTIVES["ranking"]) for _ in range(2))
     assert (first.loss, first.left.scale) == (second.loss, second.left.scale)
     assert np.array_equal(first.right.scale, second.right.scale)
+
+
+# ------------------------------------------------------------------------------------------------- what a search costs
+
+
+def test_nothing_is_tried_twice_beside_the_same_operand() -> None:
+    """A gain of constant rows does not change a correlation: only the weight moves, and a second round tells nothing new."""
+    rows, calls = np.ones((2, 20, 12), np.float32), []
+    specs = (INPUT, QuantSpec(bits=4, signed=True, symmetric=True, axis=1))
+
+    def counted(reference: np.ndarray, approximation: np.ndarray) -> float:
+        calls.append(approximation)
+        return round(OBJECTIVES["pearson"](reference, approximation), 6)
+
+    fit = fit_linear(rows, linear_case()[1], specs, (0.0, 1.0), counted, SEARCH)
+    assert fit.multiplier != 1
+    assert fit.left.scale == params_from_range(0.0, 1.0, INPUT).scale
+    assert len(calls) == 1 + len(SEARCH.grid(specs[1])) + len(SEARCH.grid(specs[0]))
+
+
+def test_of_a_wide_layer_some_outputs_are_looked_at_and_all_are_scaled() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 40, 12)).astype(np.float32)
+    weight = rng.laplace(size=(12, 3 * OUTPUTS - 5)).astype(np.float32)
+    seen: set[int] = set()
+
+    def watched(reference: np.ndarray, approximation: np.ndarray) -> float:
+        seen.add(reference.shape[-1])
+        return mse(reference, approximation)
+
+    fit = fit_l(rows, weight, watched)
+    assert seen == {OUTPUTS - 1}
+    spec = fit.right.spec
+    assert fit.right.scale.tobytes() == params_from_weight(weight, spec, fit.multiplier).scale.tobytes()
+    left = params_from_range(*bounds(rows), fit.left.spec)
+    minmax = times(fake_quantize(rows, left), fake_quantize(weight, params_from_weight(weight, spec)))
+    searched = times(fake_quantize(rows, fit.left), fake_quantize(weight, fit.right))
+    reference = times(rows, weight)
+    assert mse(reference, searched) < 0.95 * mse(reference, minmax)  # on all outputs

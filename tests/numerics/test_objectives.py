@@ -6,6 +6,7 @@ from onnxvitq.numerics.objectives import (
     OBJECTIVES,
     THETA,
     Objective,
+    against,
     mse,
     pearson_loss,
     ranking_hinge,
@@ -150,3 +151,12 @@ def test_ranking_loss_is_pearson_plus_gamma_hinge() -> None:
     assert ranking_hinge(x, y) > 0
     assert ranking_loss(x, y) == pearson_loss(x, y) + GAMMA * ranking_hinge(x, y)
     assert (GAMMA, THETA) == (0.1, 0.2)  # as published
+
+
+@EVERY
+def test_against_one_reference_many_times_is_the_same(objective: Objective) -> None:
+    reference, noise = scores(), scores(seed=1)
+    loss = against(objective, reference)
+    for size in (0.0, 0.1, 1.0, 0.1):  # what one call looks at is not changed for the next
+        approximation = reference + np.float32(size) * noise
+        assert loss(approximation) == objective(reference, approximation)
