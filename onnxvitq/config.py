@@ -16,7 +16,7 @@ BITS = re.compile("w([2-8])a([2-8])")
 Method = Literal["search", "closed-form", "aiqvit"]
 RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
-StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
+StepName = Literal["rotation", "channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
 Granularity = Literal["module", "layer"]
@@ -36,8 +36,8 @@ OPTIONAL: Mapping[str, type] = {
     "target_size": float,
 }
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
-    "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
-    "default": frozenset(),
+    "fast": frozenset({"rotation", "scales", "weights"}),  # three in four parts of the time
+    "default": frozenset({"rotation"}),
     "best": frozenset(),
 }
 SEARCHES: Mapping[Effort, tuple[int, int]] = {

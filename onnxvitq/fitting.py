@@ -1,7 +1,8 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
-Order: channels are mapped (exact), bits chosen where they may differ, scales searched, formats chosen, biases corrected,
-weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out samples.
+Order: streams are rotated and channels mapped (exact), bits chosen where they may differ, scales searched, formats chosen,
+biases corrected, weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out
+samples.
 """
 
 import gc
@@ -19,6 +20,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
+from onnxvitq.blocks.streams import find_streams
 from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
@@ -38,6 +40,7 @@ from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import products
+from onnxvitq.rewrite.rotation import rotate_streams
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
@@ -50,6 +53,7 @@ from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.rotate import choose_rotations
 from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
@@ -57,7 +61,7 @@ from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step
 
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
-EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
+EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
@@ -239,13 +243,16 @@ class Fitter:
         little time they are tried together: one sweep in place of three.
         """
         steps: dict[StepName, Callable[[], _Proposal]] = {
+            "rotation": self._rotate,
             "channels": self._fold_channels,
             "online-channels": self._scale_channels,
             "softmax": self._divide_late,
         }
         wanted = {name: step for name, step in steps.items() if self._config.runs(name)}
-        if self._config.effort == "fast" and wanted:
-            return [("+".join(wanted), lambda: self._together(list(wanted)))]
+        of_one_graph: list[StepName] = [name for name in wanted if name != "rotation"]
+        if self._config.effort == "fast" and of_one_graph:
+            first = [("rotation", self._rotate)] if "rotation" in wanted else []
+            return [*first, ("+".join(of_one_graph), lambda: self._together(of_one_graph))]
         return list(wanted.items())
 
     def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
@@ -283,6 +290,14 @@ class Fitter:
     @property
     def _sqnr(self) -> float | None:
         return None if self._score is None else round(self._score.sqnr_db, 3)
+
+    def _rotate(self) -> "_Proposal":
+        streams, misses = find_streams(self._graph, self._problem.blockmap)
+        for miss in misses:
+            logger.info("the residual stream of %s is not rotated: %s", miss.name, miss.reason)
+        chosen = choose_rotations(self._problem, self._plan, self._stats, streams, self._config.seed)
+        parts = [{"part": f"stream {one.stream.name}", "gain_db": one.gain_db} for one in chosen]
+        return parts, rotate_streams(self._graph, self._problem.blockmap, chosen)
 
     def _fold_channels(self) -> "_Proposal":
         maps = choose_maps(self._problem, self._plan, self._stats)
@@ -522,6 +537,7 @@ def _steps(config: QuantConfig) -> list[Step]:
 
 
 def _operand_names(blockmap: BlockMap) -> set[str]:
-    """Weights, biases, and the operands of products, a few of which are constants."""
+    """Weights, biases, scales and shifts of norms, and the operands of products, a few of which are constants."""
     linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
+    linears |= {name for norm in blockmap.norms for name in (norm.gamma, norm.beta) if name}
     return linears | {tensor for _, pair in products(blockmap) for tensor in pair}

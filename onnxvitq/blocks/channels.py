@@ -21,31 +21,34 @@ def axis_after(node: gs.Node, axis: int) -> int | None:
     source, result = node.inputs[0].shape, node.outputs[0].shape
     if source is None or result is None:
         return None
-    if node.op in KEPT:
-        return axis
+    after: int | None = axis
     if node.op in POOLED:
-        return axis if axis == 1 else None
-    if node.op == "Expand":
-        return axis + len(result) - len(source) if source[axis] != 1 else None
-    if node.op == "Transpose":
-        perm = node.attrs.get("perm", list(range(len(source)))[::-1])
-        return list(perm).index(axis)
-    if node.op in REGROUPED:
-        return _regrouped(source, result, axis)
-    touched = _touched(node, len(source))
-    if touched is None or axis in touched:
-        return None
-    if node.op == "Gather":
-        added = len(result) - len(source)
-        return axis if axis < touched[0] else axis + added
-    dropped = node.op in REDUCED and node.attrs.get("keepdims", 1) == 0
-    return axis - (sum(one < axis for one in touched) if dropped else 0)
+        after = axis if axis == 1 else None
+    elif node.op == "Expand":
+        after = axis + len(result) - len(source) if source[axis] != 1 else None
+    elif node.op == "Transpose":
+        after = list(node.attrs.get("perm", range(len(source))[::-1])).index(axis)
+    elif node.op in REGROUPED:
+        after = _regrouped(source, result, axis)
+    elif node.op not in KEPT:
+        after = _beside(node, axis, len(result) - len(source))
+    return after
 
 
 def axis_before(node: gs.Node, axis: int) -> int | None:
     """The axis of the first input that becomes axis ``axis`` of the outputs; None as above."""
     rank = len(node.inputs[0].shape or ())
     return next((before for before in range(rank) if axis_after(node, before) == axis), None)
+
+
+def _beside(node: gs.Node, axis: int, added: int) -> int | None:
+    """The axis after a Slice, Split, Gather or reduction of other axes, which has ``added`` more axes behind it."""
+    touched = _touched(node, len(node.inputs[0].shape))
+    if touched is None or axis in touched:
+        return None
+    if node.op == "Gather":
+        return axis if axis < touched[0] else axis + added
+    return axis - (sum(one < axis for one in touched) if added else 0)
 
 
 def _touched(node: gs.Node, rank: int) -> list[int] | None:

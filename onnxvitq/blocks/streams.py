@@ -18,6 +18,7 @@ from onnxvitq.graph.query import integers, is_output
 
 SUMS = frozenset({"Add", "Sub"})
 SCALES = frozenset({"Mul", "Div"})
+SIZES = frozenset({"Shape", "Size"})  # what reads no values
 NOT_IN_MEANS = frozenset({"ReduceSum", "AveragePool"})  # a norm's shift would be counted more than once, or padded away
 NORM_NODES = 12  # a norm of single operators has eight
 
@@ -96,6 +97,8 @@ class _Walk:
 
     def _read(self, node: gs.Node, tensor: gs.Tensor, axis: int) -> str:
         """One reader of this tensor of the stream."""
+        if node.op in SIZES:
+            return ""
         last = axis == len(tensor.shape) - 1
         for norm in self._norms.get(tensor.name, ()):
             if node.name in _norm_nodes(self._nodes[norm.name], tensor):
@@ -172,7 +175,7 @@ class _Walk:
             tensor, axis = pending.pop()
             if is_output(tensor, self._graph):
                 return f"{tensor.name}, normalised, is an output of the graph"
-            for node in tensor.outputs:
+            for node in (reader for reader in tensor.outputs if reader.op not in SIZES):
                 after = axis_after(node, axis) if node.op in MOVES - NOT_IN_MEANS else None
                 if _is_linear(node) and tensor.shape is not None and axis == len(tensor.shape) - 1:
                     readers.append(node.name)
@@ -203,14 +206,14 @@ class _Walk:
 
 
 def _is_linear(node: gs.Node) -> bool:
-    """x W for a constant W (I, O)."""
+    """Whether a node multiplies by a constant (I, O) on the right."""
     if node.op != "MatMul" or isinstance(node.inputs[0], gs.Constant):
         return False
     return isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2
 
 
 def _is_convolution(node: gs.Node) -> bool:
-    """One group, everything but the input constant."""
+    """Whether a node is a convolution of one group with constant weights."""
     if node.op != "Conv" or node.attrs.get("group", 1) != 1:
         return False
     return all(isinstance(one, gs.Constant) for one in node.inputs[1:])
