@@ -53,7 +53,6 @@ from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
-from onnxvitq.steps.rotate import choose_rotations
 from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
@@ -295,9 +294,8 @@ class Fitter:
         streams, misses = find_streams(self._graph, self._problem.blockmap)
         for miss in misses:
             logger.info("the residual stream of %s is not rotated: %s", miss.name, miss.reason)
-        chosen = choose_rotations(self._problem, self._plan, self._stats, streams, self._config.seed)
-        parts = [{"part": f"stream {one.stream.name}", "gain_db": one.gain_db} for one in chosen]
-        return parts, rotate_streams(self._graph, self._problem.blockmap, chosen)
+        parts = [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
+        return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed)
 
     def _fold_channels(self) -> "_Proposal":
         maps = choose_maps(self._problem, self._plan, self._stats)
@@ -537,7 +535,6 @@ def _steps(config: QuantConfig) -> list[Step]:
 
 
 def _operand_names(blockmap: BlockMap) -> set[str]:
-    """Weights, biases, scales and shifts of norms, and the operands of products, a few of which are constants."""
+    """Weights, biases, and the operands of products, a few of which are constants."""
     linears = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
-    linears |= {name for norm in blockmap.norms for name in (norm.gamma, norm.beta) if name}
     return linears | {tensor for _, pair in products(blockmap) for tensor in pair}

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxvitq.blockmap import BlockMap, Stream
+from onnxvitq.blockmap import BlockMap
 from onnxvitq.errors import PlanError
 from onnxvitq.spec import FloatArray, QParams, QuantSpec, Site
 
@@ -142,15 +141,6 @@ class ChannelMap:
     readers: tuple[str, ...]
     shift: FloatArray
     scale: FloatArray
-    gain_db: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rotation:
-    """x -> x Q for a residual stream x. matrix: Q (C, C). gain_db: of the linears that read its norms, on held-out rows."""
-
-    stream: Stream
-    matrix: NDArray[np.float64]
     gain_db: float
 
 

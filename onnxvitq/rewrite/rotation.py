@@ -8,26 +8,28 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import BlockMap, Norm, Stream
 from onnxvitq.graph.edit import Editor
-from onnxvitq.numerics.rotation import turn
-from onnxvitq.plan import ChannelMap, Rotation
+from onnxvitq.numerics.rotation import rotation, turn
+from onnxvitq.plan import ChannelMap
 from onnxvitq.rewrite.transforms import apply_maps
 
 
-def rotate_streams(graph: gs.Graph, blockmap: BlockMap, rotations: Sequence[Rotation]) -> gs.Graph:
-    """A new graph with the streams rotated; ``graph`` is left as it was. Find the blocks again afterwards.
+def rotate_streams(graph: gs.Graph, blockmap: BlockMap, streams: Sequence[Stream], seed: int) -> gs.Graph:
+    """A new graph with each stream turned by a rotation of its own; ``graph`` is left as it was. Find the blocks again
+    afterwards.
 
     First the linears that read a norm take over its scale and shift, as channel maps do, so that the norm commutes with the
     rotation; it stays where it is, with a scale of one. A linear without a bias gets one where there is a shift to take.
     """
     written = graph.copy()
-    maps = _plain_norms(written, blockmap, [one.stream for one in rotations])
+    maps = _plain_norms(written, blockmap, streams)
     plain = apply_maps(written, _with_biases(written, blockmap, maps), maps)
     edit, nodes = Editor(plain), {node.name: node for node in plain.nodes}
-    for rotation in rotations:
-        for one in rotation.stream.operands:
+    for index, stream in enumerate(streams):
+        matrix = rotation(stream.width, seed + index)
+        for one in stream.operands:
             node = nodes[one.node]
             constant = node.inputs[one.index]
-            turned = turn(np.asarray(constant.values), one.axis, rotation.matrix)
+            turned = turn(np.asarray(constant.values), one.axis, matrix)
             node.inputs[one.index] = edit.constant(f"{constant.name}_turned", turned)
     return plain.cleanup().toposort()
 

@@ -115,38 +115,13 @@ Candidate = tuple[FloatArray, FloatArray]  # shift and scale, (C,)
 def _best_norm_map(
     problem: Problem, plan: QuantPlan, rows: FloatArray, norm: str, readers: Sequence[Linear]
 ) -> list[ChannelMap]:
+    fitting, held = split_samples(rows)
+    weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
+    bias = np.concatenate([problem.bias(one.name) for one in readers])
+    read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
     beta = next((one.beta for one in problem.blockmap.norms if one.name == norm), "")
     may_shift = bool(beta) and all(one.bias for one in readers)
-    candidates, noise = norm_candidates(layers_of(problem, readers), plan, rows, readers, shifted=may_shift)
-    return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
-
-
-def layers_of(problem: Problem, readers: Sequence[Linear]) -> tuple[FloatArray, FloatArray]:
-    """Weight (I, O) and bias (O,) of linears that read one tensor, side by side."""
-    weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
-    return weight, np.concatenate([problem.bias(one.name) for one in readers])
-
-
-def norm_candidates(
-    layers: tuple[FloatArray, FloatArray],
-    plan: QuantPlan,
-    rows: FloatArray,
-    readers: Sequence[Linear],
-    *,
-    shifted: bool,
-) -> tuple[list[Candidate], Callable[[Candidate], float]]:
-    """What a norm's channels may be shifted and scaled by, and the error that each leaves in its readers' outputs.
-
-    Args:
-        layers: weight and bias of the readers, side by side.
-        plan: their formats.
-        rows: (S, r, I) of the norm; those held out judge.
-        readers: the linears.
-        shifted: whether a shift can be taken back.
-    """
-    fitting, held = split_samples(rows)
-    weight, bias = layers
-    read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
+    candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
     reference = times(held, weight)
 
     def noise(candidate: Candidate) -> float:
@@ -154,7 +129,7 @@ def norm_candidates(
         seen = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
         return _power(seen + (taken_back - bias), reference)
 
-    return _candidates(fitting, np.abs(weight).max(axis=1), shifted=shifted), noise
+    return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
 
 
 def _best_value_map(
