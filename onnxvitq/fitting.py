@@ -63,6 +63,7 @@ WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products 
 EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
+MISSED = "reason"  # of a part that cannot be changed, why
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -259,8 +260,9 @@ class Fitter:
         parts, graph = propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
-        if parts:
-            entry |= self._try(graph, len(parts))
+        changed = sum(MISSED not in part for part in parts)
+        if changed:
+            entry |= self._try(graph, changed)
         self._record(entry)
 
     def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
@@ -292,9 +294,9 @@ class Fitter:
 
     def _rotate(self) -> "_Proposal":
         streams, misses = find_streams(self._graph, self._problem.blockmap)
-        for miss in misses:
-            logger.info("the residual stream of %s is not rotated: %s", miss.name, miss.reason)
-        parts = [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
+        parts: list[dict[str, Any]] = []
+        parts += [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
+        parts += [{"part": f"stream {one.name}", MISSED: one.reason} for one in misses]
         return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed)
 
     def _fold_channels(self) -> "_Proposal":

@@ -63,10 +63,12 @@ class _Walk:
             return StreamMiss(name=self._start.name, reason="the number of its channels is not known")
         self._width = width
         self._pending.append((self._start, len(self._start.shape) - 1))
-        while self._pending:
-            reason = self._visit(*self._pending.pop())
-            if reason:
-                return StreamMiss(name=self._start.name, reason=reason)
+        reason = ""
+        while self._pending:  # to all ends, also of a miss: what belongs to it is no stream of its own
+            seen = self._visit(*self._pending.pop())
+            reason = reason or seen
+        if reason:
+            return StreamMiss(name=self._start.name, reason=reason)
         norms = tuple(self._readers.items())
         return Stream(name=self._start.name, width=width, operands=tuple(self._operands), norms=norms)
 
@@ -74,18 +76,17 @@ class _Walk:
         if tensor.name in self.axes:
             return "" if self.axes[tensor.name] == axis else f"{tensor.name}: its channels are on two axes"
         self.axes[tensor.name] = axis
-        if is_output(tensor, self._graph):
-            return f"{tensor.name} is an output of the graph"
         if tensor.shape is None or not 0 <= axis < len(tensor.shape) or tensor.shape[axis] != self._width:
             return f"{tensor.name}: expected {self._width} channels on axis {axis}, got shape {tensor.shape}"
-        made = producer(tensor)
-        if made is None:
-            return f"{tensor.name} is an input of the graph"
-        reasons = (self._made(made, tensor, axis), *(self._read(node, tensor, axis) for node in tensor.outputs))
+        output = f"{tensor.name} is an output of the graph" if is_output(tensor, self._graph) else ""
+        reasons = [output, self._made(producer(tensor), tensor, axis)]
+        reasons += [self._read(node, tensor, axis) for node in tensor.outputs]
         return next(filter(None, reasons), "")
 
-    def _made(self, node: gs.Node, tensor: gs.Tensor, axis: int) -> str:
+    def _made(self, node: gs.Node | None, tensor: gs.Tensor, axis: int) -> str:
         """What writes this tensor of the stream."""
+        if node is None:
+            return f"{tensor.name} is an input of the graph"
         if _is_linear(node) and axis == len(tensor.shape) - 1:
             self._turn(node, 1, -1)
             return ""
