@@ -334,7 +334,8 @@ def test_a_layer_keeps_its_role_when_a_map_hides_its_mlp(tmp_path: Path) -> None
 
 def test_open_formats_are_chosen_and_reported(outlying: Path, tmp_path: Path) -> None:
     steps = steps_of(outlying, tmp_path, activations="auto", attention="mixed")
-    assert list(steps) == [*STEPS[:6], "activations", *STEPS[6:]]
+    behind = STEPS.index("attention") + 1
+    assert list(steps) == [*STEPS[:behind], "activations", *STEPS[behind:]]
     assert steps["softmax"]["layers"] == 0  # nothing is divided late where the product may be float
     assert steps["attention"]["parts"][0]["part"] == "all float"
     assert steps["activations"]["after"] > steps["scales"]["after"]
