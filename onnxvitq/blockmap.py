@@ -99,6 +99,37 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """A constant that holds the channels of a residual stream: input ``index`` of a node, on its axis ``axis`` (below 0)."""
+
+    node: str
+    index: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """Everything that writes or reads one residual stream of ``width`` channels; ``name`` is the first norm's input.
+
+    ``operands``: weights of the linears and convolutions that write it or read it or one of its norms, and constants that
+    are added to it or joined with it. ``norms``: each norm of it by name, with the nodes of the linears that read the norm.
+    """
+
+    name: str
+    width: int
+    operands: tuple[Operand, ...]
+    norms: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamMiss:
+    """A stream with something in it that is not linear in its channels, and what that is."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """One transformer block: an attention, and the MLPs between it and the next attention."""
 

@@ -16,7 +16,7 @@ BITS = re.compile("w([2-8])a([2-8])")
 Method = Literal["search", "closed-form", "aiqvit"]
 RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
-StepName = Literal["channels", "online-channels", "softmax", "scales", "bias", "weights"]
+StepName = Literal["rotation", "channels", "online-channels", "softmax", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
 Granularity = Literal["module", "layer"]
@@ -36,10 +36,13 @@ OPTIONAL: Mapping[str, type] = {
     "target_size": float,
 }
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
-    "fast": frozenset({"scales", "weights"}),  # three in four parts of the time
+    "fast": frozenset({"rotation", "scales", "weights"}),  # three in four parts of the time
     "default": frozenset(),
     "best": frozenset(),
 }
+ROTATED = (
+    "w8a8"  # the widths at which a rotated stream gains (tools/results/rotation.md); at fewer bits it gains nothing
+)
 SEARCHES: Mapping[Effort, tuple[int, int]] = {
     "fast": (16, 2),
     "default": (16, 2),
@@ -56,8 +59,9 @@ class QuantConfig:
     iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
     ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
-    finer and chooses the form of every input. skip: steps to leave out (channels, online-channels and softmax change the
-    float model exactly; scales, bias and weights fit). candidates, rounds: size of the search; None goes with the effort.
+    finer and chooses the form of every input. skip: steps to leave out (rotation, channels, online-channels and softmax change
+    the float model exactly; scales, bias and weights fit). also: steps to run although the effort leaves them out, or, for
+    rotation, the bits: it gains at w8a8 only. candidates, rounds: size of the search; None goes with the effort.
     acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
     activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
     after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
@@ -91,6 +95,7 @@ class QuantConfig:
     objective: ObjectiveName = "pearson"
     effort: Effort = "default"
     skip: tuple[StepName, ...] = ()
+    also: tuple[StepName, ...] = ()
     candidates: int | None = None
     rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
@@ -128,8 +133,7 @@ class QuantConfig:
         _one_of("attention", self.attention, ("int8", "mixed", "float", "auto"))
         _one_of("effort", self.effort, get_args(Effort))
         _one_of("target", self.target, get_args(Target))
-        for step in self.skip:
-            _one_of("skip", step, get_args(StepName))
+        self._check_steps()
         parse_bits("bits", self.bits)
         for pattern, bits in self.bit_overrides:
             if bits != FLOAT:
@@ -145,6 +149,12 @@ class QuantConfig:
             _between("num_samples", self.num_samples, 1, 10**9)
         if self.static_batch is not None:
             _between("static_batch", self.static_batch, 1, 10**9)
+
+    def _check_steps(self) -> None:
+        for step in self.skip:
+            _one_of("skip", step, get_args(StepName))
+        for step in self.also:
+            _one_of("also", step, tuple(one for one in get_args(StepName) if one not in self.skip))
 
     def _check_precision(self) -> None:
         if self.average_bits is not None:
@@ -171,7 +181,8 @@ class QuantConfig:
 
     def runs(self, step: StepName) -> bool:
         """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
-        wanted = step not in self.skip and step not in SKIPPED[self.effort]
+        left_out = step in SKIPPED[self.effort] or (step == "rotation" and (self.bits != ROTATED or self.mixed))
+        wanted = step not in self.skip and (step in self.also or not left_out)
         wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
 

@@ -1,7 +1,8 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
-Order: channels are mapped (exact), bits chosen where they may differ, scales searched, formats chosen, biases corrected,
-weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out samples.
+Order: streams are rotated and channels mapped (exact), bits chosen where they may differ, scales searched, formats chosen,
+biases corrected, weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out
+samples.
 """
 
 import gc
@@ -19,6 +20,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
+from onnxvitq.blocks.streams import find_streams
 from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
@@ -38,6 +40,7 @@ from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import products
+from onnxvitq.rewrite.rotation import rotate_streams
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
@@ -57,9 +60,10 @@ from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step
 
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
-EXACT_STEPS: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
+EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
+MISSED = "reason"  # of a part that cannot be changed, why
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -204,8 +208,10 @@ class Fitter:
     def _stages(self) -> list[Callable[[], None]]:
         """What the options ask for, in the order of the module's first lines."""
         config, fitted, exact = self._config, self._steps[1:], self._exact_steps()
+        rotation = partial(self._change, "rotation", self._rotate)
         asked: list[tuple[bool, Callable[[], None]]] = [
             (True, self._start),
+            (config.runs("rotation"), rotation),  # on its own: it changes what the others are chosen from
             (len(exact) > 1, partial(self._foresee, exact)),
             *((True, partial(self._change, *step)) for step in exact),
             (config.mixed, self._choose_bits),
@@ -273,8 +279,9 @@ class Fitter:
         parts, graph = self._foreseen.pop(name) if name in self._foreseen else propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
-        if parts:
-            entry |= self._try(graph, len(parts))
+        changed = sum(MISSED not in part for part in parts)
+        if changed:
+            entry |= self._try(graph, changed)
             if not entry["accepted"]:  # what was foreseen stands on it
                 self._foreseen, self._ahead = {}, None
         if not self._foreseen:
@@ -307,6 +314,13 @@ class Fitter:
     @property
     def _sqnr(self) -> float | None:
         return None if self._score is None else round(self._score.sqnr_db, 3)
+
+    def _rotate(self) -> "_Proposal":
+        streams, misses = find_streams(self._graph, self._problem.blockmap)
+        parts: list[dict[str, Any]] = []
+        parts += [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
+        parts += [{"part": f"stream {one.name}", MISSED: one.reason} for one in misses]
+        return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed)
 
     def _fold_channels(self) -> "_Proposal":
         maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads)

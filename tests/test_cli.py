@@ -266,6 +266,7 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
         (("--no_bias_correction",), "skip", ("bias",)),
         (("--no_rebuild", "--no-bias-correction"), "skip", ("weights", "bias")),
         (("--skip", "softmax", "scales", "--no-rebuild"), "skip", ("softmax", "scales", "weights")),
+        (("--also", "rotation", "--also", "weights"), "also", ("rotation", "weights")),
         (("--effort", "fast"), "effort", "fast"),
         (("--nodes_to_exclude", "head", "--nodes-to-exclude", "a", "b*"), "nodes_to_exclude", ("head", "a", "b*")),
     ],

@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "rounds": 5,
     "effort": "best",
     "skip": ["bias", "weights"],
+    "also": ["rotation"],
     "acceptance": "always",
     "activations": "dynamic",
     "attention": "float",
@@ -83,7 +84,7 @@ def test_a_config_is_hashable_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["objectives", "Objective", "", "weight_bits"])
 def test_an_unknown_key_is_named_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown option; known: acceptance, activations, attention") as caught:
+    with pytest.raises(ConfigError, match="unknown option; known: acceptance, activations, also, attention") as caught:
         QuantConfig.from_dict({"seed": 1, name: 1})
     assert caught.value.where == name
 
@@ -130,7 +131,8 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("activations", "int8", "expected one of static, dynamic, token, auto"),
         ("attention", "uint8", "expected one of int8, mixed, float, auto"),
         ("effort", "slow", "expected one of fast, default, best"),
-        ("skip", ("rounding",), "expected one of channels, online-channels, softmax, scales, bias, weights"),
+        ("skip", ("rounding",), "expected one of rotation, channels, online-channels, softmax, scales, bias, weights"),
+        ("also", ("rounding",), "expected one of rotation, channels"),
         ("bits", "w9a8", "expected wNaM with N and M 2 to 8"),
         ("candidates", 1, "expected 2 to 1000"),
         ("candidates", 1001, "expected 2 to 1000"),
@@ -224,11 +226,31 @@ def test_each_step_can_be_left_out_alone(step: StepName) -> None:
 
 def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
     fast, default, best = (QuantConfig(effort=effort) for effort in get_args(Effort))
-    assert [step for step in STEPS if not fast.runs(step)] == ["scales", "weights"]
+    assert [step for step in STEPS if not fast.runs(step)] == ["rotation", "scales", "weights"]
     assert all(default.runs(step) and best.runs(step) for step in STEPS)
     assert default.search < best.search
     assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
     assert not QuantConfig(acceptance="always").judged
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": "w4a8"}, {"bits": "w6a6"}, {"average_bits": 5.0}, {"effort": "fast"}, {"effort": "best", "bits": "w4a4"}],
+)
+def test_streams_are_rotated_where_that_gains_or_where_it_is_asked_for(options: dict[str, Any]) -> None:
+    assert not QuantConfig(**options).runs("rotation")
+    assert QuantConfig(**options, also=("rotation",)).runs("rotation")
+    assert [step for step in STEPS if QuantConfig(**options, also=("rotation",)).runs(step)][1:] == [
+        step for step in STEPS if QuantConfig(**options).runs(step)
+    ]
+
+
+def test_a_step_cannot_be_left_out_and_run_as_well() -> None:
+    assert QuantConfig(effort="fast", also=("weights",)).runs("weights")
+    with pytest.raises(
+        ConfigError, match="expected one of rotation, channels, online-channels, softmax, scales, bias, got 'weights'"
+    ):
+        QuantConfig(skip=("weights",), also=("weights",))
 
 
 @pytest.mark.parametrize("value", [["*.fc1"], "w4a8", {"*.fc1": 4}, {4: "w4a8"}])

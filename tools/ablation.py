@@ -35,11 +35,13 @@ SETTINGS = {
 }
 
 
-def sqnr(model: Bench, config: QuantConfig, samples: int, judged: Mapping[str, np.ndarray]) -> float:
-    """Output SQNR in dB on the judging draw after a fit to the other."""
+def sqnr(
+    model: Bench, config: QuantConfig, samples: int, judged: Mapping[str, np.ndarray], fitted: int = FITTED
+) -> float:
+    """Output SQNR in dB on the judging draw after a fit to another."""
     with tempfile.TemporaryDirectory() as name:
         data, output = Path(name) / "calibration.npz", Path(name) / "int8.onnx"
-        np.savez(data, **model.calibration(samples, FITTED))
+        np.savez(data, **model.calibration(samples, fitted))
         quantize(model.model, data, output, config)
         difference = OutputDifference()
         difference.update(infer(model.model, judged), infer(output, judged))

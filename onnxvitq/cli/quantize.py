@@ -161,7 +161,8 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")
     fitting.add_argument("--effort", choices=get_args(Effort), help="how much time the fit may take")
-    fitting.add_argument("--skip", nargs="+", action="extend", choices=get_args(StepName), help="steps to leave out")
+    for flag, text in (("--skip", "steps to leave out"), ("--also", "steps to run that are left out otherwise")):
+        fitting.add_argument(flag, nargs="+", action="extend", choices=get_args(StepName), help=text)
     for flag, step in HABITS.items():
         text = f"the same as --skip {step}"
         fitting.add_argument(flag, action="append_const", const=step, dest="skip", help=text)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from fitted_cases import correlated, seeded_transformer
+from stream_text import embedded
 from textgraph import model_of, run
 from transformer_text import transformer
 
@@ -21,7 +22,7 @@ from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB
 
-MAPS = ["channels", "online-channels", "softmax"]
+MAPS = ["rotation", "channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "attention", "bias", "weights"]
 FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
 
@@ -135,6 +136,83 @@ def test_mapped_channels_are_written(outlying: Path, tmp_path: Path) -> None:
         for name in ("on", "off")
     }
     assert noise["on"] < noise["off"] / 1.5
+
+
+# -------------------------------------------------------------------------------------------------------------- rotation
+
+
+def patches(seed: int, samples: int) -> list[np.ndarray]:
+    """Patches (1, 9, 8) that live near 4 directions."""
+    mixing = np.random.default_rng(7).normal(size=(4, 8))
+    values = np.random.default_rng(seed).normal(size=(samples, 1, 9, 4)) @ mixing
+    return list(values.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a stream that is no graph input, and one of its channels far larger than the others and hardly read."""
+    text = (
+        embedded(depth=2)
+        .replace("float[N,T,8]", "float[N,9,8]")
+        .replace("float[5,32] positions", "float[9,32] positions")
+    )
+    proto = model_of(text)
+    for tensor in proto.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name == "positions":
+            values[:, 3] *= 60
+        elif tensor.name in ("head_W", *(f"b{block}_{name}_W" for block in (0, 1) for name in ("q", "k", "v", "fc1"))):
+            values[3] /= 60  # the others are what is read
+        if values.ndim == 2:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    path = tmp_path_factory.mktemp("embedding") / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+ONLY = tuple(step for step in (*MAPS, "scales", "bias", "weights") if step != "rotation")
+
+
+def test_a_rotated_stream_is_written_with_less_noise_and_no_operator_more(embedding: Path, tmp_path: Path) -> None:
+    fresh = np.concatenate(patches(9, 16))
+    (reference,) = run(onnx.load(embedding), {"patches": fresh})
+    noise, operators = {}, {}
+    for name, skip in (("on", ONLY), ("off", ("rotation", *ONLY))):
+        config = QuantConfig(skip=skip, attention="int8", threads=1)  # type: ignore[arg-type]
+        report = quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config).report
+        written = onnx.load(tmp_path / f"{name}.onnx")
+        noise[name] = float(((run(written, {"patches": fresh}, "all")[0] - reference) ** 2).sum())
+        operators[name] = sorted(node.op_type for node in written.graph.node)
+        if name == "on":
+            (step,) = [step for step in report["steps"] if step["name"] == "rotation"]
+            assert (step["accepted"], step["kept"], step["layers"]) == (True, 1, 1)
+            assert step["parts"] == [{"part": "stream tokens", "channels": 32, "norms": 5}]
+            assert step["after"] > step["before"] + 1
+    assert noise["on"] < noise["off"] / 1.5
+    assert operators["on"] == operators["off"]
+
+
+def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, tmp_path: Path) -> None:
+    step = steps_of(model, tmp_path, skip=ONLY)["rotation"]
+    assert (step["accepted"], step["kept"], step["layers"]) == (False, 0, 1)
+    assert step["parts"] == [{"part": "stream tokens", "reason": "tokens is an input of the graph"}]
+
+
+def test_a_rotation_that_is_not_exact_is_never_used(
+    embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxvitq.rewrite.rotation.rotation", lambda width, seed: 1.01 * np.eye(width))
+    step = steps_of(embedding, tmp_path, patches(0, 12), skip=ONLY)["rotation"]
+    assert (step["accepted"], step["kept"], step["after"]) == (False, 0, None)
+
+
+def test_one_seed_gives_one_model(embedding: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config = QuantConfig(skip=ONLY, attention="int8", threads=1, seed=seed)  # type: ignore[arg-type]
+        quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config)
+    first, again, other = (onnx.load(tmp_path / f"{name}.onnx").graph for name in "abc")
+    assert first == again
+    assert first != other
 
 
 # --------------------------------------------------------------------------------------------------- one-shot iterables
@@ -276,7 +354,8 @@ def test_a_layer_keeps_its_role_when_a_map_hides_its_mlp(tmp_path: Path) -> None
 
 def test_open_formats_are_chosen_and_reported(outlying: Path, tmp_path: Path) -> None:
     steps = steps_of(outlying, tmp_path, activations="auto", attention="mixed")
-    assert list(steps) == [*STEPS[:6], "activations", *STEPS[6:]]
+    behind = STEPS.index("attention") + 1
+    assert list(steps) == [*STEPS[:behind], "activations", *STEPS[behind:]]
     assert steps["softmax"]["layers"] == 0  # nothing is divided late where the product may be float
     assert steps["attention"]["parts"][0]["part"] == "all float"
     assert steps["activations"]["after"] > steps["scales"]["after"]

@@ -15,7 +15,10 @@ from onnxvitq.errors import ConfigError
 from onnxvitq.pipeline import Result, quantize
 
 FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
-QUICK: dict[str, Any] = {"threads": 1, "skip": ("channels", "online-channels", "softmax", "scales", "bias", "weights")}
+QUICK: dict[str, Any] = {
+    "threads": 1,
+    "skip": ("rotation", "channels", "online-channels", "softmax", "scales", "bias", "weights"),
+}
 
 
 @pytest.fixture(scope="module")
