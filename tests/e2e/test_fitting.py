@@ -100,7 +100,7 @@ def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -
     assert {part["part"].split()[0] for part in exact["parts"]} >= {"norm", "value"}
 
 
-def test_one_sweep_serves_all_exact_changes(outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sweep_serves_all_exact_changes_but_rotation(outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And tells of each graph on the way what a sweep of its own would."""
     sweeps: list[Sequence[StatRequest]] = []
 
@@ -109,11 +109,11 @@ def test_one_sweep_serves_all_exact_changes(outlying: Path, tmp_path: Path, monk
         return sweep(*given, **named)
 
     monkeypatch.setattr("onnxvitq.fitting.sweep", counted)
-    together = steps_of(outlying, tmp_path, acceptance="always")
-    assert [together[name]["accepted"] for name in MAPS] == [True, False, True]
+    together = steps_of(outlying, tmp_path, acceptance="always", skip=("rotation",))
+    assert [together[name]["accepted"] for name in MAPS if name in together] == [True, False, True]
     assert len(sweeps) == 2
     monkeypatch.setattr(Stats, "renewed", lambda *_: None)
-    apart = steps_of(outlying, tmp_path, acceptance="always")
+    apart = steps_of(outlying, tmp_path, acceptance="always", skip=("rotation",))
     assert len(sweeps) == 2 + 4
     assert apart["scales"]["after"] == pytest.approx(together["scales"]["after"], abs=0.01)  # dB
 
