@@ -405,6 +405,7 @@ class Fitter:
 
     def _rebuild(self) -> None:
         """Solve the weights again; all of them or none, as each is solved against those before it."""
+        self._stats = replace(self._stats, lefts={}, rights={})  # read by the search alone; a tenth of what is held
         options = Rebuild(positions=self._positions, threads=self._config.threads)
         with scratch_folder() as folder:
             try:
