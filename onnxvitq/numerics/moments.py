@@ -90,7 +90,7 @@ def add(moments: Moments, a: FloatArray, t: FloatArray, w: FloatArray) -> Moment
     sum_a, sum_t, t2 = moments.sum_a.copy(), moments.sum_t.copy(), moments.t2.copy()
     for start in range(0, len(w), CHUNK):
         root = np.sqrt(w[start : start + CHUNK].astype(np.float64))
-        x, y = root[:, None] * a[start : start + CHUNK], root[:, None] * t[start : start + CHUNK]
+        x, y = (np.multiply(root[:, None], rows[start : start + CHUNK], dtype=np.float64) for rows in (a, t))
         # (I, n) @ (n, I): BLAS does half of it, and the result is exactly symmetric. (I, n) @ (n, O).
         gram, cross = _onto(x.T @ x, gram), _onto(x.T @ y, cross)
         sum_a += root @ x
