@@ -95,6 +95,11 @@ def bring_to_canonical_form(loaded: LoadedModel, threads: int) -> dict[str, int]
     return {name: count + more[name] for name, count in edits.items()}
 
 
+def without_graph(loaded: LoadedModel) -> LoadedModel:
+    """All else that is known of a model: once its channels are mapped, its own weights are only in the way."""
+    return replace(loaded, graph=gs.Graph())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
     """What is to be written: the graph (channels mapped), what was found in it, and the plan. ``reference`` are the float
@@ -129,7 +134,7 @@ class Fitter:
     """
 
     def __init__(self, loaded: LoadedModel, feeds: Replay, config: QuantConfig, progress: Progress) -> None:
-        self._loaded, self._feeds, self._config, self._progress = loaded, feeds, config, progress
+        self._loaded, self._feeds, self._config, self._progress = without_graph(loaded), feeds, config, progress
         if config.learns:
             require_torch()
         self.checkpoint: Path | None = None  # a folder for blocks that were learned
@@ -419,6 +424,8 @@ class Fitter:
 
     def _rebuild(self) -> None:
         """Solve the weights again; all of them or none, as each is solved against those before it."""
+        self._stats = replace(self._stats, lefts={}, rights={})  # read by the search alone; a tenth of what is held
+        gc.collect()  # the graph before the last exact change
         options = Rebuild(positions=self._positions, threads=self._config.threads)
         with scratch_folder() as folder:
             try:

@@ -35,7 +35,7 @@ from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random
 from onnxvitq.evaluation.compare import compare
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
-from onnxvitq.fitting import Fitter, Progress, bring_to_canonical_form
+from onnxvitq.fitting import Fitter, Progress, bring_to_canonical_form, without_graph
 from onnxvitq.graph.io import (
     LoadedModel,
     atomic_file,
@@ -118,6 +118,7 @@ def quantize(
         feeds = Replay(source, again=_gives_the_same_again(data))
         fitter = Fitter(loaded, feeds, config, progress)
         fitter.checkpoint = output.with_name(f"{output.name}.learned")
+        loaded = without_graph(loaded)
     with watch("calibrate"):
         fitter.cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
         fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))

@@ -268,13 +268,14 @@ class _Solver:
             sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
             waiting: list[list[_Rows]] = [[], []]
             for sample in (one for one in range(exact.samples) if one // HELD_OUT_EVERY % LANES == lane):
-                side = int(is_held_out(sample))
-                waiting[side].append(self._sampled(exact, coded, streams, sample))
-                if sum(len(rows.mass) for rows in waiting[side]) >= CHUNK:
+                side, rows = int(is_held_out(sample)), self._sampled(exact, coded, streams, sample)
+                if sum(len(one.mass) for one in (*waiting[side], rows)) > CHUNK:
                     sums[side] = _added(sums[side], waiting[side])
+                waiting[side].append(rows)
             return [_added(total, rows) for total, rows in zip(sums, waiting, strict=True)]
 
-        sums = [merge(*pair) for pair in zip(*fan_out(sum_up, range(LANES), self.options.threads), strict=True)]
+        lanes = fan_out(sum_up, range(LANES), self.options.threads)
+        sums = [merge(*(lane.pop(0) for lane in lanes)) for _ in range(2)]  # what is merged is given back at once
         return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
 
     def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> "_Rows":
