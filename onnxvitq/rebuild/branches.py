@@ -40,7 +40,7 @@ INNER = QuantSpec(bits=8, signed=False, symmetric=False)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
 # Time of a branch, in multiplies of the large product: of every value it adds to, whatever its rank, and of its own multiplies.
-ADDED, SMALL = 150.0, 2.0
+ADDED, SMALL = 200.0, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,12 @@ def fit_branches(
     return plan, outcome("branches", before, after, len(kept))
 
 
+def branch_time(branch: Branch) -> float:
+    """Of a branch over that of the product that it stands beside, as ``Branches.latency`` counts it."""
+    inputs, outputs = branch.a.shape[0], branch.b.shape[1]
+    return (ADDED * outputs + SMALL * branch.rank * (inputs + outputs)) / (inputs * outputs)
+
+
 def weight_bytes(problem: Problem, plan: QuantPlan) -> int:
     """Of the planned weights, packed to their bits, and their scales."""
     total = 0
@@ -119,6 +125,11 @@ class GroupGain:
     branches: Mapping[str, Branch] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
 
+    @property
+    def cost(self) -> int:
+        """Bytes of a rank: its codes in both factors, and its scale in A."""
+        return self.inputs + self.outputs + 4
+
 
 def best_ranks(found: Sequence[GroupGain], size: float, latency: float) -> dict[str, int]:
     """Tensor -> rank, within both budgets.
@@ -135,15 +146,18 @@ def best_ranks(found: Sequence[GroupGain], size: float, latency: float) -> dict[
     able = [one for one in found if one.branches]
     able.sort(key=lambda one: -float(one.gains.sum()) / (one.rows * one.outputs))
     left = latency * sum(one.rows * one.inputs * one.outputs for one in found)
-    for count, last in enumerate(able, start=1):
-        left -= ADDED * last.rows * last.outputs
-        if left <= 0:
-            break
-        let_in = able[:count]
-        gains = {one.tensor: one.gains for one in let_in}
+    let_in: list[GroupGain] = []
+    for one in able:
+        opening = ADDED * one.rows * one.outputs
+        if opening >= left:
+            continue
+        left -= opening
+        let_in.append(one)
         # Time of a rank and its bytes are both as I + O, but for the rows: the longest sequence decides.
         budget = int(min(size, left / (SMALL * max(one.rows for one in let_in))))
-        ranks = share_budget(gains, {one.tensor: one.inputs + one.outputs for one in let_in}, budget)
+        ranks = share_budget(
+            {one.tensor: one.gains for one in let_in}, {one.tensor: one.cost for one in let_in}, budget
+        )
         gain = sum(float(one.gains[: ranks[one.tensor]].sum()) for one in let_in)
         if gain > most:
             best, most = {**dict.fromkeys(best, 0), **ranks}, gain

@@ -121,9 +121,9 @@ def test_the_layers_that_gain_most_for_their_time_get_a_branch() -> None:
         group("none", []),
     ]
     assert best_ranks(found, 1e9, 1e9) == {"wide": 2, "narrow": 2, "useless": 1, "none": 0}
-    tight = best_ranks(found, 1e9, 0.035)  # of the time that the wide layer alone would need, half
+    tight = best_ranks(found, 1e9, 0.045)  # of the time that the wide layer alone would need, less than half
     assert tight == {"wide": 0, "narrow": 2, "useless": 0, "none": 0}
-    assert 0 < spent(found, tight) <= 0.035
+    assert 0 < spent(found, tight) <= 0.045
     assert best_ranks(found, 1e9, 0.0) == dict.fromkeys(tight, 0)
 
 
@@ -133,13 +133,13 @@ def test_bytes_and_time_both_limit_ranks() -> None:
         ranks = best_ranks(found, size, latency)
         assert sum(ranks.values()) > 0
         assert spent(found, ranks) <= latency
-        assert sum(1100 * rank for rank in ranks.values()) <= size
+        assert sum(1104 * rank for rank in ranks.values()) <= size
 
 
 def test_one_layer_with_all_the_rest_beats_many_with_nothing() -> None:
     found = [group(name, [1.0, 1.0, 1.0, 1.0]) for name in ("a", "b", "c", "d")]
     each = ADDED * 100 / (4 * 1000 * 100)  # of having a branch at all
-    ranks = best_ranks(found, 1e9, 2.05 * each)
+    ranks = best_ranks(found, 1e9, 2.1 * each)
     assert sum(rank > 0 for rank in ranks.values()) == 1
     assert max(ranks.values()) == 4
 
