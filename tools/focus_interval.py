@@ -6,8 +6,8 @@ The quantizer sets what is below b1 to b1 and what is above b2 to b2 and is unif
 b1 > 0 that is no pair of QuantizeLinear and DequantizeLinear: A - b1 has to be quantized, and b1 times the column sums of V
 added to the product, an addition over an (H, T, D) tensor at run time. Both intervals are searched on even samples by the
 error of A V against the float one's, and judged on odd ones; V stays float. One quantizer an attention, as it is written,
-heads share it.
-"with bias": the error's mean is taken off, as bias correction and the projection's weights solved again do it without b1.
+heads share it. "divided late" is what is written at few bits: the rows of A over their largest value are quantized, and the
+product is divided by the sums of the codes' rows, so that their sum is one again without b1.
 Models and calibration data are those of tools/bench_accuracy.py. --write puts the table into tools/results/focus_interval.md.
 """
 
@@ -34,8 +34,8 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
 
 RESULTS = Path(__file__).parent / "results" / "focus_interval.md"
-UPPER = (*(step / 20 for step in range(1, 20)), 1.0)  # b2 over the largest probability
-LOWER = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)  # b1 over b2
+UPPER = (*(step / 10 for step in range(1, 10)), 1.0)  # b2 over the largest probability
+LOWER = (0.0, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)  # b1 over b2
 Interval = tuple[float, float]
 
 
@@ -46,9 +46,11 @@ def focused(a: FloatArray, interval: Interval, bits: int) -> FloatArray:
     return (low + step * np.rint((np.clip(a, low, high) - low) / step)).astype(np.float32)
 
 
-def difference(a: FloatArray, v: FloatArray, interval: Interval, bits: int) -> FloatArray:
-    """Of A V: (N, H, T, D)."""
-    return np.asarray((focused(a, interval, bits) - a) @ v, np.float32)
+def square_error(a: FloatArray, v: FloatArray, interval: Interval, bits: int, *, late: bool) -> float:
+    """Of A V, summed over all samples."""
+    codes = focused(a / a.max(axis=-1, keepdims=True) if late else a, interval, bits)
+    sums = np.maximum(codes.sum(axis=-1, keepdims=True), 1e-9) if late else np.float32(1)
+    return float(np.square(codes @ v / sums - a @ v, dtype=np.float64).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +61,17 @@ class Gain:
     db: float
 
 
-def gain(a: FloatArray, v: FloatArray, bits: int, *, bias: bool) -> Gain:
-    """With ``bias`` the mean error of every channel, of the even samples, is taken off, as a corrected bias behind does it."""
-    largest = float(a[::2].max())
+def gain(a: FloatArray, v: FloatArray, bits: int, *, late: bool) -> Gain:
+    """Of A (N, H, T, T) and V (N, H, T, D), with or without late division."""
+    largest = 1.0 if late else float(a[::2].max())
     tried = [(low * high * largest, high * largest) for low, high in itertools.product(LOWER, UPPER)]
-    fitted: dict[Interval, tuple[float, FloatArray]] = {}
-    for one in tried:
-        found = difference(a[::2], v[::2], one, bits)
-        mean = found.mean(axis=(0, 2), keepdims=True) * np.float32(bias)  # (1, H, 1, D)
-        fitted[one] = _square(found - mean), mean
-    zero = min((one for one in tried if one[0] == 0), key=lambda one: fitted[one][0])
-    best = min(tried, key=lambda one: fitted[one][0])
+    errors = {one: square_error(a[::2], v[::2], one, bits, late=late) for one in tried}
+    zero = min((one for one in tried if one[0] == 0), key=errors.__getitem__)
+    best = min(tried, key=errors.__getitem__)
     if best[0] == 0:
         return Gain(share=0.0, db=0.0)
-    without, left = (_square(difference(a[1::2], v[1::2], one, bits) - fitted[one][1]) for one in (zero, best))
+    without, left = (square_error(a[1::2], v[1::2], one, bits, late=late) for one in (zero, best))
     return Gain(share=best[0] / best[1], db=10 * math.log10(without / left))
-
-
-def _square(x: FloatArray) -> float:
-    return float(np.square(x, dtype=np.float64).sum())
 
 
 def operands(model: Bench, samples: int) -> Iterator[tuple[FloatArray, FloatArray]]:
@@ -115,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = [
         f"error of A V on held-out samples, {args.samples} calibration samples; dB that b1 > 0 gains over b1 = 0\n",
-        "| model | bits | attentions | b1 > 0 chosen | mean dB | with bias: chosen | mean dB | largest dB | largest b1 / b2 |",
+        "| model | bits | attentions | b1 > 0 chosen | mean dB | divided late: chosen | mean dB | largest dB | largest b1 / b2 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -123,10 +117,10 @@ def main() -> None:
             model = BENCHES[name](Path(folder), 1)
             pairs = list(operands(model, args.samples))
             for bits in args.bits:
-                alone = [gain(a, v, bits, bias=False) for a, v in pairs]
-                behind = [gain(a, v, bits, bias=True) for a, v in pairs]
-                cells = [model.title, bits, len(pairs), *_summary(alone), *_summary(behind)]
-                cells += [f"{max(one.db for one in behind):.2f}", f"{max(one.share for one in behind):.3f}"]
+                alone = [gain(a, v, bits, late=False) for a, v in pairs]
+                late = [gain(a, v, bits, late=True) for a, v in pairs]
+                cells = [model.title, bits, len(pairs), *_summary(alone), *_summary(late)]
+                cells += [f"{max(one.db for one in late):.2f}", f"{max(one.share for one in late):.3f}"]
                 lines.append(f"| {' | '.join(map(str, cells))} |")
                 print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
