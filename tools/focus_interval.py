@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = [
         f"error of A V on held-out samples, {args.samples} calibration samples; dB that b1 > 0 gains over b1 = 0\n",
-        "| model | bits | attentions | b1 > 0 chosen | mean dB | divided late: chosen | mean dB | largest dB | largest b1 / b2 |",
+        "| model | bits | attentions | b1 > 0 chosen | mean dB | divided late: chosen | mean dB | largest dB | b1 / b2 up to |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
