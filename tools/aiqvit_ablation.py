@@ -1,17 +1,17 @@
 """What each part of ``--method aiqvit`` is worth at few bits: every part removed in turn, and ranks fixed against searched.
 
     python tools/aiqvit_ablation.py [--models bundled outliers] [--bits w4a4 w3a3] [--seeds 0 1 2] [--iterations 400]
-        [--rows NAME ...] [--limit IMAGES] [--validation] [--write]
+        [--rows NAME ...] [--limit IMAGES] [--validation] [--write [NAME]]
 
 Rows that begin with "plain" start from scales searched alone (--method search, weights rounded to nearest), which is the
 paper's baseline; all others from the closed form. Branches are fitted within the budget of bytes, whatever time they take, but
-for the row that says otherwise.
+for the rows that say otherwise; "--method aiqvit" is what that option does.
 
 Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
 draw. Figures are of the test images, mean and spread (largest minus smallest) over the seeds: top-1, the SQNR of the outputs,
 and 1000 times the Kullback-Leibler divergence from the float model's answers. --validation takes images that neither trained,
 nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed as it comes; --write
-puts the tables into tools/results/aiqvit.md, after every row what there is.
+puts the tables into tools/results/aiqvit.md, or the name given, after every row what there is.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from onnxvitq.rewrite.lowrank import branch_bytes
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 
-RESULTS = Path(__file__).parent / "results" / "aiqvit.md"
+RESULTS = Path(__file__).parent / "results"
 BATCH = 100
 ANY = 1e9  # a budget that limits nothing
 
@@ -53,7 +53,7 @@ class Start:
     """What rows start from: a model without blocks learned, at one width, of one draw."""
 
     def __init__(self, model: Bench, bits: str, seed: int, iterations: int, method: Method) -> None:
-        config = QuantConfig(bits=bits, seed=seed, threads=1, method=method)
+        config = QuantConfig(bits=bits, seed=seed, threads=1, method=method, iterations=iterations)
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
@@ -131,6 +131,7 @@ PARTS: dict[str, Row] = {
     "closed form, scales and branches learned": lambda start: start.learned(
         start.branches(start.fitted.plan), learned=NO_WEIGHTS
     ),
+    "--method aiqvit": lambda start: start.fitted.plan,
     "all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
     "all parts, branches within 8 % of the time": lambda start: start.learned(
         start.branches(start.fitted.plan, latency=Branches().latency)
@@ -150,6 +151,7 @@ RANKS: dict[str, Row] = {
     "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
 }
 ROWS = {**PLAIN, **PARTS, **RANKS}
+METHODS: dict[str, Method] = {"--method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "search")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,7 @@ def measured(
     for seed in seeds:
         starts: dict[Method, Start] = {}
         for name in wanted:
-            method: Method = "search" if name in PLAIN else "closed-form"
+            method = METHODS.get(name, "closed-form")
             if method not in starts:
                 starts[method] = Start(model, bits, seed, iterations, method)
             plan = ROWS[name](starts[method])
@@ -242,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--limit", type=int, help="test images")
     parser.add_argument("--validation", action="store_true", help="judge on validation images")
-    parser.add_argument("--write", action="store_true", help="into tools/results/aiqvit.md")
+    parser.add_argument("--write", nargs="?", const="aiqvit", metavar="NAME", help="into tools/results/NAME.md")
     args = parser.parse_args()
     tables: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -258,7 +260,7 @@ def main() -> None:
                     tables[title] = table(title, figures, float_top1)
                     print(f"{name} {bits} {row}: {figure}", flush=True)
                     if args.write:
-                        RESULTS.write_text(text(tables, model, args))
+                        (RESULTS / f"{args.write}.md").write_text(text(tables, model, args))
     print(text(tables, model, args))
 
 
