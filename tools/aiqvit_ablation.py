@@ -5,7 +5,7 @@
 
 Rows that begin with "plain" start from scales searched alone (--method search, weights rounded to nearest), which is the
 paper's baseline; all others from the closed form. Branches are fitted within the budget of bytes, whatever time they take, but
-for the rows that say otherwise; "--method aiqvit" is what that option does.
+for the rows that say otherwise; "method aiqvit" is what that option does.
 
 Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
 draw. Figures are of the test images, mean and spread (largest minus smallest) over the seeds: top-1, the SQNR of the outputs,
@@ -131,7 +131,7 @@ PARTS: dict[str, Row] = {
     "closed form, scales and branches learned": lambda start: start.learned(
         start.branches(start.fitted.plan), learned=NO_WEIGHTS
     ),
-    "--method aiqvit": lambda start: start.fitted.plan,
+    "method aiqvit": lambda start: start.fitted.plan,
     "all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
     "all parts, branches within 8 % of the time": lambda start: start.learned(
         start.branches(start.fitted.plan, latency=Branches().latency)
@@ -151,7 +151,7 @@ RANKS: dict[str, Row] = {
     "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
 }
 ROWS = {**PLAIN, **PARTS, **RANKS}
-METHODS: dict[str, Method] = {"--method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "search")}
+METHODS: dict[str, Method] = {"method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "search")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(3))
     parser.add_argument("--iterations", type=int, default=QuantConfig().iterations)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
     parser.add_argument("--limit", type=int, help="test images")
     parser.add_argument("--validation", action="store_true", help="judge on validation images")
     parser.add_argument("--write", nargs="?", const="aiqvit", metavar="NAME", help="into tools/results/NAME.md")
