@@ -89,7 +89,7 @@ class QuantConfig:
 
     version: int = CONFIG_VERSION
     method: Method = "closed-form"
-    iterations: int = 400
+    iterations: int = 200
     branch_budget: float = 0.1
     ranks: RankSearchName = "energy"
     objective: ObjectiveName = "pearson"

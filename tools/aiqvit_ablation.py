@@ -1,27 +1,34 @@
 """What each part of ``--method aiqvit`` is worth at few bits: every part removed in turn, and ranks fixed against searched.
 
     python tools/aiqvit_ablation.py [--models bundled outliers] [--bits w4a4 w3a3] [--seeds 0 1 2] [--iterations 400]
-        [--rows NAME ...] [--limit IMAGES] [--validation] [--write]
+        [--rows NAME ...] [--limit IMAGES] [--validation] [--write [NAME]]
+
+Rows that begin with "plain" start from scales searched alone (--method search, weights rounded to nearest), which is the
+paper's baseline; all others from the closed form. Branches are fitted within the budget of bytes, whatever time they take, but
+for the rows that say otherwise; "method aiqvit" is what that option does.
 
 Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
-draw. Figures are top-1 on the test images, mean and spread (largest minus smallest) over the seeds; --validation takes images
-that neither trained, nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed as
-it comes; --write puts the tables into tools/results/aiqvit.md.
+draw. Figures are of the test images, mean and spread (largest minus smallest) over the seeds: top-1, the SQNR of the outputs,
+and 1000 times the Kullback-Leibler divergence from the float model's answers. --validation takes images that neither trained,
+nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed as it comes; --write
+puts the tables into tools/results/aiqvit.md, or the name given, after every row what there is.
 """
 
 import argparse
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, Bench, data
 
-from onnxvitq.config import QuantConfig
+from onnxvitq.config import Method, QuantConfig
 from onnxvitq.data.source import open_source
 from onnxvitq.fitting import Fitted, Fitter, bring_to_canonical_form
 from onnxvitq.graph.io import load_model, save_model, to_proto
@@ -37,15 +44,16 @@ from onnxvitq.rewrite.lowrank import branch_bytes
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
 
-RESULTS = Path(__file__).parent / "results" / "aiqvit.md"
+RESULTS = Path(__file__).parent / "results"
 BATCH = 100
+ANY = 1e9  # a budget that limits nothing
 
 
 class Start:
-    """The closed form of one model, one width and one draw: what every row of the tables starts from."""
+    """What rows start from: a model without blocks learned, at one width, of one draw."""
 
-    def __init__(self, model: Bench, bits: str, seed: int, iterations: int) -> None:
-        config = QuantConfig(bits=bits, seed=seed, threads=1)
+    def __init__(self, model: Bench, bits: str, seed: int, iterations: int, method: Method) -> None:
+        config = QuantConfig(bits=bits, seed=seed, threads=1, method=method, iterations=iterations)
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
@@ -56,7 +64,7 @@ class Start:
 
     def branches(self, plan: QuantPlan, **options: object) -> QuantPlan:
         """With branches in closed form."""
-        asked = Branches(positions=self.positions, threads=1, **options)  # type: ignore[arg-type]
+        asked = Branches(**{"latency": ANY, "positions": self.positions, "threads": 1, **options})  # type: ignore[arg-type]
         with scratch_folder() as folder:
             return fit_branches(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
 
@@ -89,12 +97,12 @@ class Start:
         with scratch_folder() as folder:
             return reconstruct(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
 
-    def top1(self, plan: QuantPlan, model: Bench) -> float:
-        """Of the written model, in percent."""
+    def answers(self, plan: QuantPlan, model: Bench) -> np.ndarray:
+        """Of the written model, to all test images."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.problem, plan), {}), path)
-            return model.judge(outputs(path, model))
+            return outputs(path, model)
 
 
 def outputs(path: Path, model: Bench) -> np.ndarray:
@@ -107,15 +115,28 @@ def outputs(path: Path, model: Bench) -> np.ndarray:
 
 Row = Callable[[Start], QuantPlan]
 
+NO_WEIGHTS = Learned(weights=False)
+PLAIN: dict[str, Row] = {
+    "plain": lambda start: start.fitted.plan,
+    "plain + branches": lambda start: start.branches(start.fitted.plan),
+    "plain, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
+    "plain, scales and branches learned (the paper's)": lambda start: start.learned(
+        start.branches(start.fitted.plan), learned=NO_WEIGHTS
+    ),
+}
 PARTS: dict[str, Row] = {
     "closed form": lambda start: start.fitted.plan,
     "closed form + branches": lambda start: start.branches(start.fitted.plan),
-    "learned: all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
-    "without branches": lambda start: start.learned(start.fitted.plan),
-    "without learned weights (the paper's)": lambda start: start.learned(
-        start.branches(start.fitted.plan), learned=Learned(weights=False)
+    "closed form, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
+    "closed form, scales and branches learned": lambda start: start.learned(
+        start.branches(start.fitted.plan), learned=NO_WEIGHTS
     ),
-    "without weights and branches": lambda start: start.learned(start.fitted.plan, learned=Learned(weights=False)),
+    "method aiqvit": lambda start: start.fitted.plan,
+    "all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
+    "all parts, branches within 8 % of the time": lambda start: start.learned(
+        start.branches(start.fitted.plan, latency=Branches().latency)
+    ),
+    "without branches": lambda start: start.learned(start.fitted.plan),
     "without the focusing quantizer": lambda start: start.learned(
         start.branches(start.fitted.plan), learned=Learned(focus=False)
     ),
@@ -129,40 +150,75 @@ RANKS: dict[str, Row] = {
     "by energy, 10 % of the weights": lambda start: start.learned(start.branches(start.fitted.plan)),
     "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
 }
-ROWS = {**PARTS, **RANKS}
+ROWS = {**PLAIN, **PARTS, **RANKS}
+METHODS: dict[str, Method] = {"method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "search")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """Top-1 in percent and kilobytes of the branches, of one row and one seed."""
+    """Of one row and one seed: top-1 in percent, SQNR in dB, 1000 times the divergence, kilobytes of the branches."""
 
     top1: float
+    sqnr_db: float
+    divergence: float
     kilobytes: float
+
+
+Figures = dict[str, list[Figure]]
 
 
 def measured(
     model: Bench, bits: str, seeds: list[int], wanted: list[str], iterations: int
 ) -> Iterator[tuple[str, Figure]]:
     """(row, figure) as they come."""
+    reference = outputs(model.model, model)
     for seed in seeds:
-        start = Start(model, bits, seed, iterations)
+        starts: dict[Method, Start] = {}
         for name in wanted:
-            plan = ROWS[name](start)
-            size = sum(branch_bytes(branch) for branch in plan.branches.values()) / 1e3
-            yield name, Figure(top1=start.top1(plan, model), kilobytes=size)
+            method = METHODS.get(name, "closed-form")
+            if method not in starts:
+                starts[method] = Start(model, bits, seed, iterations, method)
+            plan = ROWS[name](starts[method])
+            answers = starts[method].answers(plan, model)
+            yield (
+                name,
+                Figure(
+                    top1=model.judge(answers),
+                    sqnr_db=10 * math.log10(float(np.sum(reference**2) / np.sum((answers - reference) ** 2))),
+                    divergence=1e3 * divergence(reference, answers),
+                    kilobytes=sum(branch_bytes(branch) for branch in plan.branches.values()) / 1e3,
+                ),
+            )
 
 
-def table(model: Bench, bits: str, figures: dict[str, list[Figure]], float_top1: float) -> str:
-    """One table in Markdown."""
+def divergence(reference: np.ndarray, answers: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of the softmax of logits (N, C) from that of the reference, in nats."""
+    one, other = (torch.log_softmax(torch.from_numpy(logits), dim=1) for logits in (reference, answers))
+    return float(torch.nn.functional.kl_div(other, one, reduction="batchmean", log_target=True))
+
+
+def table(title: str, figures: Figures, float_top1: float) -> str:
+    """One table in Markdown; rows that were not measured yet are not in it."""
     lines = [
-        f"\n{model.title}, {bits}; float {float_top1:.2f} %\n",
-        "| | top-1 % | spread | loss | branches KB |",
-        "|---|---|---|---|---|",
+        f"\n{title}; float {float_top1:.2f} %\n",
+        "| | draws | top-1 % | spread | loss | SQNR dB | divergence x1000 | branches KB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in figures.items():
+        if not found:
+            continue
         top1 = [one.top1 for one in found]
-        mean, size = float(np.mean(top1)), float(np.mean([one.kilobytes for one in found]))
-        lines.append(f"| {name} | {mean:.2f} | {max(top1) - min(top1):.2f} | {float_top1 - mean:.2f} | {size:.1f} |")
+        means = [
+            float(np.mean([getattr(one, part) for one in found])) for part in ("sqnr_db", "divergence", "kilobytes")
+        ]
+        cells = [
+            len(found),
+            f"{np.mean(top1):.2f}",
+            f"{max(top1) - min(top1):.2f}",
+            f"{float_top1 - np.mean(top1):.2f}",
+        ]
+        cells += [f"{means[0]:.2f}", f"{means[1]:.1f}", f"{means[2]:.1f}"]
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -185,28 +241,34 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(3))
     parser.add_argument("--iterations", type=int, default=QuantConfig().iterations)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
     parser.add_argument("--limit", type=int, help="test images")
     parser.add_argument("--validation", action="store_true", help="judge on validation images")
-    parser.add_argument("--write", action="store_true", help="into tools/results/aiqvit.md")
+    parser.add_argument("--write", nargs="?", const="aiqvit", metavar="NAME", help="into tools/results/NAME.md")
     args = parser.parse_args()
-    tables = []
+    tables: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             model = BENCHES[name](Path(folder), args.limit)
             model = on_validation(model) if args.validation else model
             float_top1 = model.judge(outputs(model.model, model))
             for bits in args.bits:
-                figures: dict[str, list[Figure]] = {row: [] for row in args.rows}
+                title = f"{model.title}, {bits}"
+                figures: Figures = {row: [] for row in args.rows}
                 for row, figure in measured(model, bits, args.seeds, args.rows, args.iterations):
                     figures[row].append(figure)
-                    print(f"{name} {bits} {row}: {figure.top1:.2f}", flush=True)
-                tables.append(table(model, bits, figures, float_top1))
-    images = f"{'validation' if args.validation else 'test'} images"
-    text = f"{images}, 64 calibration images, {len(args.seeds)} draws, {args.iterations} iterations a block\n{''.join(tables)}"
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+                    tables[title] = table(title, figures, float_top1)
+                    print(f"{name} {bits} {row}: {figure}", flush=True)
+                    if args.write:
+                        (RESULTS / f"{args.write}.md").write_text(text(tables, model, args))
+    print(text(tables, model, args))
+
+
+def text(tables: Mapping[str, str], model: Bench, args: argparse.Namespace) -> str:
+    """All tables, and what they are of."""
+    images = f"{len(next(iter(model.test.values())))} {'validation' if args.validation else 'test'} images"
+    about = f"{images}, 64 calibration images, draws {args.seeds}, {args.iterations} iterations a block"
+    return f"{about}\n{''.join(tables.values())}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A unit of the network with learnable quantizers in it, as torch runs it; and what it learned, as a plan."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +79,16 @@ class QuantizedUnit(nn.Module):
             self._branches.append(GroupBranch([plan.branches[name] for name in names]))
         for parameter in self._branches.parameters():
             parameter.requires_grad_(learned.branch)
+        self._current: Sequence[Tensor] = ()
         self._replaced = dict(self._replacements())
 
-    def forward(self, values: Mapping[str, Tensor]) -> Values:
-        """Inputs by name -> outputs by name."""
+    def weights(self) -> list[Tensor]:
+        """Of the linears, as their codes stand for them: computed once where several samples are run one by one."""
+        return [weight() for weight in self._weights]
+
+    def forward(self, values: Mapping[str, Tensor], weights: Sequence[Tensor] | None = None) -> Values:
+        """Inputs by name -> outputs by name; ``weights``: as ``weights()`` gave them, if they are known."""
+        self._current = self.weights() if weights is None else weights
         return run(self.unit, values, self._replaced, self._operands)
 
     def parameter_groups(self, rates: Mapping[str, float]) -> list[dict[str, object]]:
@@ -181,7 +187,7 @@ class QuantizedUnit(nn.Module):
             codes = quantizer(known[linear.input])
             # The bias is written in units of one step of the product: coarse where both have few bits.
             unit = (quantizer.log_scale + weight.log_scale).detach().exp()
-            y = codes @ weight() + round_through(bias / unit) * unit  # (.., I) @ (I, O)
+            y = codes @ self._current[index] + round_through(bias / unit) * unit  # (.., I) @ (I, O)
             if linear.name not in self._branch_of:
                 return y
             group, place = self._branch_of[linear.name]

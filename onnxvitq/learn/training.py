@@ -36,7 +36,7 @@ class Reconstruction:
     """
 
     learned: Learned = field(default_factory=Learned)
-    iterations: int = 400
+    iterations: int = 200
     batch: int = 16
     rates: Mapping[str, float] = field(default_factory=lambda: dict(RATES))
     curriculum: bool = True
@@ -100,10 +100,13 @@ class Training:
             return self._error(
                 _join([self.inputs[one] for one in chosen]), _join([self.targets[one] for one in chosen])
             )
-        return torch.stack([self._error(self.inputs[one], self.targets[one]) for one in chosen]).mean()
+        weights = self.module.weights()
+        return torch.stack([self._error(self.inputs[one], self.targets[one], weights) for one in chosen]).mean()
 
-    def _error(self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-        found, positions = self.module(inputs), self.options.positions
+    def _error(
+        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        found, positions = self.module(inputs, weights), self.options.positions
         errors = [
             _weighted((found[name] - target) ** 2, positions) / self.power[name] for name, target in targets.items()
         ]

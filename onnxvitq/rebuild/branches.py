@@ -12,7 +12,7 @@ the narrow ones lost is rounding noise, which hardly depends on the input linear
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,19 +39,23 @@ FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True, saturation_free=True)
 INNER = QuantSpec(bits=8, signed=False, symmetric=False)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
+# Time of a branch, in multiplies of the large product: of every value it adds to, whatever its rank, and of its own multiplies.
+ADDED, SMALL = 200.0, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branches:
     """How large the branches may be.
 
-    budget: their bytes over those of the packed weights. rank: instead of the budget, one for every layer, or by the tensor
-    that layers read. worth_db: what a branch has to gain on held-out samples; it costs one pass over the layer's output,
-    whatever its rank (measured on ViT-S geometry: branches beside all layers take a quarter of the time again). positions,
-    threads: as in ``Rebuild``.
+    budget: their bytes over those of the packed weights. latency: their time over that of the planned linears, as far as
+    counting tells it (``ADDED``, ``SMALL``): a branch costs passes over the layer's output, whatever its rank, and branches
+    beside all layers of a ViT-S take a quarter of the time again. rank: instead of both budgets, one for every layer, or by
+    the tensor that layers read. worth_db: what a branch has to gain on held-out samples. positions, threads: as in
+    ``Rebuild``.
     """
 
     budget: float = 0.1
+    latency: float = 0.08
     rank: int | Mapping[str, int] | None = None
     worth_db: float = 0.2
     positions: FloatArray | None = None
@@ -77,9 +81,7 @@ def fit_branches(
     with one_blas_thread():
         if options.rank is None:
             found = runs.once(folder / "gains", dict.fromkeys(groups(problem.blockmap.linears), MAX_RANK), keep=False)
-            gains = {one.tensor: one.gains if one.branches else one.gains[:0] for one in found}
-            costs = {one.tensor: one.cost for one in found}
-            ranks = share_budget(gains, costs, int(options.budget * weight_bytes(problem, plan)))
+            ranks = best_ranks(found, options.budget * weight_bytes(problem, plan), options.latency)
         else:
             tensors, rank = groups(problem.blockmap.linears), options.rank
             ranks = {one: rank if isinstance(rank, int) else rank.get(one, 0) for one in tensors}
@@ -89,6 +91,12 @@ def fit_branches(
     plan = plan.with_biases({name: bias for one in kept for name, bias in one.biases.items()})
     before, after = [one.before for one in found], [one.after for one in found]
     return plan, outcome("branches", before, after, len(kept))
+
+
+def branch_time(branch: Branch) -> float:
+    """Of a branch over that of the product that it stands beside, as ``Branches.latency`` counts it."""
+    inputs, outputs = branch.a.shape[0], branch.b.shape[1]
+    return (ADDED * outputs + SMALL * branch.rank * (inputs + outputs)) / (inputs * outputs)
 
 
 def weight_bytes(problem: Problem, plan: QuantPlan) -> int:
@@ -102,18 +110,58 @@ def weight_bytes(problem: Problem, plan: QuantPlan) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Found:
-    """For the layers that read one tensor: what each rank gains, bytes of a rank, held-out SQNR in dB without and with a
-    branch, and what is kept.
+class GroupGain:
+    """For the layers that read one tensor: what each rank gains, falling; their inputs, their outputs together, and the rows
+    of a sample; held-out SQNR in dB without and with a branch, and the branches that are worth it.
     """
 
     tensor: str
     gains: DoubleArray
-    cost: int
-    before: float
-    after: float
-    branches: Mapping[str, Branch]
-    biases: Mapping[str, FloatArray]
+    inputs: int
+    outputs: int
+    rows: float
+    before: float = 0.0
+    after: float = 0.0
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    biases: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> int:
+        """Bytes of a rank: its codes in both factors, and its scale in A."""
+        return self.inputs + self.outputs + 4
+
+
+def best_ranks(found: Sequence[GroupGain], size: float, latency: float) -> dict[str, int]:
+    """Tensor -> rank, within both budgets.
+
+    A branch costs time at once and then with every rank. So layers are let in one after the other, most gain for the time of
+    having a branch at all first; after each, what both budgets leave is shared out, and the best of these stays.
+
+    Args:
+        found: those without branches get none.
+        size: bytes of all factors.
+        latency: time over that of all products of ``found``.
+    """
+    best, most = dict.fromkeys((one.tensor for one in found), 0), 0.0
+    able = [one for one in found if one.branches]
+    able.sort(key=lambda one: -float(one.gains.sum()) / (one.rows * one.outputs))
+    left = latency * sum(one.rows * one.inputs * one.outputs for one in found)
+    let_in: list[GroupGain] = []
+    for one in able:
+        opening = ADDED * one.rows * one.outputs
+        if opening >= left:
+            continue
+        left -= opening
+        let_in.append(one)
+        # Time of a rank and its bytes are both as I + O, but for the rows: the longest sequence decides.
+        budget = int(min(size, left / (SMALL * max(one.rows for one in let_in))))
+        ranks = share_budget(
+            {one.tensor: one.gains for one in let_in}, {one.tensor: one.cost for one in let_in}, budget
+        )
+        gain = sum(float(one.gains[: ranks[one.tensor]].sum()) for one in let_in)
+        if gain > most:
+            best, most = {**dict.fromkeys(best, 0), **ranks}, gain
+    return best
 
 
 class _Runs:
@@ -129,7 +177,7 @@ class _Runs:
     ) -> None:
         self.graph, self.problem, self.plan, self.feeds, self.options = graph, problem, plan, feeds, options
 
-    def once(self, folder: Path, ranks: Mapping[str, int], *, keep: bool) -> list[_Found]:
+    def once(self, folder: Path, ranks: Mapping[str, int], *, keep: bool) -> list[GroupGain]:
         """One run; with ``keep``, later layers see the branches of those before them."""
         problem, plan, linears = self.problem, self.plan, self.problem.blockmap.linears
         folder.mkdir()
@@ -173,10 +221,10 @@ class _Fit:
         assert params is not None  # the caller's ``planned_linear`` said so
         self.params = params
         stops = np.cumsum([0, *(one.out_features for one in linears)])
-        self.width = int(stops[-1])
+        self.width, self.rows = int(stops[-1]), 0
         self.slices = [slice(begin, end) for begin, end in itertools.pairwise(stops)]
 
-    def fit(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], rank: int) -> _Found:
+    def fit(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], rank: int) -> GroupGain:
         """The best branches of that rank, kept if the held-out error says so."""
         fitting, held = self._moments(exact, coded, streams, self.params)
         rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
@@ -203,10 +251,12 @@ class _Fit:
                         a=fit.a, b=fit.b[:, part], a_params=a_params, b_params=b_params, inner=inner
                     )
                     biases[linear.name] = bias[part] + shift[part]
-        return _Found(
+        return GroupGain(
             tensor=self.linears[0].input,
             gains=self._gains(fit, fitting, held) / max(self.held_signal, 1e-30),
-            cost=fitting.cross.shape[0] + fitting.cross.shape[1],
+            inputs=fitting.cross.shape[0],
+            outputs=self.width,
+            rows=self.rows / exact.samples,
             before=decibel(self.held_signal, before),
             after=decibel(self.held_signal, min(after, before)),
             branches=branches,
@@ -245,6 +295,7 @@ class _Fit:
         targets = [affine(self.problem.weight(one.name), self.problem.bias(one.name), None) for one in self.linears]
         for sample in range(exact.samples):
             real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
+            self.rows += int(np.prod(seen.shape[:-1]))
             rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)
             real, seen = (one.reshape(-1, one.shape[-1])[rows] for one in (real, seen))
             wanted = np.concatenate([target(real) for target in targets], axis=1)

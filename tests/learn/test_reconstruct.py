@@ -211,6 +211,26 @@ def test_samples_that_cannot_be_one_batch_are_run_one_by_one(transformer_case: T
         training.run(lambda done, loss: None)
 
 
+def test_one_by_one_has_the_loss_and_the_gradients_of_one_batch(transformer_case: TransformerCase) -> None:
+    case = with_branches(narrow(transformer_case(16, bits=4), 4), 2)
+    samples = Samples(case.graph, case.problem, case.feeds, case.folder / "samples", 1)
+    unit = cut(case.graph, case.problem.blockmap)[0]
+    samples.run_exact(unit)
+    module = QuantizedUnit(unit, case.problem, case.plan, Learned())
+    training = Training(module, samples, replace(QUICK, drop=0.0))
+    assert training.joined
+    found = []
+    for joined in (True, False):
+        training.joined = joined
+        module.zero_grad()
+        loss = training.loss([0, 3, 5])
+        loss.backward()
+        found.append([loss.detach(), *(one.grad for one in module.parameters() if one.grad is not None)])
+    assert len(found[0]) > 10
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)  # float32 sums in another order
+
+
 def test_ranks_go_where_the_error_is_of_low_rank(transformer_case: TransformerCase) -> None:
     case = transformer_case(32, bits=8)
     rng = np.random.default_rng(0)

@@ -1,7 +1,9 @@
 """Branches of low rank: they gain where there is something to gain, stay within their budget, and do no harm."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,16 @@ from fitted_cases import Case, correlated, linear_of
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 from onnxvitq.numerics.fit import times
 from onnxvitq.plan import QuantPlan
-from onnxvitq.rebuild.branches import Branches, fit_branches, quantized_linear, weight_bytes
+from onnxvitq.rebuild.branches import (
+    ADDED,
+    SMALL,
+    Branches,
+    GroupGain,
+    best_ranks,
+    fit_branches,
+    quantized_linear,
+    weight_bytes,
+)
 from onnxvitq.rewrite.lowrank import branch_bytes, branch_names
 from onnxvitq.steps.step import StepOutcome
 
@@ -18,8 +29,7 @@ TransformerCase = Callable[..., Case]
 
 
 def fitted(case: Case, options: Branches) -> tuple[QuantPlan, StepOutcome]:
-    folder = case.folder / "scratch"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=case.folder))
     return fit_branches(case.graph, case.problem, case.plan, case.feeds, folder, options)
 
 
@@ -73,12 +83,71 @@ def test_branches_gain_on_fresh_samples(transformer_case: TransformerCase, bits:
 def test_the_budget_is_kept(transformer_case: TransformerCase) -> None:
     case = narrow(transformer_case(samples=48, bits=4), 4)
     budget = 0.5
-    plan, _ = fitted(case, Branches(budget=budget, threads=1))
+    plan, _ = fitted(case, Branches(budget=budget, latency=1e9, threads=1))
     names = branch_names(plan, case.problem.blockmap)
     factors = {name: plan.branches[linear].a.size for linear, (name, _) in names.items()}
     spent = sum(factors.values()) + sum(branch.b.size for branch in plan.branches.values())
     assert 0 < spent <= budget * weight_bytes(case.problem, case.plan)
     assert spent < sum(branch_bytes(branch) for branch in plan.branches.values())
+
+
+def group(name: str, gains: list[float], outputs: int = 100, rows: float = 10.0) -> GroupGain:
+    """That may have a branch: a stand-in for one is enough."""
+    branches = {name: None} if gains else {}
+    return GroupGain(
+        tensor=name,
+        gains=np.array(gains),
+        inputs=1000,
+        outputs=outputs,
+        rows=rows,
+        branches=branches,  # type: ignore[arg-type]
+    )
+
+
+def spent(found: list[GroupGain], ranks: dict[str, int]) -> float:
+    """Time of the branches over that of the products."""
+    used = [one for one in found if ranks[one.tensor]]
+    branches = sum(
+        one.rows * (ADDED * one.outputs + SMALL * ranks[one.tensor] * (one.inputs + one.outputs)) for one in used
+    )
+    return branches / sum(one.rows * one.inputs * one.outputs for one in found)
+
+
+def test_the_layers_that_gain_most_for_their_time_get_a_branch() -> None:
+    found = [
+        group("wide", [5.0, 4.0], outputs=400),
+        group("narrow", [4.0, 3.0]),
+        group("useless", [0.1]),
+        group("none", []),
+    ]
+    assert best_ranks(found, 1e9, 1e9) == {"wide": 2, "narrow": 2, "useless": 1, "none": 0}
+    tight = best_ranks(found, 1e9, 0.045)  # of the time that the wide layer alone would need, less than half
+    assert tight == {"wide": 0, "narrow": 2, "useless": 0, "none": 0}
+    assert 0 < spent(found, tight) <= 0.045
+    assert best_ranks(found, 1e9, 0.0) == dict.fromkeys(tight, 0)
+
+
+def test_bytes_and_time_both_limit_ranks() -> None:
+    found = [group("one", [3.0] * 20), group("other", [2.0] * 20, rows=20.0)]
+    for size, latency in ((1e9, 0.5), (1e9, 0.3), (5500.0, 1e9), (20000.0, 0.4)):
+        ranks = best_ranks(found, size, latency)
+        assert sum(ranks.values()) > 0
+        assert spent(found, ranks) <= latency
+        assert sum(1104 * rank for rank in ranks.values()) <= size
+
+
+def test_one_layer_with_all_the_rest_beats_many_with_nothing() -> None:
+    found = [group(name, [1.0, 1.0, 1.0, 1.0]) for name in ("a", "b", "c", "d")]
+    each = ADDED * 100 / (4 * 1000 * 100)  # of having a branch at all
+    ranks = best_ranks(found, 1e9, 2.1 * each)
+    assert sum(rank > 0 for rank in ranks.values()) == 1
+    assert max(ranks.values()) == 4
+
+
+def test_branches_stay_within_their_time(transformer_case: TransformerCase) -> None:
+    case = narrow(transformer_case(samples=48, bits=3), 3)
+    anything, some = (fitted(case, Branches(budget=1.0, latency=time, threads=1))[0] for time in (1e9, 1.0))
+    assert 0 < len(some.branches) < len(anything.branches)
 
 
 def test_nothing_is_added_to_a_layer_that_is_exact(transformer_case: TransformerCase) -> None:
