@@ -20,6 +20,7 @@ from onnxvitq.plan import Problem, QuantPlan, SiteDecision
 from onnxvitq.spec import QParams, Stats
 from onnxvitq.steps.policy import edges, weight_spec
 
+FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
 FLOAT_BITS = 32  # of a weight that stays float
 MODULE = re.compile(r"(block\d+\.(?:attn|mlp))\..*")
 ROWS = 128  # of a layer's inputs that its own error is measured on
@@ -71,8 +72,10 @@ def starting_formats(config: QuantConfig, problem: Problem) -> QuantConfig:
         return config
     weights, activations = parse_bits("bits", config.bits)
     mean = config.average_bits
-    if mean is None:
-        assert config.target_size is not None  # config.mixed said so
+    if not config.sized:
+        mean = FIRST_WIDTH
+    elif mean is None:
+        assert config.target_size is not None  # config.sized said so
         total = sum(problem.constants[name].size for name in {linear.weight for linear in problem.blockmap.linears})
         mean = config.target_size * 8e6 / total
     near = min((2, 3, 4, 5, 6, weights), key=lambda width: abs(width - mean))  # 7 would say that 8 saturates
