@@ -30,13 +30,15 @@ from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
-from onnxvitq.spec import FloatArray, QParams, Stats
+from onnxvitq.spec import FloatArray, Stats
 from onnxvitq.steps.bits import (
     FIRST_WIDTH,
     FLOAT_BITS,
     BitCosts,
     BitUnit,
+    UnitFit,
     find_units,
+    fit_unit,
     relative_errors,
     unit_params,
     with_widths,
@@ -108,7 +110,15 @@ class BitAllocator:
         self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
         self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / len(self.units))))
         self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
-        self._params: dict[tuple[str, int], dict[str, QParams]] = {}
+        widths = [width for width in self._widths if width < FLOAT_BITS]
+
+        def fit(unit: BitUnit) -> dict[int, UnitFit]:
+            # Weights that are going to be solved again are judged as far as a layer alone can be solved.
+            return fit_unit((problem, plan, fitting.stats), unit, widths, feedback=config.runs("weights"))
+
+        self._fits = {
+            unit.name: one for unit, one in zip(self.units, fan_out(fit, self.units, config.threads), strict=True)
+        }
 
     def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan with the chosen formats and min-max parameters, and what the report says.
@@ -170,10 +180,7 @@ class BitAllocator:
         reference = min((width for width in self._widths if width < FLOAT_BITS), key=lambda width: abs(width - mean))
         powers, omegas = self._measure_units(reference)
 
-        def relative(unit: BitUnit) -> Floats:
-            return relative_errors(self._fitting.problem, self._fitting.stats, unit, self._widths, reference)
-
-        ratios = np.array(fan_out(relative, self.units, self._config.threads))
+        ratios = np.array([relative_errors(self._fits[unit.name], self._widths, reference) for unit in self.units])
         sizes = np.outer([unit.size for unit in self.units], self._widths).astype(np.int64)
         measured = BitCosts(units=self.units, widths=self._widths, sizes=sizes, errors=powers[:, None] * ratios)
         if self._config.criterion == "measured":
@@ -190,17 +197,11 @@ class BitAllocator:
         )
         powers, omegas = [], []
         for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
-            plan = nothing.with_params(self._unit_params(unit, width))
+            plan = self._fits[unit.name][width].on(self._fitting.problem, nothing)
             difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
             powers.append(error_power(difference.sqnr_db))
             omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
         return np.array(powers), np.array(omegas)
-
-    def _unit_params(self, unit: BitUnit, width: int) -> dict[str, QParams]:
-        key = unit.name, width
-        if key not in self._params:
-            self._params[key] = unit_params(self._fitting.problem, self._fitting.plan, unit, width)
-        return self._params[key]
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice, with min-max parameters."""
@@ -208,7 +209,7 @@ class BitAllocator:
         plan = with_widths(self._fitting.plan, self.units, bits)
         for unit in self.units:
             if bits[unit.name] < FLOAT_BITS:
-                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+                plan = plan.with_params(unit_params(self._fitting.problem, plan, unit, bits[unit.name]))
         return plan
 
     def measure(self, probe: OutputProbe, costs: BitCosts, options: Sequence[int], count: int | None = None) -> float:
@@ -221,7 +222,7 @@ class BitAllocator:
         plan = only(plan, plan.decisions.keys() - self._names())
         for unit in self.units:
             if bits[unit.name] < FLOAT_BITS:
-                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+                plan = self._fits[unit.name][bits[unit.name]].on(self._fitting.problem, plan)
         return plan
 
     def probe(self, samples: Samples) -> OutputProbe:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,7 @@ def _unseen(margins: NDArray[np.float64], deviation: float, count: int) -> float
     return max(bounds)
 
 
+@cache
 def binomial_bound(hits: int, count: int) -> float:
     """The exact upper bound at ``LEVEL``, one-sided, of a share of which ``hits`` of ``count`` samples were seen."""
     return 1.0 if hits == count else _bisected(lambda p: _at_most(hits, count, p) > 1 - LEVEL)
