@@ -116,11 +116,8 @@ def main() -> None:
                 print(lines[-1], flush=True)
         exact, within = np.sum(kept, axis=0)
         source = f"{judged} other images with labels" if judged else "held-out calibration images"
-        lines += [
-            "",
-            f"Judged on {source}: kept {exact} of {len(kept)}, {within} within the error of what was not seen.",
-            "",
-        ]
+        verdict = f"kept {exact} of {len(kept)}, {within} within the error of what was not seen"
+        lines += ["", f"Judged on {source}: {verdict}.", ""]
         print("\n".join(lines[-3:]), flush=True)
     if args.write:
         RESULTS.write_text("\n".join(lines) + "\n")
