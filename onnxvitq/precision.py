@@ -46,9 +46,8 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 
 PASSES = 1.9  # over the calibration samples, that measuring one unit after the other may take
-JUDGED = (
-    16  # of the calibration samples, one in so many judges whole choices, and so many points of the front are judged
-)
+JUDGED = 16  # of the calibration samples, one in so many judges whole choices
+FRONT = 8  # points of the front that are judged
 # What a choice must be predicted to gain over the same width for all that fits the budget. Bundled model, 4 bits, validation
 # images: 0.6 dB predicted came to -0.2 dB by module and 0.1 dB by layer once everything was fitted.
 WORTH_DB = 0.75

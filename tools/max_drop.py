@@ -52,11 +52,11 @@ def images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 def lost(models: tuple[Path, Path], pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """(N,) 1 where a decision is lost, -1 where one is gained."""
+    batches = [pixels[index : index + 64] for index in range(0, len(pixels), 64)]
+    sessions = [Session(model) for model in models]
     before, after = (
-        np.concatenate(
-            [session.run({session.input_specs[0].name: pixels[i : i + 64]})[0] for i in range(0, len(pixels), 64)]
-        ).argmax(axis=1)
-        for session in (Session(model) for model in models)
+        np.concatenate([one.run({one.input_specs[0].name: batch})[0] for batch in batches]).argmax(axis=1)
+        for one in sessions
     )
     if labels is None:
         return (before != after).astype(np.float64)
@@ -76,11 +76,12 @@ def row(case: tuple[np.ndarray, np.ndarray], judged: int, config: QuantConfig, f
     share, error = found.mean(), found.std() / np.sqrt(len(found))
     assert config.max_drop is not None  # main gave one
     kept, within = bool(share <= config.max_drop), bool(share - CERTAIN * error <= config.max_drop)
+    verdict = "yes" if kept else "within the error" if within else "NO"
     actions = [change["action"] for change in quality["changes"]]
     text = (
         f"{100 * config.max_drop:g} | {quality['lost']} of {quality['samples']} | {100 * quality['expected']:.2f} "
         f"| {100 * quality['bound']:.2f} | {actions.count('raise')} | {actions.count('float')} "
-        f"| {'yes' if quality['kept'] else 'no'} | {100 * share:.2f} +- {100 * error:.2f} | {'yes' if kept else 'within the error' if within else 'NO'} |"
+        f"| {'yes' if quality['kept'] else 'no'} | {100 * share:.2f} +- {100 * error:.2f} | {verdict} |"
     )
     return text, kept, within
 
