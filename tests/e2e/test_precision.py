@@ -157,6 +157,25 @@ def test_a_budget_is_kept_and_what_costs_no_byte_is_changed(model: Path, tmp_pat
     assert report["precision"]["chosen"]["bits"] == plain["precision"]["chosen"]["bits"]
 
 
+def test_few_bits_that_keep_a_promise(model: Path, tmp_path: Path) -> None:
+    """The less may be lost, the more bits are needed; always fewer than 8, and no more than with the same for all."""
+    means = []
+    for limit in (0.2, 0.02):
+        report = run(model, tmp_path, max_drop=limit, bit_candidates=("3", "4", "5", "6", "7", "8")).report
+        precision = report["precision"]
+        assert report["quality"]["kept"]
+        assert precision["chosen"]["average_bits"] <= precision["uniform"]["average_bits"]
+        means.append(precision["chosen"]["average_bits"])
+    assert 3 <= means[0] < means[1] < 8
+
+
+def test_no_choice_keeps_what_cannot_be_kept_and_the_rest_is_float(model: Path, tmp_path: Path) -> None:
+    report = run(model, tmp_path, max_drop=1e-6, bit_candidates=("2", "3")).report
+    assert set(report["precision"]["chosen"]["bits"].values()) == {3}
+    assert report["quality"]["kept"]
+    assert "float" in {change["action"] for change in report["quality"]["changes"]}
+
+
 def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
     from commandline import save_attention
 
@@ -164,5 +183,12 @@ def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(8, 1, 5, 8)).astype(np.float32)
     with pytest.raises(ConfigError, match="max_drop: expected class scores"):
         quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, max_drop=0.01))
-    mixed = quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=4.0))
-    assert mixed.report["precision"]["chosen"]["measured_db"] > 0
+    for criterion in ("measured", "nuclear"):
+        config = QuantConfig(**QUICK, average_bits=4.0, criterion=criterion, sensitivity=True)  # type: ignore[arg-type]
+        report = quantize(model, list(rows), tmp_path / "out.onnx", config).report
+        assert report["precision"]["chosen"]["measured_db"] > 0
+        assert report["precision"]["chosen"]["average_bits"] <= 4
+        parts = report["sensitivity"]["parts"]
+        assert {part["agreement"] for part in parts} == {None}
+        assert all(0 < part["sqnr_db"] <= 120 for part in parts)
+        assert abs(sum(part["share"] for part in parts) - 1) < 1e-3
