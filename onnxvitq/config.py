@@ -27,8 +27,10 @@ Target = Literal["auto", "x86-vnni", "x86-avx2", "arm64"]
 OPTIONAL: Mapping[str, type] = {
     "activations": str,
     "average_bits": float,
+    "bit_candidates": tuple,
     "cache": str,
     "candidates": int,
+    "judged_on": str,
     "max_drop": float,
     "num_samples": int,
     "rounds": int,
@@ -73,12 +75,14 @@ class QuantConfig:
     in files. edges_at_8_bits: the patch embedding and the first and last linear outside
     the blocks keep 8 bits where ``bits`` has fewer (7 where its weights have 7) and no pattern says otherwise.
     average_bits, target_size: mixed precision, by the mean bits of the weights that may differ, or by the written file's
-    size in MB. bit_candidates: widths to choose from, "2" to "8" and "float". granularity: what gets a width of its own, the
-    attention and the MLP of each block (Paper A) or each layer. criterion: by what, the output's error with one of them
-    quantized, or Paper A's nuclear norm times squared error.
-    max_drop: share of decisions that may be lost, 0 to 1: bits are raised and layers returned to float until held-out samples
-    keep it; with a budget as well it is only checked. sensitivity: report the output's error with one kind of site of one
-    block quantized, for each.
+    size in MB. bit_candidates: widths to choose from, "2" to "8" and "float"; None takes 2 to 8. granularity: what gets a width
+    of its own, the attention and the MLP of each block (Paper A) or each layer. criterion: by what, the output's error with one
+    of them quantized, or Paper A's nuclear norm times squared error.
+    max_drop: share of decisions that may be lost, 0 to 1: bits are raised and layers returned to float until the samples that
+    judge keep it; with a budget as well only where that costs no byte. With bit_candidates and no budget, weights first get as
+    few bits as are expected to keep it. judged_on: data that judge it, none of which is calibrated with: a folder a class or
+    .npz with x and y, and top-1 may fall by max_drop, or data without labels; None takes held-out calibration samples.
+    sensitivity: report the output's error with one kind of site of one block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
     static_batch: the batch size that the written model is frozen to.
     target: "x86-avx2" for processors that add two u8 x s8 products in 16 bits (AVX2, AVX512 without VNNI): neighbouring
@@ -106,10 +110,11 @@ class QuantConfig:
     edges_at_8_bits: bool = True
     average_bits: float | None = None
     target_size: float | None = None
-    bit_candidates: tuple[str, ...] = ("2", "3", "4", "5", "6", "7", "8")
+    bit_candidates: tuple[str, ...] | None = None
     granularity: Granularity = "layer"
     criterion: Criterion = "measured"
     max_drop: float | None = None
+    judged_on: str | None = None
     sensitivity: bool = False
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
@@ -165,9 +170,11 @@ class QuantConfig:
             raise ConfigError("target_size", "expected one budget, got average_bits as well")
         if self.max_drop is not None:
             _between("max_drop", self.max_drop, 0, 1)
-        for width in self.bit_candidates:
+        elif self.judged_on is not None:
+            raise ConfigError("judged_on (--eval)", "expected max_drop as well: nothing else is judged")
+        for width in self.widths:
             _one_of("bit_candidates", width, WIDTHS)
-        if not self.bit_candidates:
+        if not self.widths:
             raise ConfigError("bit_candidates", "expected at least one width")
         _one_of("granularity", self.granularity, get_args(Granularity))
         _one_of("criterion", self.criterion, get_args(Criterion))
@@ -204,9 +211,19 @@ class QuantConfig:
         return self.activations or ("auto" if self.effort == "best" else "static")
 
     @property
-    def mixed(self) -> bool:
-        """Whether layers' weights get different bits under a budget."""
+    def sized(self) -> bool:
+        """Whether there is a budget of bits or bytes."""
         return self.average_bits is not None or self.target_size is not None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether layers' weights get different bits: under a budget, or as few as a promise allows of these widths."""
+        return self.sized or (self.max_drop is not None and self.bit_candidates is not None)
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """To choose from."""
+        return WIDTHS[:-1] if self.bit_candidates is None else self.bit_candidates
 
     @property
     def search(self) -> tuple[int, int]:
@@ -246,8 +263,9 @@ class QuantConfig:
                 given[name] = _overrides(value)
                 continue
             if expected is tuple:
-                accepted = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-                given[name] = tuple(value) if accepted else value
+                listed = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+                given[name] = tuple(value) if listed else value
+                accepted = accepted or listed
             elif expected is not bool and isinstance(value, bool):
                 accepted = False
             else:

@@ -25,6 +25,7 @@ from onnxvitq.calibration import CalibrationCache
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
+from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
 from onnxvitq.evaluation.probe import OutputProbe, Samples
@@ -139,6 +140,7 @@ class Fitter:
             require_torch()
         self.checkpoint: Path | None = None  # a folder for blocks that were learned
         self.cache: CalibrationCache | None = None
+        self.decisions: Decisions | None = None  # on other data than these, where they judge a promise
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
         self._steps = _steps(config)
@@ -458,7 +460,8 @@ class Fitter:
     def _choose_bits(self) -> None:
         """Bits of each layer's weights within the budget."""
         fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
-        self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config).choose()
+        decisions = None if self._config.sized else self._decisions()
+        self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config, decisions).choose()
         before = self._sqnr
         self._begin_at(self._difference(self._plan) if self._config.judged else None)
         count = len(self._precision["chosen"]["bits"])
@@ -475,8 +478,13 @@ class Fitter:
     def _keep_quality(self) -> None:
         """As many layers with more bits or in float as the promise needs."""
         fitting = Fitting(graph=self._graph, problem=self._problem, plan=self._plan, stats=self._stats)
-        keeper = QualityKeeper(fitting, self._held_out(), self._wholes, self._config)
+        keeper = QualityKeeper(fitting, self._held_out(), self._decisions(), self._config)
         self._plan, self._quality = keeper.keep()
+
+    def _decisions(self) -> Decisions:
+        """What a promise is judged on: other data, or samples held out of these."""
+        samples = self._held_out()
+        return self.decisions or held_out_decisions(samples.feeds, samples.references, self._wholes)
 
     def _report_sensitivity(self) -> None:
         """The output's error with one part quantized, for every part."""

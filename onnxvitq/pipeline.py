@@ -33,6 +33,7 @@ from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
 from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random_feed
 from onnxvitq.evaluation.compare import compare
+from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
 from onnxvitq.fitting import Fitter, Progress, bring_to_canonical_form, without_graph
@@ -114,18 +115,22 @@ def quantize(
         for file in loaded.files:
             refuse_output(output, file)
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
+        judge = None if config.judged_on is None else _open_judge(Path(config.judged_on), loaded, data, preprocessing)
         bring_to_canonical_form(loaded, config.threads)
-        feeds = Replay(source, again=_gives_the_same_again(data))
+        feeds = Replay(source, again=_gives_the_same_again(data), told_apart=judge is not None)
         fitter = Fitter(loaded, feeds, config, progress)
         fitter.checkpoint = output.with_name(f"{output.name}.learned")
         loaded = without_graph(loaded)
     with watch("calibrate"):
         fitter.cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
         fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))
+    if judge is not None:
+        with watch("judge"):
+            fitter.decisions = read_decisions(model, judge, feeds.digests, config.threads)
     with watch("fit"):
         fitted = fitter.fit()
     with watch("write"):
-        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing)}
+        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, fitter.decisions)}
         proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, shapes=True)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
@@ -177,6 +182,14 @@ def _open(
     beside = find_config_file(loaded.path)
     preprocessing, origin = _preprocessing(loaded.inputs, loaded.metadata, options, beside, data)
     return open_source(data, loaded.inputs, preprocessing, limit=config.num_samples), preprocessing, origin
+
+
+def _open_judge(
+    path: Path, loaded: LoadedModel, calibration: object, preprocessing: Preprocessing | None
+) -> Labelled | Source:
+    """The data that judge a promise, prepared as those of calibration are."""
+    refuse_calibration_data(path, calibration)
+    return open_decisions(path, loaded.inputs, preprocessing)
 
 
 def _preprocessing(
@@ -240,7 +253,11 @@ def _stage(progress: Progress, stage: str, total: int | None) -> Callable[[int],
 
 
 def _recipe(
-    loaded: LoadedModel, config: QuantConfig, source: Source, preprocessing: Preprocessing | None
+    loaded: LoadedModel,
+    config: QuantConfig,
+    source: Source,
+    preprocessing: Preprocessing | None,
+    decisions: Decisions | None,
 ) -> dict[str, str]:
     """Metadata of the written model: enough to make it again. No time and no path: same input, same bytes."""
     try:
@@ -249,11 +266,13 @@ def _recipe(
         tool = "unknown"
     recipe = {
         "onnxvitq": tool,
-        "config": {**config.to_dict(), "cache": None},
+        "config": {**config.to_dict(), "cache": None, "judged_on": None},
         "model_sha256": _file_digest(loaded.path),
         "data_sha256": source.digest,
         "samples": source.count,
     }
+    if decisions is not None:
+        recipe["judge_sha256"] = decisions.digest
     entries = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
     if preprocessing is not None:
         entries[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict(), sort_keys=True)

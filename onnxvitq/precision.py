@@ -3,7 +3,11 @@
 One session judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
 held-out samples as ``PASSES`` over the calibration data allow; the error with the other widths follows from what they do to
 the unit's own output, which costs no run (``steps.bits.relative_errors``). Errors of different units add up, so the best
-choice within a budget is a knapsack's, solved exactly (``numerics.allocate``).
+choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a budget, the smallest choice is taken
+whose predicted error loses no more decisions than were promised; solving the weights makes up for some of it.
+
+Of the front, every point is reported with its size and predicted error, and with its measured error as many, spread evenly, as
+half a pass over the calibration samples allows: measuring all of some hundred points would take longer than the fit.
 """
 
 import math
@@ -17,25 +21,38 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.config import FLOAT, QuantConfig
 from onnxvitq.errors import ConfigError
+from onnxvitq.evaluation.decisions import Decisions
 from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.fanout import fan_out
 from onnxvitq.graph.io import to_proto
-from onnxvitq.numerics.allocate import Floats, least_error, pareto_front
+from onnxvitq.numerics.allocate import Floats, Whole, least_error, pareto_front
+from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
-from onnxvitq.spec import FloatArray, QParams, Stats
-from onnxvitq.steps.bits import FLOAT_BITS, BitCosts, BitUnit, find_units, relative_errors, unit_params, with_widths
+from onnxvitq.spec import FloatArray, Stats
+from onnxvitq.steps.bits import (
+    FIRST_WIDTH,
+    FLOAT_BITS,
+    BitCosts,
+    BitUnit,
+    UnitFit,
+    find_units,
+    fit_unit,
+    relative_errors,
+    unit_params,
+    with_widths,
+)
 from onnxvitq.steps.sensitivity import error_power, only
 
-PASSES = 1.25  # over the calibration samples, that measuring one unit after the other may take
+PASSES = 1.9  # over the calibration samples, that measuring one unit after the other may take
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
-FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
-# What a choice must be predicted to gain over the same width for all that fits the budget. Measured on the bundled model at 4
-# bits by layer: 0.6 dB predicted, 0.6 dB gained before the weights are solved again, 0.6 dB lost after it (33.5 against 34.1 on
-# validation images): solving makes up for more of the error of early layers, which a choice had given more bits.
-WORTH_DB = 1.5
+FRONT = 8  # points of the front that are judged
+# What a choice must be predicted to gain over the same width for all that fits the budget. Bundled model, 4 bits, validation
+# images: 0.6 dB predicted came to -0.2 dB by module and 0.1 dB by layer once everything was fitted.
+WORTH_DB = 0.75
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
+FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
 RECIPE = 4096  # bytes kept free for what the written file says of itself
 
 Feature = Callable[[FloatArray], FloatArray]  # a watched tensor -> what Paper A looks at
@@ -70,14 +87,17 @@ class BitAllocator:
         fitting: exact changes of the graph are done.
         samples: held out from every fit.
         config: says the budget, the widths, what shares a width, and the criterion.
+        decisions: what the float model decides; where a promise about that takes the budget's place.
 
     Raises:
         ConfigError: no layer's bits may differ.
     """
 
-    def __init__(self, fitting: Fitting, samples: Samples, config: QuantConfig) -> None:
-        self._fitting, self._samples, self._config = fitting, samples, config
-        self._widths = tuple(sorted(FLOAT_BITS if one == FLOAT else int(one) for one in set(config.bit_candidates)))
+    def __init__(
+        self, fitting: Fitting, samples: Samples, config: QuantConfig, decisions: Decisions | None = None
+    ) -> None:
+        self._fitting, self._samples, self._config, self._decisions = fitting, samples, config, decisions
+        self._widths = tuple(sorted(FLOAT_BITS if one == FLOAT else int(one) for one in set(config.widths)))
         problem, plan = fitting.problem, fitting.plan
         self.units = find_units(problem, plan, config.granularity, with_edges=not config.edges_at_8_bits)
         if not self.units or self._widths == (FLOAT_BITS,):
@@ -88,7 +108,15 @@ class BitAllocator:
         self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
         self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / len(self.units))))
         self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
-        self._params: dict[tuple[str, int], dict[str, QParams]] = {}
+        widths = [width for width in self._widths if width < FLOAT_BITS]
+
+        def fit(unit: BitUnit) -> dict[int, UnitFit]:
+            # Weights that are going to be solved again are judged as far as a layer alone can be solved.
+            return fit_unit((problem, plan, fitting.stats), unit, widths, feedback=config.runs("weights"))
+
+        self._fits = {
+            unit.name: one for unit, one in zip(self.units, fan_out(fit, self.units, config.threads), strict=True)
+        }
 
     def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan with the chosen formats and min-max parameters, and what the report says.
@@ -99,41 +127,50 @@ class BitAllocator:
         measured, costs = self.costs()
         probe, plan = self.probe(self._samples), self._fitting.plan
         base = error_power(probe(only(plan, plan.decisions.keys() - self._names()), self._judged).sqnr_db)
-        proposed = self._within_budget(costs)
-        same = [k for k in range(len(self._widths)) if self._widths[k] * self._total <= proposed.budget]
-        uniform = (same[-1:] or [0]) * len(self.units)
+        front = pareto_front(list(costs.sizes), list(costs.errors))
+        options = [tuple(int(one) for one in choice) for choice in front.choices]
 
-        def predicted(options: Sequence[int]) -> float:
-            return -10 * math.log10(base + measured.predicted(options))
+        def predicted(choice: Sequence[int]) -> float:
+            return -10 * math.log10(base + measured.predicted(choice))
 
-        worth = not same or predicted(proposed.options) >= predicted(uniform) + WORTH_DB
+        if self._config.sized:
+            proposed, uniform = self._within_budget(costs)
+            worth = (
+                costs.size(uniform) > proposed.budget or predicted(proposed.options) >= predicted(uniform) + WORTH_DB
+            )
+        else:
+            proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
+            worth = costs.size(proposed.options) < costs.size(uniform)
         choice = proposed if worth else self._written(costs, uniform, proposed.budget)
 
-        def point(options: Sequence[int]) -> dict[str, Any]:
-            size = costs.size(options)
-            entry = {"size_mb": round((choice.rest + size / 8) / 1e6, 4), "average_bits": round(size / self._total, 3)}
-            entry["predicted_db"] = round(predicted(options), 2)
-            return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(options):.6g}")})
+        def point(choice: Sequence[int]) -> dict[str, Any]:
+            size = costs.size(choice)
+            entry = {"size_mb": round((rest + size / 8) / 1e6, 4), "average_bits": round(size / self._total, 3)}
+            entry["predicted_db"] = round(predicted(choice), 2)
+            return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(choice):.6g}")})
 
-        def judged(options: Sequence[int]) -> dict[str, Any]:
-            sqnr = self.measure(probe, costs, options, self._judged)
-            return {**point(options), "measured_db": round(sqnr, 2), "bits": costs.bits(options)}
+        def judged(choice: Sequence[int]) -> dict[str, Any]:
+            return {**point(choice), "measured_db": round(self.measure(probe, costs, choice, self._judged), 2)}
 
-        front = pareto_front(list(costs.sizes), list(costs.errors))
-        mean = costs.size(choice.options) / self._total
-        near = {int(np.argmin(np.abs(front.sizes / self._total - wanted))) for wanted in (mean - 1, mean + 1)}
+        rest, near = choice.rest, set(self._spread(front.sizes))
         return choice.plan, {
             "criterion": self._config.criterion,
             "granularity": self._config.granularity,
             "mixed": worth,
-            "chosen": judged(choice.options),
-            "proposed": judged(proposed.options),
-            "uniform": judged(uniform),
-            "others": [judged([int(one) for one in front.choices[index]]) for index in sorted(near)],
-            "front": [point([int(one) for one in options]) for options in front.choices],
+            **{
+                name: {**judged(one), "bits": costs.bits(one)}
+                for name, one in (("chosen", choice.options), ("proposed", proposed.options), ("uniform", uniform))
+            },
+            "front": [judged(one) if index in near else point(one) for index, one in enumerate(options)],
             "samples": self._count,
+            "judged_samples": self._judged,
             "runs": self._weights.runs + probe.runs,
         }
+
+    def _spread(self, sizes: Whole) -> list[int]:
+        """Of the front's points those that are measured, spread evenly over its sizes."""
+        most = min(FRONT, max(1, self._fitting.stats.count // (2 * self._judged)))
+        return [int(np.argmin(np.abs(sizes - wanted))) for wanted in np.linspace(sizes[0], sizes[-1], most)]
 
     def costs(self) -> tuple[BitCosts, BitCosts]:
         """What each width costs each unit: in error power of the output over its power, and by the criterion."""
@@ -141,10 +178,7 @@ class BitAllocator:
         reference = min((width for width in self._widths if width < FLOAT_BITS), key=lambda width: abs(width - mean))
         powers, omegas = self._measure_units(reference)
 
-        def relative(unit: BitUnit) -> Floats:
-            return relative_errors(self._fitting.problem, self._fitting.stats, unit, self._widths, reference)
-
-        ratios = np.array(fan_out(relative, self.units, self._config.threads))
+        ratios = np.array([relative_errors(self._fits[unit.name], self._widths, reference) for unit in self.units])
         sizes = np.outer([unit.size for unit in self.units], self._widths).astype(np.int64)
         measured = BitCosts(units=self.units, widths=self._widths, sizes=sizes, errors=powers[:, None] * ratios)
         if self._config.criterion == "measured":
@@ -161,17 +195,11 @@ class BitAllocator:
         )
         powers, omegas = [], []
         for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
-            plan = nothing.with_params(self._unit_params(unit, width))
+            plan = self._fits[unit.name][width].on(self._fitting.problem, nothing)
             difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
             powers.append(error_power(difference.sqnr_db))
             omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
         return np.array(powers), np.array(omegas)
-
-    def _unit_params(self, unit: BitUnit, width: int) -> dict[str, QParams]:
-        key = unit.name, width
-        if key not in self._params:
-            self._params[key] = unit_params(self._fitting.problem, self._fitting.plan, unit, width)
-        return self._params[key]
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice, with min-max parameters."""
@@ -179,17 +207,21 @@ class BitAllocator:
         plan = with_widths(self._fitting.plan, self.units, bits)
         for unit in self.units:
             if bits[unit.name] < FLOAT_BITS:
-                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
+                plan = plan.with_params(unit_params(self._fitting.problem, plan, unit, bits[unit.name]))
         return plan
 
     def measure(self, probe: OutputProbe, costs: BitCosts, options: Sequence[int], count: int | None = None) -> float:
         """Output SQNR of a choice in dB, before anything is fitted to it, by a probe with all quantizers."""
+        return probe(self._judged_plan(costs, options), count).sqnr_db
+
+    def _judged_plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
+        """The plan of a choice as a probe takes it: layers in float are without parameters."""
         bits, plan = costs.bits(options), self._fitting.plan
         plan = only(plan, plan.decisions.keys() - self._names())
         for unit in self.units:
             if bits[unit.name] < FLOAT_BITS:
-                plan = plan.with_params(self._unit_params(unit, bits[unit.name]))
-        return probe(plan, count).sqnr_db
+                plan = self._fits[unit.name][bits[unit.name]].on(self._fitting.problem, plan)
+        return plan
 
     def probe(self, samples: Samples) -> OutputProbe:
         """For ``measure``."""
@@ -200,11 +232,45 @@ class BitAllocator:
         """Of the weights whose bits may differ."""
         return {weight for unit in self.units for weight in unit.weights}
 
-    def _within_budget(self, costs: BitCosts) -> _Choice:
-        """The best choice within the budget."""
+    def _within_budget(self, costs: BitCosts) -> tuple[_Choice, tuple[int, ...]]:
+        """The best choice within the budget, and the best one of the same width for all, or the smallest there is."""
+        choice = self._within_size(costs) if self._config.average_bits is None else self._within_mean(costs)
+        same = [option for option, width in enumerate(self._widths) if width * self._total <= choice.budget]
+        return choice, (same[-1] if same else 0,) * len(self.units)
+
+    def _within_drop(
+        self, costs: BitCosts, front: Sequence[tuple[int, ...]], predicted: Callable[[Sequence[int]], float], db: float
+    ) -> tuple[_Choice, tuple[int, ...]]:
+        """The smallest point of the front with that predicted SQNR, and the smallest one of the same width for all; where
+        there is none, the largest.
+        """
+        same = [(option,) * len(self.units) for option in range(len(self._widths))]
+        best, uniform = (next((one for one in some if predicted(one) >= db), some[-1]) for some in (front, same))
+        return self._written(costs, best, costs.size(best)), uniform
+
+    def _allowed_db(self, probe: OutputProbe, costs: BitCosts) -> float:
+        """The least output SQNR that is expected to keep the promise: of errors like those with one width, but smaller or
+        larger.
+        """
+        decisions, limit = self._decisions, self._config.max_drop
+        assert decisions is not None  # config.mixed said so
+        assert limit is not None
+        samples = self._samples
+        plan = self._judged_plan(costs, [0] * len(self.units))
+        references = np.concatenate(samples.references[: self._judged])
+        errors = probe.outputs(plan, samples.feeds[: self._judged]) - references
+        low, high = FACTORS
+        while high > 1.01 * low:
+            factor = math.sqrt(low * high)
+            kept = expected_drop(decisions.margins, factor * errors, decisions.labels).bound <= limit
+            low, high = (factor, high) if kept else (low, factor)
+        signal, noise = (float((one.astype(np.float64) ** 2).sum()) for one in (references, errors))
+        return -10 * math.log10(low**2 * noise / signal) if noise > 0 < signal else -math.inf
+
+    def _within_mean(self, costs: BitCosts) -> _Choice:
+        """The best choice with that mean of bits."""
         bits = self._config.average_bits
-        if bits is None:
-            return self._within_size(costs)
+        assert bits is not None  # or there is a size
         try:
             budget = bits * self._total
             return self._written(costs, least_error(list(costs.sizes), list(costs.errors), budget), budget)

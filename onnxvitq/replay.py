@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from onnxvitq.data.arrays import sample_digests
 from onnxvitq.data.source import Source
 from onnxvitq.steps.step import is_held_out
 
@@ -12,15 +13,21 @@ KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same agai
 
 
 class Replay:
-    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``."""
+    """Feeds of a source, again and again; of one that may not give the same ``again``, the first ``kept``.
 
-    def __init__(self, source: Source, *, again: bool) -> None:
+    Attributes:
+        digests: of every sample of the first pass, where they are ``told_apart``.
+    """
+
+    def __init__(self, source: Source, *, again: bool, told_apart: bool = False) -> None:
         self.kept = None if again else KEPT_FEEDS
         self._source = source
         self._first: list[Mapping[str, np.ndarray]] = []
         self._held: list[tuple[int, Mapping[str, np.ndarray]]] = []
         self._room = HELD_OUT_BYTES
         self._read = False
+        self._told_apart = told_apart
+        self.digests: set[bytes] = set()
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         if self._read:
@@ -31,6 +38,8 @@ class Replay:
             if self.kept is not None and len(self._first) < self.kept:
                 self._first.append(feed)
             self._hold(index, feed)
+            if self._told_apart:
+                self.digests.update(sample_digests(feed))
             yield feed
 
     def _hold(self, index: int, feed: Mapping[str, np.ndarray]) -> None:

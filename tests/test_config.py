@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "granularity": "module",
     "criterion": "nuclear",
     "max_drop": 0.01,
+    "judged_on": "unseen.npz",
     "sensitivity": True,
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,

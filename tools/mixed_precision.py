@@ -6,17 +6,21 @@ Every row is a whole run: 64 calibration images, default fit, weights of that ma
 keep 8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are
 given.
 
-A choice is proposed, and written if it is predicted to gain enough over the same width for all.
+A choice is proposed, and written if it is predicted to gain enough over the same width for all; where it is not, that is what
+is written, and its figures are those of the uniform row. "passes" and "s" are what choosing costs: the runs of a probe in
+passes over the calibration images, and all of its time.
 
 The second table draws 20 random choices of bits and compares the ranking that was predicted with the measured one (Spearman),
-both before anything is fitted to a choice: "any" draws a width of 3 to 8 for each unit, "equal" only choices of 5 bits on
-average within 0.1. The error is measured on 64 images that nothing else has seen. Needs torch, for the twin.
+both before anything is fitted to a choice, but with each layer's weights rounded with feedback: "any" draws a width of 3 to 8
+for each unit, "equal" only choices of 5 bits on average within 0.1. The error is measured on 64 images that nothing else has
+seen. Needs torch, for the twin.
 """
 
 import argparse
 import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,34 +61,39 @@ def row(model: Path, folder: Path, images: Path, config: QuantConfig) -> str:
     report: Any = pipeline.quantize(model, BUNDLED / "calib", output, config, preprocess=PREPROCESS).report
     found, _ = pipeline.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
     size = report["size_mb"]["quantized"]
-    precision = report.get("precision")
-    predicted = ["", "", ""]
-    if precision is not None:
-        proposed = precision["proposed"]
-        gain = proposed["predicted_db"] - precision["uniform"]["predicted_db"]
-        predicted = [f"{gain:.1f}", f"{proposed['measured_db']:.1f}", "mixed" if precision["mixed"] else "uniform"]
     figures = (
         f"{found.sqnr_db:.2f} | {100 * found.agreement:.2f} | {found.top1_quantized:.2f} | {found.top1_reference:.2f}"
     )
-    return " | ".join([f"{size:.3f}", *predicted, figures])
+    return f"{size:.3f} | {figures}"
 
 
 def comparison(folder: Path, images: Path, bits: list[int], wanted: str | None, threads: int) -> list[str]:
     """The first table."""
     lines = [
-        "| model | bits | granularity | criterion | size MB | predicted gain dB | proposed: measured dB, unfitted | written "
-        "| SQNR dB | agreement % | top-1 % | float top-1 % |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | bits | granularity | criterion | predicted gain dB | measured gain dB, unfitted | passes | s | written "
+        "| size MB | SQNR dB | agreement % | top-1 % | float top-1 % |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, model in models(folder, wanted):
         for width in bits:
             uniform = row(model, folder, images, QuantConfig(bits=f"w{width}a8", threads=threads))
-            lines.append(f"| {name} | {width} | | uniform | {uniform} |")
+            lines.append(f"| {name} | {width} | | | | | | | uniform | {uniform} |")
             print(lines[-1], flush=True)
+            start = QuantConfig(bits=f"w{width}a8", threads=threads, skip=("scales", "bias", "weights"))
+            fitting, held, _ = prepared(model, folder, start)
             for granularity, criterion in FORMS:
                 config = QuantConfig(average_bits=width, granularity=granularity, criterion=criterion, threads=threads)
-                found = row(model, folder, images, config)
-                lines.append(f"| {name} | {width} | {granularity} | {criterion} | {found} |")
+                begun = time.perf_counter()
+                precision = BitAllocator(fitting, held, config).choose()[1]
+                seconds, passes = time.perf_counter() - begun, precision["runs"] / fitting.stats.count
+                gains = [
+                    precision["proposed"][key] - precision["uniform"][key] for key in ("predicted_db", "measured_db")
+                ]
+                written = (
+                    f"mixed | {row(model, folder, images, config)}" if precision["mixed"] else f"uniform | {uniform}"
+                )
+                figures = f"{gains[0]:.1f} | {gains[1]:.1f} | {passes:.2f} | {seconds:.1f}"
+                lines.append(f"| {name} | {width} | {granularity} | {criterion} | {figures} | {written} |")
                 print(lines[-1], flush=True)
     return lines
 
@@ -101,8 +110,10 @@ def rankings(folder: Path, wanted: str | None, threads: int) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, path in models(folder, wanted):
-        config = QuantConfig(skip=("scales", "bias", "weights"), average_bits=5.0, threads=threads)
-        fitting, held, unseen = prepared(path, folder, config)
+        config = QuantConfig(average_bits=5.0, threads=threads)
+        fitting, held, unseen = prepared(
+            path, folder, QuantConfig(bits="w5a8", threads=threads, skip=("scales", "bias", "weights"))
+        )
         for granularity, criterion in FORMS:
             form = replace(config, granularity=granularity, criterion=criterion)
             allocator = BitAllocator(fitting, held, form)
@@ -134,7 +145,7 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Sa
     loaded = load_model(path)
     source, _, _ = pipeline._open(loaded, BUNDLED / "calib", config, PREPROCESS)
     bring_to_canonical_form(loaded, config.threads)
-    fitter = Fitter(loaded, Replay(source, again=True), replace(config, average_bits=None), lambda *_: None)
+    fitter = Fitter(loaded, Replay(source, again=True), config, lambda *_: None)
     fitter.calibrate(source.count)
     fitted = fitter.fit()
     exact = folder / "exact.onnx"

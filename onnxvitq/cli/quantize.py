@@ -92,6 +92,8 @@ def _one_model(args: argparse.Namespace) -> Path:
 def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
     """No file is written over another one of the same command (the model is looked after by the pipeline)."""
     read = {"--calib": args.calib, "--preprocessor-config": args.preprocessor_config, "--config": args.config}
+    if args.judged_on != str(args.calib):  # which the pipeline refuses with a better reason
+        read["--eval"] = args.judged_on
     written = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
     written["--sensitivity"] = args.sensitivity_file
     taken = {os.path.realpath(path): option for option, path in read.items() if path is not None}
@@ -126,6 +128,8 @@ def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
 
     calibration = report["calibration"]
     warn_skipped(calibration["skipped"])
+    if "quality" in report:
+        warn_skipped(report["quality"]["judge"]["skipped"])
     if args.json:
         sys.stdout.write(to_json(report))
     elif not args.quiet:
@@ -202,14 +206,6 @@ def _quantize_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="globs of node names or roles to keep float",
     )
-    fitting.add_argument(
-        "--average-bits", type=float, metavar="N", help="mixed precision: mean bits of the layers' weights"
-    )
-    fitting.add_argument("--target-size", type=megabytes, metavar="SIZE", help="mixed precision: of the file, as 12MB")
-    fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
-    fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
-    fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
-    fitting.add_argument("--max-drop", type=share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
     fitting.add_argument("--cache", metavar="FOLDER", help="keep what calibration measures, for runs with other bits")
@@ -217,6 +213,7 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument("--seed", type=int, help="of every random draw")
     fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
     fitting.add_argument("--config", type=Path, help="options from a .json or .toml file; the command line wins")
+    _add_budgets(fitting)
     add_preprocessing(parser)
     results = parser.add_argument_group("results")
     results.add_argument("--report", type=Path, help="write the report as JSON")
@@ -238,6 +235,23 @@ def _quantize_parser() -> argparse.ArgumentParser:
     results.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     results.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
     return parser
+
+
+def _add_budgets(fitting: "argparse._ActionsContainer") -> None:
+    fitting.add_argument(
+        "--average-bits", type=float, metavar="N", help="mixed precision: mean bits of the layers' weights"
+    )
+    fitting.add_argument("--target-size", type=megabytes, metavar="SIZE", help="mixed precision: of the file, as 12MB")
+    fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
+    fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
+    fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
+    fitting.add_argument("--max-drop", type=share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
+    fitting.add_argument(
+        "--eval",
+        dest="judged_on",
+        metavar="DATA",
+        help="what --max-drop is judged on: a folder a class, .npz with x and y, or data without labels",
+    )
 
 
 def _config(args: argparse.Namespace) -> QuantConfig:

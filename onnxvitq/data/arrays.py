@@ -4,6 +4,7 @@ Floating-point arrays are model-ready and only checked. uint8 arrays for a float
 through the preprocessing. Anything else must be of the input's own kind of number.
 """
 
+import hashlib
 import struct
 import tokenize
 import warnings
@@ -265,6 +266,15 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def sample_digests(feed: Feed) -> list[bytes]:
+    """SHA-256 of each sample of a feed, of what the model reads of it: whatever file it came from."""
+    named = sorted(feed.items())
+    return [
+        hashlib.sha256(b"".join(name.encode() + b"\0" + values[row].tobytes() for name, values in named)).digest()
+        for row in range(len(named[0][1]))
+    ]
 
 
 def stack(samples: Sequence[Sample], size: int) -> Feed:

@@ -1,6 +1,7 @@
 """Samples with labels, for measuring: a folder for each class, or arrays ``x`` and ``y``."""
 
 import os
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -165,6 +166,19 @@ def open_labelled(
     if found.suffix.lower() == ".npz":
         return LabelledArrays(found, inputs, preprocessing, batch)
     raise DataError(printable(found), "expected a folder with a folder for each class, or a .npz file with x and y")
+
+
+def is_labelled(path: Path, inputs: Sequence[InputSpec]) -> bool:
+    """Whether a path holds labels: a folder with folders, or a .npz file with ``y`` that is no input's name."""
+    try:
+        if path.is_dir():
+            return any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir())
+        if path.suffix.lower() != ".npz" or "y" in {spec.name for spec in inputs}:
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return "y.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # what is wrong is said when it is read
 
 
 def _classes(folder: Path) -> list[tuple[int, str]]:

@@ -1,6 +1,6 @@
 """Output error of a plan: the model is written, loaded and run on a few held-out samples, as a user would run it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,21 @@ class OutputJudge:
 
     def difference(self, plan: QuantPlan) -> OutputDifference:
         """Write, load and run."""
-        difference = OutputDifference()
+        difference, session = OutputDifference(), self._session(plan)
+        for feed, reference in zip(self.feeds, self.references, strict=True):
+            difference.update(reference, session.run(feed)[0])
+        return difference
+
+    def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
+        """The first output for each of other samples than its own, joined along the first axis."""
+        session = self._session(plan)
+        return np.concatenate([session.run(feed)[0] for feed in feeds])
+
+    def _session(self, plan: QuantPlan) -> Session:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
             try:
                 save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-            session = Session(path, threads=self.threads, lean=True)
-        for feed, reference in zip(self.feeds, self.references, strict=True):
-            difference.update(reference, session.run(feed)[0])
-        return difference
+            return Session(path, threads=self.threads, lean=True)

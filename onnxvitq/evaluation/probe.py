@@ -1,6 +1,6 @@
 """Output error of many plans of one model, from one session (``rewrite.probe``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +93,8 @@ class OutputProbe:
                 kept.append(value)
             self.runs += 1
         return difference, [np.concatenate(values) for values in seen]
+
+    def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
+        """The model's first output for each of other samples than its own, joined along the first axis."""
+        parameters = self._parameters(plan)
+        return np.concatenate([self._session.run({**feed, **parameters}, [self._output])[0] for feed in feeds])

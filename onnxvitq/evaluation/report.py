@@ -250,9 +250,11 @@ def describe_quality(quality: Mapping[str, Any]) -> str:
     """The drop with its sampling error, what was allowed, and what it took."""
     low, high = (100 * bound for bound in quality["interval"])
     changes = Counter(change["action"] for change in quality["changes"])
+    judge = quality["judge"]
+    lost = f"{quality['lost']} lost, {quality['gained']} gained" if judge["labelled"] else f"{quality['lost']}"
     text = (
-        f"{quality['lost']} of {quality['samples']} held-out samples (95 % interval {low:.2g} to {high:.3g} %), "
-        f"expected {100 * quality['expected']:.2g} +- {100 * quality['expected_error']:.2g} %, "
+        f"{lost} of {quality['samples']} by {judge['source']} (95 % interval {low:.2g} to {high:.3g} %), "
+        f"expected {100 * quality['expected']:.2g} %, with 95 % certainty at most {100 * quality['bound']:.2g} %, "
         f"allowed {100 * quality['max_drop']:.3g} %"
     )
     done = {"raise": "raised to 8 bits", "float": "returned to float"}

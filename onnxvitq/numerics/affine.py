@@ -6,6 +6,9 @@ from onnxvitq.numerics.pairs import LARGEST_PAIR, ROUNDED_UP, largest_pair, limi
 from onnxvitq.spec import FloatArray, IntArray, QParams, QuantSpec
 
 SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
+WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
+FEW_BITS = 4
+FEW_BITS_GRID = (*(0.05 * step for step in range(5, 16)), *WEIGHT_GRID)  # a finer step is worth clipping
 
 
 def _along_axis(values: np.ndarray, params: QParams, rank: int) -> np.ndarray:
@@ -100,6 +103,18 @@ def weight_steps(weight: FloatArray, spec: QuantSpec) -> FloatArray:
 def params_from_steps(steps: FloatArray, spec: QuantSpec, multiplier: float) -> QParams:
     """Symmetric quantizer with scales multiplier * steps."""
     scale = np.maximum(np.float32(multiplier) * steps, SMALLEST_SCALE)
+    return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
+
+
+def least_squares_params(weight: FloatArray, spec: QuantSpec) -> QParams:
+    """Symmetric quantizer of a weight (I, O), an output channel's scale that with the least squared error of its weights of
+    those that go from a share of the largest weight to all of it. A finer step is worth clipping the more, the fewer bits.
+    """
+    grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
+    steps = weight_steps(weight, spec)
+    tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
+    errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
+    scale = np.stack([one.scale for one in tried])[errors.argmin(axis=0), np.arange(weight.shape[1])]
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 

@@ -6,13 +6,14 @@ paper leaves open is reconstructed: the module alone is quantized; the attention
 are means over images (and sums over heads, which are blocks of one block-diagonal map).
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.numerics.affine import fake_quantize, params_from_weight
+from onnxvitq.numerics.affine import fake_quantize, quantize
 from onnxvitq.numerics.fit import times
-from onnxvitq.spec import FloatArray, QuantSpec
+from onnxvitq.numerics.rounding import round_with_feedback
+from onnxvitq.spec import FloatArray, IntArray, QParams
 
 
 def nuclear_norm(features: FloatArray) -> float:
@@ -29,20 +30,41 @@ def omega(features: FloatArray, quantized: FloatArray) -> float:
     return nuclear_norm(features) * float((difference**2).sum()) / images
 
 
-def output_errors(rows: FloatArray, weight: FloatArray, specs: Sequence[QuantSpec]) -> FloatArray:
-    """Mean squared error of a linear layer's output with its weight (I, O) in each of these formats, by the largest weight.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rounded:
+    """A linear layer's weight rounded alone: its parameters, codes (I, O) int8, what its bias (O,) has to change by, and the
+    mean squared error of its output on held-out rows.
+    """
 
-    Scales that clip were tried. Alone, a layer's error is smaller with them; but weights that are clipped shrink what every
-    layer writes, these errors add up in the same direction, and together the layers lost 1 to 1.5 dB at 3 and 4 bits.
+    params: QParams
+    codes: IntArray
+    shift: FloatArray
+    error: float
+
+
+def rounded(rows: FloatArray, held: FloatArray, weight: FloatArray, params: QParams, *, feedback: bool) -> Rounded:
+    """A linear layer's weight rounded with these parameters, plainly or with feedback of the error.
+
+    With feedback it is what is left when weights are solved again. That is 1 to 15 dB better than plain rounding at 4 bits,
+    layer by layer (bundled model): bits that are chosen by plain errors go where solving helps anyway.
 
     Args:
-        rows: (.., I) sampled inputs.
-        weight: real values.
-        specs: formats, symmetric, a scale an output channel.
+        rows: (n, I) sampled inputs, to fit to.
+        held: (m, I) others, to judge.
+        weight: (I, O).
+        params: symmetric, a scale an output channel.
+        feedback: with it, the bias makes up for the mean error as well.
     """
-    flat = rows.reshape(-1, rows.shape[-1])
-    errors = []
-    for spec in specs:
-        difference = times(flat, fake_quantize(weight, params_from_weight(weight, spec)) - weight)
-        errors.append(float(np.mean(difference.astype(np.float64) ** 2)))
-    return np.array(errors)
+    values, shift = fake_quantize(weight, params), np.zeros(weight.shape[1], np.float32)
+    if feedback:
+        mean = rows.mean(axis=0, dtype=np.float64)
+        apart = rows - mean
+        values = round_with_feedback(weight, params, apart.T @ apart / len(rows))
+        shift = (mean @ (weight - values)).astype(np.float32)
+    difference = times(held, values - weight) + shift
+    return Rounded(
+        params=params,
+        codes=quantize(values, params),
+        shift=shift,
+        error=float(np.mean(difference.astype(np.float64) ** 2)),
+    )

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import fan_out, one_blas_thread
-from onnxvitq.numerics.affine import fake_quantize, params_from_steps, weight_steps
+from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import CHUNK, DoubleArray, Moments, add, centred, empty, merge, output_error
 from onnxvitq.numerics.ridge import best_bias, ridge
@@ -37,9 +37,6 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagon
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
 ROWS_AN_INPUT, FEW_ROWS = 8, 2048  # rows of a layer's inputs that are used, over all samples; at least FEW_ROWS
 LANES = 2  # of samples that are summed side by side; a fixed number, or the sums would depend on the machine's cores
-WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
-FEW_BITS = 4
-FEW_BITS_GRID = (*(0.05 * step for step in range(5, 16)), *WEIGHT_GRID)  # a finer step is worth clipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,15 +290,9 @@ class _Solver:
         return _Rows(inputs=quantized, targets=target, mass=mass)
 
     def _scales(self, weight: FloatArray) -> QParams:
-        """Per channel, the scale on the grid with the lowest squared error of the weight."""
-        spec = self.weight_params.spec
-        grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
-        steps = weight_steps(weight, spec)
-        tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
-        errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
-        best = errors.argmin(axis=0)
-        scale = np.stack([one.scale for one in tried])[best, np.arange(weight.shape[1])]
-        return _columns(tried[0], np.where(self.tied, self.weight_params.scale, scale))
+        """Per channel, the scale on a grid with the lowest squared error of the weight; of tied weights as it is."""
+        params = least_squares_params(weight, self.weight_params.spec)
+        return _columns(params, np.where(self.tied, self.weight_params.scale, params.scale))
 
 
 def used_rows(

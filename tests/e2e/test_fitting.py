@@ -100,7 +100,9 @@ def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -
     assert {part["part"].split()[0] for part in exact["parts"]} >= {"norm", "value"}
 
 
-def test_one_sweep_serves_all_exact_changes_but_rotation(outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sweep_serves_all_exact_changes_but_rotation(
+    outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And tells of each graph on the way what a sweep of its own would."""
     sweeps: list[Sequence[StatRequest]] = []
 

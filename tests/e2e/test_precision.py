@@ -57,6 +57,9 @@ def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, gr
     assert all(a["size_mb"] <= b["size_mb"] for a, b in itertools.pairwise(front))
     key = "predicted_db" if criterion == "measured" else "omega"
     assert any(point[key] == precision["proposed"][key] for point in front)
+    measured = [point["measured_db"] for point in front if "measured_db" in point]
+    assert 6 <= len(measured) <= 8
+    assert measured[-1] > measured[0] + 6
     bits = weight_bits(result)
     assert bits.pop("head.weight") == 8
     assert set(bits.values()) <= {2, 3, 4, 5, 6, 7, 8}
@@ -127,9 +130,9 @@ def test_a_promise_is_kept_on_samples_that_nobody_saw(model: Path, tmp_path: Pat
 
     result = run(model, tmp_path, bits="w2a4", edges_at_8_bits=False, max_drop=limit)
     quality = result.report["quality"]
-    assert quality["before"]["expected"] > limit
+    assert quality["before"]["bound"] > limit
     assert quality["kept"]
-    assert quality["expected"] <= limit
+    assert quality["expected"] <= quality["bound"] <= limit
     actions = [change["action"] for change in quality["changes"]]
     assert actions == sorted(actions, key=("raise", "float").index)
     assert actions
@@ -146,10 +149,34 @@ def test_a_stricter_promise_changes_more(model: Path, tmp_path: Path) -> None:
     assert len(reports[0]["changes"]) < len(reports[1]["changes"])
 
 
-def test_with_a_budget_the_drop_is_only_stated(model: Path, tmp_path: Path) -> None:
-    quality = run(model, tmp_path, average_bits=2.5, max_drop=1e-6).report["quality"]
+def test_a_budget_is_kept_and_what_costs_no_byte_is_changed(model: Path, tmp_path: Path) -> None:
+    plain = run(model, tmp_path, bits="w8a3", average_bits=2.5).report
+    report = run(model, tmp_path, bits="w8a3", average_bits=2.5, max_drop=1e-6).report
+    quality = report["quality"]
     assert not quality["kept"]
-    assert quality["changes"] == []
+    assert quality["bound"] < quality["before"]["bound"]
+    assert {change["action"] for change in quality["changes"]} == {"raise", "float"}
+    assert report["bits"]["weights_mb"] == plain["bits"]["weights_mb"]
+    assert report["precision"]["chosen"]["bits"] == plain["precision"]["chosen"]["bits"]
+
+
+def test_few_bits_that_keep_a_promise(model: Path, tmp_path: Path) -> None:
+    """The less may be lost, the more bits are needed; always fewer than 8, and no more than with the same for all."""
+    means = []
+    for limit in (0.2, 0.02):
+        report = run(model, tmp_path, max_drop=limit, bit_candidates=("3", "4", "5", "6", "7", "8")).report
+        precision = report["precision"]
+        assert report["quality"]["kept"]
+        assert precision["chosen"]["average_bits"] <= precision["uniform"]["average_bits"]
+        means.append(precision["chosen"]["average_bits"])
+    assert 3 <= means[0] < means[1] < 8
+
+
+def test_no_choice_keeps_what_cannot_be_kept_and_the_rest_is_float(model: Path, tmp_path: Path) -> None:
+    report = run(model, tmp_path, max_drop=1e-6, bit_candidates=("2", "3")).report
+    assert set(report["precision"]["chosen"]["bits"].values()) == {3}
+    assert report["quality"]["kept"]
+    assert "float" in {change["action"] for change in report["quality"]["changes"]}
 
 
 def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
@@ -159,5 +186,12 @@ def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(8, 1, 5, 8)).astype(np.float32)
     with pytest.raises(ConfigError, match="max_drop: expected class scores"):
         quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, max_drop=0.01))
-    mixed = quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=4.0))
-    assert mixed.report["precision"]["chosen"]["measured_db"] > 0
+    for criterion in ("measured", "nuclear"):
+        config = QuantConfig(**QUICK, average_bits=4.0, criterion=criterion, sensitivity=True)  # type: ignore[arg-type]
+        report = quantize(model, list(rows), tmp_path / "out.onnx", config).report
+        assert report["precision"]["chosen"]["measured_db"] > 0
+        assert report["precision"]["chosen"]["average_bits"] <= 4
+        parts = report["sensitivity"]["parts"]
+        assert {part["agreement"] for part in parts} == {None}
+        assert all(0 < part["sqnr_db"] <= 120 for part in parts)
+        assert abs(sum(part["share"] for part in parts) - 1) < 1e-3

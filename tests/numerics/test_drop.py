@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from onnxvitq.numerics.drop import binomial_interval, expected_drop
+from onnxvitq.numerics.drop import binomial_bound, binomial_interval, expected_drop, paired_interval
 
 
 def scores(seed: int, count: int, classes: int = 5) -> np.ndarray:
@@ -17,22 +17,83 @@ def test_expected_losses_are_those_of_normal_errors(size: float) -> None:
     exact = scores(0, 20_000)
     errors = size * scores(1, 20_000)
     lost = float((exact.argmax(axis=1) != (exact + errors).argmax(axis=1)).mean())
-    expected, error = expected_drop(exact, errors[:500])
-    assert expected == pytest.approx(lost, rel=0.1)
-    assert 0 < error < 0.1 * expected
+    found = expected_drop(exact, errors[:500])
+    assert found.share == pytest.approx(lost, rel=0.1)
+    assert lost < found.bound < 1.25 * found.share
 
 
 def test_what_all_scores_have_in_common_decides_nothing() -> None:
     exact, errors = scores(0, 100), 0.1 * scores(1, 100)
     shifted = errors + 5 * scores(2, 100)[:, :1]
     found, expected = expected_drop(exact, shifted.astype(np.float32)), expected_drop(exact, errors)
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert found.share == pytest.approx(expected.share, rel=1e-3)
+    assert found.bound == pytest.approx(expected.bound, rel=1e-3)
 
 
 def test_no_error_loses_nothing_and_noise_nearly_all() -> None:
     exact = scores(0, 100)
-    assert expected_drop(exact, np.zeros((4, 5), np.float32)) == (0, 0)
-    assert expected_drop(exact, 1e4 * scores(1, 100))[0] > 0.9
+    none = expected_drop(exact, np.zeros((4, 5), np.float32))
+    assert (none.share, none.bound) == (0, 0)
+    assert expected_drop(exact, 1e4 * scores(1, 100)).share > 0.9
+
+
+def test_many_classes_lose_as_much_as_their_nearest() -> None:
+    """Of 1,000 classes 968 are too far away to matter, as their loss by normal errors shows."""
+    exact, errors = scores(0, 2000, 1000), 0.02 * scores(1, 2000, 1000)
+    lost = float((exact.argmax(axis=1) != (exact + errors).argmax(axis=1)).mean())
+    assert expected_drop(exact, errors[:50]).share == pytest.approx(lost, rel=0.3)
+
+
+def test_the_bound_holds_for_most_draws_of_few_samples() -> None:
+    """At least nine in ten; the mean and its standard error alone hold for two in three."""
+    population, size, count = scores(0, 20_000), 0.03, 64
+    share = expected_drop(population, size * scores(1, 20_000)).share
+    draws = [
+        expected_drop(population[count * one : count * (one + 1)], size * scores(one + 2, 16)) for one in range(100)
+    ]
+    assert np.mean([draw.bound >= share for draw in draws]) >= 0.9
+    assert 0.3 < np.mean([draw.share >= share for draw in draws]) < 0.7
+
+
+def test_the_bound_falls_with_the_error_and_with_more_samples() -> None:
+    exact, errors = scores(0, 4096), scores(1, 64)
+    few = [expected_drop(exact[:64], size * errors).bound for size in (0.1, 0.01, 0.001)]
+    assert few[0] > few[1] > few[2] > 0
+    one, many = expected_drop(exact[:64], 0.01 * errors), expected_drop(exact, 0.01 * errors)
+    assert many.bound / many.share < one.bound / one.share
+
+
+def test_of_labelled_samples_top1_is_what_falls() -> None:
+    """Labels that a noisy copy of the scores gives: some decisions are wrong, and errors mend some of them."""
+    exact, errors = scores(0, 20_000), 0.1 * scores(1, 20_000)
+    labels = (exact + 0.5 * scores(2, 20_000)).argmax(axis=1)
+    before, after = exact.argmax(axis=1) == labels, (exact + errors).argmax(axis=1) == labels
+    found = expected_drop(exact, errors, labels)
+    fall = float(before.mean() - after.mean())
+    assert found.share == pytest.approx(fall, abs=0.002)
+    assert fall < found.bound < expected_drop(exact, errors).share
+
+
+def test_labels_that_are_the_decisions_change_nothing() -> None:
+    exact, errors = scores(0, 500), 0.1 * scores(1, 500)
+    assert expected_drop(exact, errors, exact.argmax(axis=1)) == expected_drop(exact, errors)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 16), (3, 64), (40, 40)])
+def test_a_bound_is_missed_one_time_in_twenty(hits: int, count: int) -> None:
+    bound = binomial_bound(hits, count)
+    at_most = sum(math.comb(count, one) * bound**one * (1 - bound) ** (count - one) for one in range(hits + 1))
+    assert at_most == pytest.approx(0.05 if hits < count else 1)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.01, 0.01), (0.03, 0.01), (0.002, 0.0)])
+def test_the_paired_interval_holds_as_often_as_it_says(lost: float, gained: float) -> None:
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(1000):
+        down, up, _ = rng.multinomial(300, [lost, gained, 1 - lost - gained])
+        low, high = paired_interval(int(down), int(up), 300)
+        inside += low <= lost - gained <= high
+    assert inside >= 940
 
 
 @pytest.mark.parametrize(

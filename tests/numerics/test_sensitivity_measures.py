@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxvitq.numerics.sensitivity import nuclear_norm, omega, output_errors
+from onnxvitq.numerics.affine import dequantize, params_from_weight
+from onnxvitq.numerics.sensitivity import Rounded, nuclear_norm, omega, rounded
 from onnxvitq.spec import QuantSpec
 
 
@@ -44,16 +45,43 @@ def test_omega_is_norm_times_squared_error_of_one_image() -> None:
     assert omega(features, features) == 0
 
 
+def alone(rows: np.ndarray, weight: np.ndarray, bits: int, *, feedback: bool = False) -> Rounded:
+    return rounded(rows, rows, weight, params_from_weight(weight, spec(bits)), feedback=feedback)
+
+
 def test_errors_are_about_four_times_smaller_a_bit() -> None:
-    rows, weight = random(4, 32, 24), random(24, 16, seed=2)
-    errors = output_errors(rows, weight, tuple(spec(bits) for bits in (4, 6, 8)))
-    assert errors[0] / errors[1] == pytest.approx(16, rel=0.5)
-    assert errors[1] / errors[2] == pytest.approx(16, rel=0.5)
+    rows, weight = random(128, 24), random(24, 16, seed=2)
+    for feedback in (False, True):
+        errors = [alone(rows, weight, bits, feedback=feedback).error for bits in (4, 6, 8)]
+        assert errors[0] / errors[1] == pytest.approx(16, rel=0.5)
+        assert errors[1] / errors[2] == pytest.approx(16, rel=0.5)
 
 
 def test_errors_count_inputs_by_their_power() -> None:
     """Inputs that are always zero hide the error of their weights; twice as large inputs give four times the error."""
     rows, weight = random(64, 24), random(24, 16, seed=2)
     silent = rows * np.float32(1e-6)
-    assert output_errors(2 * rows, weight, (spec(4),)) == pytest.approx(4 * output_errors(rows, weight, (spec(4),)))
-    assert output_errors(silent, weight, (spec(4),))[0] < 1e-9
+    assert alone(2 * rows, weight, 4).error == pytest.approx(4 * alone(rows, weight, 4).error)
+    assert alone(silent, weight, 4).error < 1e-9
+
+
+def test_the_error_is_that_of_the_codes_and_the_shift() -> None:
+    rows, held, weight = random(96, 24) + 1, random(32, 24, seed=4) + 1, random(24, 16, seed=2)
+    for feedback in (False, True):
+        found = rounded(rows, held, weight, params_from_weight(weight, spec(4)), feedback=feedback)
+        values = dequantize(found.codes, found.params)
+        assert found.error == pytest.approx(
+            float(((held @ values + found.shift - held @ weight) ** 2).mean()), rel=1e-4
+        )
+        assert found.shift.any() == feedback
+
+
+def test_feedback_gains_where_inputs_are_correlated_and_only_there() -> None:
+    weight, mixing = random(24, 16, seed=2), random(4, 24, seed=3)
+    for rows, gains in ((random(512, 24), False), (random(512, 4) @ mixing + 0.1 * random(512, 24, seed=5), True)):
+        plain, fed = (
+            rounded(rows[:384], rows[384:], weight, params_from_weight(weight, spec(4)), feedback=one).error
+            for one in (False, True)
+        )
+        assert (fed < 0.5 * plain) == gains
+        assert fed < 1.1 * plain

@@ -10,6 +10,7 @@ import pytest
 from fitted_cases import Case, build_case, correlated, linear_of, seeded_transformer
 from textgraph import model_of
 
+from onnxvitq.numerics import affine
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.fit import times
 from onnxvitq.plan import QuantPlan
@@ -122,7 +123,7 @@ def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case
 def test_infinite_strength_is_bias_correction(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "STRENGTHS", (float("inf"),))
     for grid in ("WEIGHT_GRID", "FEW_BITS_GRID"):
-        monkeypatch.setattr(weights, grid, (1.0,))
+        monkeypatch.setattr(affine, grid, (1.0,))
     monkeypatch.setattr(weights, "FEW_ROWS", 10**6)  # the same rows for both
     plan, _ = rebuilt(one, Rebuild(feedback=False, threads=1))
     assert np.array_equal(plan.weights["o"], one.problem.weight("o"))
