@@ -37,7 +37,7 @@ OPTIONAL: Mapping[str, type] = {
 }
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"rotation", "scales", "weights"}),  # the latter two are three in four parts of the time
-    "default": frozenset({"rotation"}),  # gains nothing that its folding of norms does not: tools/rotation.py
+    "default": frozenset({"rotation"}),  # its gain is within the noise of that of its folded norms: tools/rotation.py
     "best": frozenset({"rotation"}),
 }
 SEARCHES: Mapping[Effort, tuple[int, int]] = {
