@@ -38,13 +38,10 @@ OPTIONAL: Mapping[str, type] = {
     "target_size": float,
 }
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
-    "fast": frozenset({"rotation", "scales", "weights"}),  # three in four parts of the time
-    "default": frozenset(),
-    "best": frozenset(),
+    "fast": frozenset({"rotation", "scales", "weights"}),  # the latter two are three in four parts of the time
+    "default": frozenset({"rotation"}),  # its gain is within the noise of that of its folded norms: tools/rotation.py
+    "best": frozenset({"rotation"}),
 }
-ROTATED = (
-    "w8a8"  # the widths at which a rotated stream gains (tools/results/rotation.md); at fewer bits it gains nothing
-)
 SEARCHES: Mapping[Effort, tuple[int, int]] = {
     "fast": (16, 2),
     "default": (16, 2),
@@ -62,8 +59,8 @@ class QuantConfig:
     ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer and chooses the form of every input. skip: steps to leave out (rotation, channels, online-channels and softmax change
-    the float model exactly; scales, bias and weights fit). also: steps to run although the effort leaves them out, or, for
-    rotation, the bits: it gains at w8a8 only. candidates, rounds: size of the search; None goes with the effort.
+    the float model exactly; scales, bias and weights fit). also: steps to run although the effort leaves them out (no effort
+    rotates). candidates, rounds: size of the search; None goes with the effort.
     acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
     activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
     after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
@@ -188,8 +185,7 @@ class QuantConfig:
 
     def runs(self, step: StepName) -> bool:
         """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
-        left_out = step in SKIPPED[self.effort] or (step == "rotation" and (self.bits != ROTATED or self.mixed))
-        wanted = step not in self.skip and (step in self.also or not left_out)
+        wanted = step not in self.skip and (step in self.also or step not in SKIPPED[self.effort])
         wanted = wanted and not (step == "weights" and self.method == "search")
         return wanted and (step == "bias" or self.objective != "minmax")
 

@@ -28,7 +28,8 @@ FITTED, JUDGED = 0, 1  # numbers of the draws
 SETTINGS = {
     "min-max": QuantConfig(objective="minmax", skip=("bias",)),
     "default": QuantConfig(),
-    **{f"without {step}": QuantConfig(skip=(step,)) for step in get_args(StepName)},
+    **{f"without {step}": QuantConfig(skip=(step,)) for step in get_args(StepName) if QuantConfig().runs(step)},
+    "with rotation": QuantConfig(also=("rotation",)),
     "everything kept": QuantConfig(acceptance="always"),
     "effort fast": QuantConfig(effort="fast"),
     "effort best": QuantConfig(effort="best"),

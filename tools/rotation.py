@@ -1,4 +1,5 @@
-"""What a rotation of the residual stream is worth at each width: the default with it and without it, on two models.
+"""What a rotation of the residual stream is worth at each width, on two models: the default, with the norms' scales and
+shifts folded into the linears as a rotation needs it but by the identity, and with the rotation.
 
     python tools/rotation.py [--bits w8a8 ...] [--draws 1] [--samples 64] [--folder bench_accuracy] [--write]
 
@@ -10,6 +11,7 @@ tools/results/rotation.md.
 import argparse
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -22,24 +24,32 @@ from onnxvitq.config import QuantConfig
 RESULTS = Path(__file__).parent / "results" / "rotation.md"
 MODELS = {"bundled": bundled, "with outliers": outliers}
 WIDTHS = ("w8a8", "w6a6", "w4a8", "w4a4")
-Row = tuple[str, str, int, float, float]  # bits, model, draw, dB without, dB with
+IDENTITY = "onnxvitq.rewrite.rotation.rotation"  # what the control puts an identity in place of
+Row = tuple[str, str, int, float, float, float]  # bits, model, draw, dB without, dB with the norms folded, dB rotated
+
+
+def unturned(width: int, seed: int) -> np.ndarray:
+    """The matrix (C, C) of a rotation that turns nothing."""
+    del seed
+    return np.eye(width)
 
 
 def table(rows: list[Row], samples: int) -> str:
     """One row a fit, and the mean of the differences of each width."""
     lines = [
-        f"{samples} calibration samples; dB of the output's SQNR on {samples} others",
+        f"{samples} calibration samples; dB of the output's SQNR on {samples} others, differences from the default",
         "",
-        "| bits | model | draw | without rotation | with it | difference |",
+        "| bits | model | draw | default | norms folded alone | rotated |",
         "|---|---|---|---|---|---|",
     ]
     for bits in dict.fromkeys(row[0] for row in rows):
         of_bits = [row for row in rows if row[0] == bits]
         lines += [
-            f"| {bits} | {model} | {draw} | {without:.2f} | {rotated:.2f} | {rotated - without:+.2f} |"
-            for _, model, draw, without, rotated in of_bits
+            f"| {bits} | {model} | {draw} | {default:.2f} | {folded - default:+.2f} | {rotated - default:+.2f} |"
+            for _, model, draw, default, folded, rotated in of_bits
         ]
-        lines.append(f"| {bits} | mean | | | | {np.mean([row[4] - row[3] for row in of_bits]):+.2f} |")
+        folded, rotated = (float(np.mean([row[at] - row[3] for row in of_bits])) for at in (4, 5))
+        lines.append(f"| {bits} | mean | | | {folded:+.2f} | {rotated:+.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -57,14 +67,14 @@ def main() -> None:
     rows: list[Row] = []
     for bits in args.bits:
         for draw in range(args.draws):
-            configs = [
-                QuantConfig(bits=bits, seed=draw, skip=("rotation",)),
-                QuantConfig(bits=bits, seed=draw, also=("rotation",)),
-            ]
+            default, rotated = (QuantConfig(bits=bits, seed=draw, **{key: ("rotation",)}) for key in ("skip", "also"))
             for name, model in models.items():
                 judged = model.calibration(args.samples, (draw + 1) % DRAWS)
-                reached = [sqnr(model, config, args.samples, judged, draw) for config in configs]
-                rows.append((bits, name, draw, *reached))
+                reached = [sqnr(model, default, args.samples, judged, draw)]
+                with mock.patch(IDENTITY, unturned):
+                    reached.append(sqnr(model, rotated, args.samples, judged, draw))
+                reached.append(sqnr(model, rotated, args.samples, judged, draw))
+                rows.append((bits, name, draw, reached[0], reached[1], reached[2]))
                 print(rows[-1], flush=True)
     text = table(rows, args.samples)
     print(text)

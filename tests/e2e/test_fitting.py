@@ -22,7 +22,7 @@ from onnxvitq.runtime.sweep import sweep
 from onnxvitq.spec import StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB
 
-MAPS = ["rotation", "channels", "online-channels", "softmax"]
+MAPS = ["channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "attention", "bias", "weights"]
 FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
 
@@ -172,15 +172,15 @@ def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ONLY = tuple(step for step in (*MAPS, "scales", "bias", "weights") if step != "rotation")
+ONLY: dict[str, Any] = {"also": ("rotation",), "skip": (*MAPS, "scales", "bias", "weights")}
 
 
 def test_a_rotated_stream_is_written_with_less_noise_and_no_operator_more(embedding: Path, tmp_path: Path) -> None:
     fresh = np.concatenate(patches(9, 16))
     (reference,) = run(onnx.load(embedding), {"patches": fresh})
     noise, operators = {}, {}
-    for name, skip in (("on", ONLY), ("off", ("rotation", *ONLY))):
-        config = QuantConfig(skip=skip, attention="int8", threads=1)  # type: ignore[arg-type]
+    for name, options in (("on", ONLY), ("off", {"skip": ONLY["skip"]})):
+        config = QuantConfig(**options, attention="int8", threads=1)
         report = quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config).report
         written = onnx.load(tmp_path / f"{name}.onnx")
         noise[name] = float(((run(written, {"patches": fresh}, "all")[0] - reference) ** 2).sum())
@@ -195,7 +195,7 @@ def test_a_rotated_stream_is_written_with_less_noise_and_no_operator_more(embedd
 
 
 def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, tmp_path: Path) -> None:
-    step = steps_of(model, tmp_path, skip=ONLY)["rotation"]
+    step = steps_of(model, tmp_path, **ONLY)["rotation"]
     assert (step["accepted"], step["kept"], step["layers"]) == (False, 0, 1)
     assert step["parts"] == [{"part": "stream tokens", "reason": "tokens is an input of the graph"}]
 
@@ -204,13 +204,13 @@ def test_a_rotation_that_is_not_exact_is_never_used(
     embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxvitq.rewrite.rotation.rotation", lambda width, seed: 1.01 * np.eye(width))
-    step = steps_of(embedding, tmp_path, patches(0, 12), skip=ONLY)["rotation"]
+    step = steps_of(embedding, tmp_path, patches(0, 12), **ONLY)["rotation"]
     assert (step["accepted"], step["kept"], step["after"]) == (False, 0, None)
 
 
 def test_one_seed_gives_one_model(embedding: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        config = QuantConfig(skip=ONLY, attention="int8", threads=1, seed=seed)  # type: ignore[arg-type]
+        config = QuantConfig(**ONLY, attention="int8", threads=1, seed=seed)
         quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config)
     first, again, other = (onnx.load(tmp_path / f"{name}.onnx").graph for name in "abc")
     assert first == again

@@ -39,7 +39,6 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
     assert list(report["seconds"]) == ["load", "calibrate", "fit", "write", "audit", "compare", "total"]
     assert [step["name"] for step in report["steps"]] == [
         "minmax",
-        "rotation",
         "channels",
         "online-channels",
         "softmax",
