@@ -150,8 +150,6 @@ class Fitter:
         self._sensitivity: dict[str, Any] | None = None
         self._precision: dict[str, Any] | None = None
         self._quality: dict[str, Any] | None = None
-        self._foreseen: dict[str, _Proposal] = {}  # by step, each on top of those before it
-        self._ahead: Stats | None = None  # of the graph with all of them
         self._take(loaded.graph)
 
     def _take(self, graph: gs.Graph) -> None:
@@ -214,13 +212,10 @@ class Fitter:
 
     def _stages(self) -> list[Callable[[], None]]:
         """What the options ask for, in the order of the module's first lines."""
-        config, fitted, exact = self._config, self._steps[1:], self._exact_steps()
-        rotation = partial(self._change, "rotation", self._rotate)
+        config, fitted = self._config, self._steps[1:]
         asked: list[tuple[bool, Callable[[], None]]] = [
             (True, self._start),
-            (config.runs("rotation"), rotation),  # on its own: it changes what the others are chosen from
-            (len(exact) > 1, partial(self._foresee, exact)),
-            *((True, partial(self._change, *step)) for step in exact),
+            *((True, partial(self._change, *step)) for step in self._exact_steps()),
             (config.mixed, self._choose_bits),
             *((True, partial(self._run, step)) for step in fitted if not isinstance(step, CorrectBias)),
             (True, self._choose_formats),
@@ -256,43 +251,29 @@ class Fitter:
 
     def _exact_steps(self) -> "list[tuple[str, Callable[[], _Proposal]]]":
         """Exact changes of the float model that quantize better: first what folds into constants, then what costs time. With
-        little time they are tried together: one sweep in place of three.
+        little time those that change different tensors are tried together: one sweep in place of three.
         """
         steps: dict[StepName, Callable[[], _Proposal]] = {
+            "rotation": self._rotate,
             "channels": self._fold_channels,
             "online-channels": self._scale_channels,
             "softmax": self._divide_late,
         }
         wanted = {name: step for name, step in steps.items() if self._config.runs(name)}
-        if self._config.effort == "fast" and wanted:
-            return [("+".join(wanted), lambda: self._together(list(wanted)))]
+        of_one_graph: list[StepName] = [name for name in wanted if name != "rotation"]
+        if self._config.effort == "fast" and of_one_graph:
+            first = [("rotation", self._rotate)] if "rotation" in wanted else []
+            return [*first, ("+".join(of_one_graph), lambda: self._together(of_one_graph))]
         return list(wanted.items())
-
-    def _foresee(self, steps: "list[tuple[str, Callable[[], _Proposal]]]") -> None:
-        """Propose each exact change on top of those before it, and measure the graph with all of them: one sweep, which
-        tells what each has to know. Later ones give new tensors new names and leave the values of all others as they are.
-        """
-        before = (self._graph, self._problem, self._plan, self._positions, self._roles)
-        for name, propose in steps:
-            parts, graph = self._foreseen[name] = propose()
-            if parts:
-                self._take(graph)
-        if sum(bool(parts) for parts, _ in self._foreseen.values()) > 1 and self._is_exact():
-            self._ahead = self._measure(self._needed())
-        self._graph, self._problem, self._plan, self._positions, self._roles = before
 
     def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
         """Propose an exact change, and keep it where it does no harm."""
-        parts, graph = self._foreseen.pop(name) if name in self._foreseen else propose()
+        parts, graph = propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
         changed = sum(MISSED not in part for part in parts)
         if changed:
             entry |= self._try(graph, changed)
-            if not entry["accepted"]:  # what was foreseen stands on it
-                self._foreseen, self._ahead = {}, None
-        if not self._foreseen:
-            self._ahead = None
         self._record(entry)
 
     def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
@@ -364,8 +345,7 @@ class Fitter:
         self._take(graph)
         if self._is_exact():
             requests = self._needed()
-            known = None if self._ahead is None else self._stats.renewed(self._ahead, requests)
-            self._stats = self._measure(requests) if known is None else known
+            self._stats = self._measure(requests)
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
             if self._does_no_harm(after, DOUBT_DB):

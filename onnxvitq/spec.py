@@ -1,8 +1,8 @@
 """The small frozen records that every layer speaks: number formats, fitted parameters, tensors, requests for statistics."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,14 +140,3 @@ class Stats:
     lefts: Mapping[str, FloatArray] = field(default_factory=dict)
     rights: Mapping[str, FloatArray] = field(default_factory=dict)
     wholes: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
-
-    def renewed(self, newer: "Stats", requests: Collection[StatRequest]) -> "Stats | None":
-        """What is requested, from ``newer`` where it was measured there, else from here; None where neither knows it all."""
-        fields: dict[str, Any] = {name: {} for name in FIELDS.values()}
-        for request in requests:
-            name = FIELDS[request.kind]
-            value = getattr(newer, name).get(request.tensor, getattr(self, name).get(request.tensor))
-            if value is None:
-                return None
-            fields[name][request.tensor] = value
-        return Stats(count=newer.count, **fields)

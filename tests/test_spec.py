@@ -140,19 +140,3 @@ def test_a_zero_point_is_held_to_the_formats_codes_not_the_storages() -> None:
     assert QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(15)).zero_point == 15
     with pytest.raises(ValueError, match="from 0 to 15"):
         QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(16))
-
-
-def test_statistics_are_renewed_where_there_are_newer_ones() -> None:
-    rows = {name: np.full((1, 1, 1), value, np.float32) for name, value in (("old", 1.0), ("both", 2.0), ("new", 3.0))}
-    older = Stats(count=2, ranges={"old": (0.0, 1.0)}, rows={"old": rows["old"], "both": rows["old"]})
-    newer = Stats(count=2, rows={"both": rows["both"], "new": rows["new"]})
-    asked = [StatRequest(tensor=tensor, kind="rows") for tensor in rows] + [StatRequest(tensor="old", kind="range")]
-    found = older.renewed(newer, asked)
-    assert found is not None
-    assert {tensor: float(values[0, 0, 0]) for tensor, values in found.rows.items()} == {"old": 1, "both": 2, "new": 3}
-    assert (found.count, dict(found.ranges), dict(found.lefts)) == (2, {"old": (0.0, 1.0)}, {})
-
-
-def test_statistics_that_nobody_measured_are_not_renewed() -> None:
-    known = Stats(count=1, ranges={"x": (0.0, 1.0)})
-    assert known.renewed(known, [StatRequest(tensor="x", kind="rows")]) is None

@@ -1,6 +1,6 @@
 """The order of the steps, what is accepted, and graphs that only a run tells the shapes of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
 from onnxvitq.replay import KEPT_FEEDS, Replay
-from onnxvitq.runtime.sweep import sweep
-from onnxvitq.spec import StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB
 
 MAPS = ["channels", "online-channels", "softmax"]
@@ -98,26 +96,6 @@ def test_fast_tries_the_exact_changes_together(outlying: Path, tmp_path: Path) -
     assert exact["accepted"]
     assert exact["after"] > exact["before"] + 1
     assert {part["part"].split()[0] for part in exact["parts"]} >= {"norm", "value"}
-
-
-def test_one_sweep_serves_all_exact_changes_but_rotation(
-    outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And tells of each graph on the way what a sweep of its own would."""
-    sweeps: list[Sequence[StatRequest]] = []
-
-    def counted(*given: Any, **named: Any) -> Stats:
-        sweeps.append(given[2])
-        return sweep(*given, **named)
-
-    monkeypatch.setattr("onnxvitq.fitting.sweep", counted)
-    together = steps_of(outlying, tmp_path, acceptance="always", skip=("rotation",))
-    assert [together[name]["accepted"] for name in MAPS if name in together] == [True, False, True]
-    assert len(sweeps) == 2
-    monkeypatch.setattr(Stats, "renewed", lambda *_: None)
-    apart = steps_of(outlying, tmp_path, acceptance="always", skip=("rotation",))
-    assert len(sweeps) == 2 + 4
-    assert apart["scales"]["after"] == pytest.approx(together["scales"]["after"], abs=0.01)  # dB
 
 
 def test_always_keeps_what_is_proposed(outlying: Path, tmp_path: Path) -> None:
