@@ -1,4 +1,12 @@
-"""How one unit is trained: the loss, which samples come when, the optimiser."""
+"""How one unit is trained: the loss, which samples come when, the optimiser.
+
+Tried on validation images and not made (bundled model, W4A4, 100 iterations a block, 48 images to learn from; SQNR of the
+output, 1000 times its divergence from the float answers; closed form 20.7 dB and 13.3, as it is here 21.9 and 9.3): errors
+weighted by the squared gradients of the output, 21.3 and 10.7 (in deep blocks the class token has nearly all of the weight,
+and 48 rows are learned by heart); half weighted so, 21.8 and 9.1, with mirrored images as well 22.1 and 10.0; all blocks
+together after one by one, 22.0 and 9.7; mixtures of two images, four times as many samples, 22.2 and 8.5. At W3A3 on the
+outlier twin a third of the rates gains less (16.5 dB) than the rates here (16.7), from 16.4.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
