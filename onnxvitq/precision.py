@@ -262,7 +262,8 @@ class BitAllocator:
         low, high = FACTORS
         while high > 1.01 * low:
             factor = math.sqrt(low * high)
-            kept = expected_drop(decisions.margins, factor * errors, decisions.labels).bound <= limit
+            seen = references, references + factor * errors
+            kept = expected_drop(decisions.margins, seen, decisions.labels).bound <= limit
             low, high = (factor, high) if kept else (low, factor)
         signal, noise = (float((one.astype(np.float64) ** 2).sum()) for one in (references, errors))
         return -10 * math.log10(low**2 * noise / signal) if noise > 0 < signal else -math.inf

@@ -152,7 +152,7 @@ class QualityKeeper:
             gained=int(gained.sum()),
             count=len(scores),
             labelled=labels is not None,
-            expected=expected_drop(judge.margins, scores - judge.scores, labels),
+            expected=expected_drop(judge.margins, (judge.scores, scores), labels),
         )
 
     def _changes(self) -> list[Change]:

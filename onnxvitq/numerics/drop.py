@@ -32,7 +32,9 @@ class ExpectedDrop:
     bound: float
 
 
-def expected_drop(scores: FloatArray, errors: FloatArray, labels: Labels | None = None) -> ExpectedDrop:
+def expected_drop(
+    scores: FloatArray, seen: tuple[FloatArray, FloatArray], labels: Labels | None = None
+) -> ExpectedDrop:
     """What is expected to be lost, 0 to 1, and its upper bound at ``LEVEL``.
 
     A decision is lost to class j when the error of the difference of two scores exceeds the margin. Errors are taken as
@@ -46,13 +48,11 @@ def expected_drop(scores: FloatArray, errors: FloatArray, labels: Labels | None 
 
     Args:
         scores: (N, classes) of the float model.
-        errors: (M, classes) of the quantized one, on held-out samples, not necessarily the same.
+        seen: (M, classes) each, of the float and of the quantized model, on samples that are not necessarily the same.
         labels: (N,) the right classes, where they are known.
     """
-    spread = errors - errors.mean(axis=1, keepdims=True)  # what all scores have in common decides nothing
-    classes, count = scores.shape[1], len(scores)
-    deviation = math.sqrt(2 * float((spread.astype(np.float64) ** 2).sum()) / (len(errors) * max(classes - 1, 1)))
-    if deviation == 0 or classes < 2:
+    count, deviation = len(scores), _deviation(*seen)
+    if deviation == 0:
         return ExpectedDrop(share=0.0, bound=0.0)
     ordered = np.sort(scores.astype(np.float64), axis=1)
     margins = ordered[:, -1:] - ordered[:, -1 - RIVALS : -1]
@@ -66,8 +66,21 @@ def expected_drop(scores: FloatArray, errors: FloatArray, labels: Labels | None 
         margins = margins[right]
     above = ONE_SIDED * float(shares.std()) / math.sqrt(count)
     above = max(above, _unseen(margins[:, -1], deviation, count) - float(lost.mean()))
-    share, size = float(shares.mean()), ONE_SIDED * float(lost.mean()) / math.sqrt(2 * len(errors))
+    share, size = float(shares.mean()), ONE_SIDED * float(lost.mean()) / math.sqrt(2 * len(seen[0]))
     return ExpectedDrop(share=share, bound=share + math.hypot(above, size))
+
+
+def _deviation(before: FloatArray, after: FloatArray) -> float:
+    """Root mean square of what the difference of two scores is off by: of any two, or of the two largest where that is more.
+
+    Decisions are lost between the two largest, whose errors are larger than the others': 1.1 to 1.2 times on the bundled model.
+    """
+    errors = after.astype(np.float64) - before
+    errors -= errors.mean(axis=1, keepdims=True)  # what all scores have in common decides nothing
+    first, second = np.take_along_axis(errors, np.argsort(before, axis=1)[:, -2:], axis=1).T
+    return math.sqrt(
+        max(2 * float((errors**2).sum(axis=1).mean()) / (before.shape[1] - 1), float(((first - second) ** 2).mean()))
+    )
 
 
 def _exceeded(margins: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
