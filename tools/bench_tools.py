@@ -262,6 +262,11 @@ TOOLS = {
                 "onnxvitq --activations token --attention float",
                 {"activations": "token", "attention": "float"},
             ),
+            (
+                "onnxvitq-token-vnni",  # weights of the full range, as all others here have
+                "onnxvitq --activations token --attention float --target x86-vnni",
+                {"activations": "token", "attention": "float", "target": "x86-vnni"},
+            ),
         )
     },
 }
