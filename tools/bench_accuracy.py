@@ -166,8 +166,6 @@ def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespa
                 groups.setdefault(case.samples, []).append(json.loads((args.folder / case.file).read_text()))
         for samples, records in groups.items():
             yield f"| {about.title} | {samples or ''} | {_cells(records)} |"
-        if not groups:
-            yield f"| {about.title} | | not measured |{' |' * 7}"
 
 
 def _cells(records: Sequence[Record]) -> str:
