@@ -63,12 +63,17 @@ def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, gr
 
 
 def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path) -> None:
-    mixed = run(model, tmp_path, average_bits=5.0).report["precision"]["chosen"]
-    uniform = run(model, tmp_path, average_bits=5.0, bit_candidates=("5",)).report["precision"]["chosen"]
+    """The written models do, over all of 64 samples: those that judge a choice are a few."""
+    feeds = [feed["tokens"] for feed in correlated(0, 64)]
+    reports = [
+        quantize(model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=5.0, **options)).report
+        for options in ({}, {"bit_candidates": ("5",)})
+    ]
+    mixed, uniform = (report["precision"]["chosen"] for report in reports)
     assert set(uniform["bits"].values()) == {5}
     assert mixed["average_bits"] <= 5
     assert mixed["predicted_db"] > uniform["predicted_db"] + 1
-    assert mixed["measured_db"] > uniform["measured_db"]
+    assert reports[0]["compare"]["sqnr_db"] > reports[1]["compare"]["sqnr_db"] + 0.3
 
 
 def test_what_promises_too_little_is_the_same_for_all(
