@@ -1,13 +1,14 @@
 """Uniform against mixed precision on the bundled model and its outlier twin, and how far predictions can be trusted.
 
-    python tools/mixed_precision.py [--write] [--validation VALIDATION.npz] [--bits 8 7 6 5 4] [--model NAME]
+    python tools/mixed_precision.py [--write] [--validation VALIDATION.npz] [--bits 8 7 6 5 4] [--model NAME] [--worth 0.75]
 
 Every row is a whole run: 64 calibration images, default fit, weights of that many bits on average (patch embedding and head
 keep 8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are
 given.
 
 A choice is proposed, and written if it is predicted to gain enough over the same width for all; where it is not, that is what
-is written, and its figures are those of the uniform row. "passes" and "s" are what choosing costs: the runs of a probe in
+is written, and its figures are those of the uniform row. --worth asks for less than onnxvitq does, to see what it would come
+to. "passes" and "s" are what choosing costs: the runs of a probe in
 passes over the calibration images, and all of its time.
 
 The second table draws 20 random choices of bits and compares the ranking that was predicted with the measured one (Spearman),
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxvitq import pipeline
+from onnxvitq import pipeline, precision
 from onnxvitq.config import QuantConfig
 from onnxvitq.evaluation.probe import Samples
 from onnxvitq.fitting import Fitter, bring_to_canonical_form
@@ -84,14 +85,10 @@ def comparison(folder: Path, images: Path, bits: list[int], wanted: str | None, 
             for granularity, criterion in FORMS:
                 config = QuantConfig(average_bits=width, granularity=granularity, criterion=criterion, threads=threads)
                 begun = time.perf_counter()
-                precision = BitAllocator(fitting, held, config).choose()[1]
-                seconds, passes = time.perf_counter() - begun, precision["runs"] / fitting.stats.count
-                gains = [
-                    precision["proposed"][key] - precision["uniform"][key] for key in ("predicted_db", "measured_db")
-                ]
-                written = (
-                    f"mixed | {row(model, folder, images, config)}" if precision["mixed"] else f"uniform | {uniform}"
-                )
+                found = BitAllocator(fitting, held, config).choose()[1]
+                seconds, passes = time.perf_counter() - begun, found["runs"] / fitting.stats.count
+                gains = [found["proposed"][key] - found["uniform"][key] for key in ("predicted_db", "measured_db")]
+                written = f"mixed | {row(model, folder, images, config)}" if found["mixed"] else f"uniform | {uniform}"
                 figures = f"{gains[0]:.1f} | {gains[1]:.1f} | {passes:.2f} | {seconds:.1f}"
                 lines.append(f"| {name} | {width} | {granularity} | {criterion} | {figures} | {written} |")
                 print(lines[-1], flush=True)
@@ -165,15 +162,20 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, help="labelled images (.npz) in place of the test images")
     parser.add_argument("--bits", type=int, nargs="*", default=[8, 7, 6, 5, 4])
     parser.add_argument("--model", choices=("bundled", "twin"))
+    parser.add_argument(
+        "--worth", type=float, default=precision.WORTH_DB, help="dB that a choice must be predicted to gain"
+    )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    asked, precision.WORTH_DB = precision.WORTH_DB, args.worth
+    head = f"Mixed bits are written where {args.worth:g} dB are predicted to be gained (onnxvitq asks for {asked:g})."
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = comparison(folder, args.validation or BUNDLED / "test.npz", args.bits, args.model, args.threads)
         table += ["", *rankings(folder, args.model, args.threads)]
     if args.write:
-        (RESULTS / "mixed_precision.md").write_text("\n".join(table) + "\n")
+        (RESULTS / "mixed_precision.md").write_text("\n".join([head, "", *table]) + "\n")
 
 
 if __name__ == "__main__":
