@@ -214,10 +214,19 @@ class QualityKeeper:
             if decision.site.kind == "weight":
                 fitted[tensor] = params_from_weight(self._fitting.problem.constants[tensor], spec)
             else:
-                steps = (params.spec.qmin - int(params.zero_point), params.spec.qmax - int(params.zero_point))
-                low, high = (float(params.scale) * step for step in steps)
-                fitted[tensor] = params_from_range(low, high, spec)
+                fitted[tensor] = params_from_range(*_meant_range(params, self._fitting.stats.ranges.get(tensor)), spec)
         return replace(plan, decisions=decisions).with_params(fitted)
+
+
+def _meant_range(params: QParams, observed: tuple[float, float] | None) -> tuple[float, float]:
+    """The range of a quantizer of few bits, with what the rounding of its zero point cut off of what was observed: of a GELU's
+    output all that is negative, with 4 bits, which 8 bits must not cut off.
+    """
+    scale, zero = float(params.scale), int(params.zero_point)
+    low, high = scale * (params.spec.qmin - zero), scale * (params.spec.qmax - zero)
+    if observed is None:
+        return low, high
+    return min(low, max(observed[0], low - scale)), max(high, min(observed[1], high + scale))
 
 
 def _with_own_weights(plan: QuantPlan, changes: Sequence[Change]) -> QuantPlan:
