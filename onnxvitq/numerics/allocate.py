@@ -68,15 +68,6 @@ def least_error(sizes: Sizes, errors: Errors, budget: float) -> tuple[int, ...]:
     return _minimise(_as_floats(errors), _as_floats(sizes), budget)
 
 
-def least_size(sizes: Sizes, errors: Errors, limit: float) -> tuple[int, ...]:
-    """The dual: the least sum of sizes among those whose sum of errors is at most ``limit``.
-
-    Raises:
-        ValueError: even the best options exceed the limit.
-    """
-    return _minimise(_as_floats(sizes), _as_floats(errors), limit)
-
-
 def _as_floats(values: Sizes | Errors) -> list[Floats]:
     return [np.asarray(one, np.float64) for one in values]  # sizes are whole numbers far below 2 ** 53
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxvitq.numerics import allocate
-from onnxvitq.numerics.allocate import Errors, Sizes, least_error, least_size, pareto_front
+from onnxvitq.numerics.allocate import Errors, Sizes, least_error, pareto_front
 
 BITS = np.array([2, 3, 4, 5, 6, 8])
 
@@ -57,16 +57,6 @@ def test_least_error_is_that_of_the_enumeration(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_least_size_is_that_of_the_enumeration(seed: int) -> None:
-    sizes, errors = tiny(seed)
-    points = everything(sizes, errors)
-    for limit in np.quantile([point[1] for point in points], [0.01, 0.2, 0.5, 1.0]):
-        size, error = sums(sizes, errors, least_size(sizes, errors, float(limit)))
-        assert error <= limit * (1 + 1e-9)
-        assert size == min(point[0] for point in points if point[1] <= limit * (1 + 1e-12))
-
-
-@pytest.mark.parametrize("seed", range(30))
 def test_the_front_is_that_of_the_enumeration(seed: int) -> None:
     sizes, errors = tiny(seed)
     points = everything(sizes, errors)
@@ -105,7 +95,6 @@ def test_sizes_without_a_common_step_are_solved_exactly() -> None:
     size, error = sums(sizes, errors, least_error(sizes, errors, budget))
     assert size <= budget
     assert error < sum(one[3] for one in errors)
-    assert sums(sizes, errors, least_size(sizes, errors, error))[0] <= size
 
 
 def test_a_front_of_too_many_points_keeps_true_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +110,8 @@ def test_a_front_of_too_many_points_keeps_true_sizes(monkeypatch: pytest.MonkeyP
         assert error >= exact.errors[exact.sizes <= size][-1] * (1 - 1e-12)
 
 
-def test_an_option_of_no_error_can_be_the_only_one_allowed() -> None:
+def test_an_option_of_no_error_is_taken_where_it_fits() -> None:
     sizes, errors = [np.array([4, 32]), np.array([4, 32])], [np.array([0.5, 0.0]), np.array([0.25, 0.0])]
-    assert least_size(sizes, errors, 0.0) == (1, 1)
     assert least_error(sizes, errors, 64) == (1, 1)
     assert least_error(sizes, errors, math.inf) == (1, 1)
 
@@ -132,5 +120,3 @@ def test_what_cannot_be_met_is_said() -> None:
     sizes, errors = [np.array([4, 8])], [np.array([2.0, 1.0])]
     with pytest.raises(ValueError, match="at least 4, got 3"):
         least_error(sizes, errors, 3)
-    with pytest.raises(ValueError, match=r"at least 1, got 0\.5"):
-        least_size(sizes, errors, 0.5)
