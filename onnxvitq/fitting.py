@@ -199,10 +199,6 @@ class Fitter:
             quality=self._quality,
         )
 
-    def _needed(self) -> tuple[StatRequest, ...]:
-        """What the exact changes and all steps need of the graph as it is."""
-        return tuple(dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests())))
-
     def _requests(self) -> tuple[StatRequest, ...]:
         """What all steps need, each statistic once: one sweep serves them all."""
         requests = [request for step in self._steps for request in step.needs(self._problem, self._plan)]
@@ -344,8 +340,8 @@ class Fitter:
         after: OutputDifference | None = None
         self._take(graph)
         if self._is_exact():
-            requests = self._needed()
-            self._stats = self._measure(requests)
+            requests = dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests()))
+            self._stats = self._measure(tuple(requests))
             self._plan, _ = self._minmax()
             after = self._difference(self._plan) if self._config.judged else None
             if self._does_no_harm(after, DOUBT_DB):

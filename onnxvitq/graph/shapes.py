@@ -35,7 +35,7 @@ def reshaped(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
     """Shapes of Reshapes' results in terms of the graph inputs' sizes, as a sorted graph has them; annotations change.
 
     onnxruntime does not follow an open size through joined rows. Without names for it, it compares every buffer with every
-    other as it loads (a fifth of the time to load DeiT-T) and shares fewer.
+    other as it loads (DeiT-T: a third of the time to load it) and shares fewer.
     """
     infer_shapes(graph)
     sizes = {size for tensor in graph.inputs for size in tensor.shape or () if isinstance(size, str)}
