@@ -16,7 +16,7 @@ BITS = re.compile("w([2-8])a([2-8])")
 Method = Literal["search", "closed-form", "aiqvit"]
 RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
-StepName = Literal["rotation", "channels", "online-channels", "softmax", "scales", "bias", "weights"]
+StepName = Literal["rotation", "channels", "online-channels", "softmax", "outer-linears", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
 Effort = Literal["fast", "default", "best"]
 Granularity = Literal["module", "layer"]
@@ -59,7 +59,8 @@ class QuantConfig:
     ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer and chooses the form of every input. skip: steps to leave out (rotation, channels, online-channels and softmax change
-    the float model exactly; scales, bias and weights fit). also: steps to run although the effort leaves them out (no effort
+    the float model exactly; outer-linears leaves layers outside the blocks in float where these make most of the error; scales,
+    bias and weights fit). also: steps to run although the effort leaves them out (no effort
     rotates). candidates, rounds: size of the search; None goes with the effort.
     acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
     activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same

@@ -1,8 +1,8 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
-Order: streams are rotated and channels mapped (exact), bits chosen where they may differ, scales searched, formats chosen,
-biases corrected, weights solved again, blocks learned. Each of these is kept unless it harms the model's *output* on held-out
-samples.
+Order: layers outside the blocks that ruin the output stay in float, streams are rotated and channels mapped (exact), bits
+chosen where they may differ, scales searched, formats chosen, biases corrected, weights solved again, blocks learned. Each of
+these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import gc
@@ -49,8 +49,8 @@ from onnxvitq.runtime.sweep import Sampling, sweep
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB, PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
-from onnxvitq.steps.bits import starting_formats
-from onnxvitq.steps.formats import choose_contexts, choose_inputs, most_accurate
+from onnxvitq.steps.bits import starting_formats, without_nodes
+from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
@@ -63,6 +63,7 @@ from onnxvitq.steps.step import Step
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
+RUINED_DB = 20.0  # of the output's SQNR: a tenth of its amplitude is error
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 MISSED = "reason"  # of a part that cannot be changed, why
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
@@ -147,6 +148,7 @@ class Fitter:
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
         self._best = -CAP_DB  # the highest SQNR of what was kept so far
         self._roles: dict[str, str] = {}
+        self._in_float: dict[str, str] = {}  # layers that ruined the output, each with the reason
         self._sensitivity: dict[str, Any] | None = None
         self._precision: dict[str, Any] | None = None
         self._quality: dict[str, Any] | None = None
@@ -161,7 +163,8 @@ class Fitter:
         blockmap = replace(found, linears=linears)
         self._graph = graph
         self._problem = Problem(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
-        self._plan = make_plan(blockmap, starting_formats(self._config, self._problem))
+        plan = make_plan(blockmap, starting_formats(self._config, self._problem))
+        self._plan = without_nodes(plan, self._in_float)
         self._positions = _token_weights(graph, blockmap)
         gc.collect()  # graphs are full of cycles: what was taken out of one holds its weights until then
 
@@ -211,6 +214,7 @@ class Fitter:
         config, fitted = self._config, self._steps[1:]
         asked: list[tuple[bool, Callable[[], None]]] = [
             (True, self._start),
+            (config.runs("outer-linears") and not config.sized, self._choose_outer_linears),
             *((True, partial(self._change, *step)) for step in self._exact_steps()),
             (config.mixed, self._choose_bits),
             *((True, partial(self._run, step)) for step in fitted if not isinstance(step, CorrectBias)),
@@ -359,6 +363,15 @@ class Fitter:
             value = Session(path, threads=self._config.threads).run(feed, [self._output])[0]
         reference = self._wholes[0]
         return bool(np.abs(value - reference).max() <= EXACT * np.abs(reference).max())
+
+    def _choose_outer_linears(self) -> None:
+        """Layers outside the blocks stay float where they ruin the output."""
+        if self._score is not None and self._score.sqnr_db < RUINED_DB:
+            known = self._plan.kept_float
+            self._accept_formats(
+                "outer-linears", *choose_outer_linears(self._plan, self._problem.blockmap, self._judge())
+            )
+            self._in_float = {name: why for name, why in self._plan.kept_float.items() if name not in known}
 
     def _choose_formats(self) -> None:
         """What the options leave open: the form of the linears' inputs, and which products stay float."""

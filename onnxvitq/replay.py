@@ -8,7 +8,7 @@ from onnxvitq.data.arrays import sample_digests
 from onnxvitq.data.source import Source
 from onnxvitq.steps.step import is_held_out
 
-HELD_OUT_BYTES = 8 * 2**20  # of held-out inputs kept for the acceptance of steps
+HELD_OUT_BYTES = 32 * 2**20  # of held-out inputs kept for the acceptance of steps
 KEPT_FEEDS = 16  # of an iterable that cannot be relied on to give the same again: what every pass after the first sees
 
 

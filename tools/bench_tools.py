@@ -241,11 +241,6 @@ TOOLS = {
             ("onnxvitq", "onnxvitq", {}),
             ("onnxvitq-minmax", "onnxvitq --objective minmax", {"objective": "minmax"}),
             (
-                "onnxvitq-products",
-                "onnxvitq --nodes-to-exclude '*Conv*'",
-                {"nodes_to_exclude": ("*Conv*",)},
-            ),
-            (
                 "onnxvitq-minmax-dynamic",
                 "onnxvitq --objective minmax --activations dynamic",
                 {"objective": "minmax", "activations": "dynamic"},

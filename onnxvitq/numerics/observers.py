@@ -14,7 +14,7 @@ ROWS = 512  # rows kept a tensor, over all samples
 IMAGES = 6  # samples whose attention operands are kept
 MATRICES, QUERIES = 16, 32  # heads (or heads x windows) and, of a left operand, rows kept of each sample
 FIRST_SHARE = 8  # samples that fill the rows at first
-WHOLE_BYTES = 16 * 2**20  # of whole tensors kept
+WHOLE_BYTES = 64 * 2**20  # of whole tensors kept
 
 
 class Range:

@@ -1,25 +1,34 @@
-"""How the inputs of linears are quantized, and which products of attentions stay float, where the options leave it open.
+"""How the inputs of linears are quantized, and which products and which layers outside the blocks stay float, where the
+options leave it open.
 
-Both start from the most accurate form everywhere and walk back part by part to what is cheaper, as long as the *model's output*
+All start from the most accurate form everywhere and walk back part by part to what is cheaper, as long as the *model's output*
 on held-out samples loses little. The other way round, from the cheapest, one part's gain would not be seen under the error of
-the others. Each judgement writes, loads and runs the model: at most 2 + 2 P for P kinds of inputs, 1 + GROUPS for products.
+the others. Each judgement writes, loads and runs the model: at most 2 + 2 P for P kinds of inputs, 2 + GROUPS for products and
+for layers.
 
 What the forms cost (ViT-S geometry, one thread, interleaved with the all-static int8 model; a loaded machine, so rather
 less than exact): ranges measured at run time 0 to 7 %; products with V in float nothing; tokens divided by their largest value
 8 to 16 % for one kind of layer in every block, 30 % for all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from onnxvitq.blockmap import Attention, BlockMap, Product
+from onnxvitq.blockmap import Attention, BlockMap, Linear, Product
 from onnxvitq.plan import QuantPlan
 from onnxvitq.steps.accept import Judge, PartOutcome, part_name, without
+from onnxvitq.steps.bits import without_nodes
 from onnxvitq.steps.policy import dynamic_inputs, token_inputs
 
 FREE_DB = 0.1  # of the output's SQNR: the loss that a form without a run time of its own must spare
 TOKEN_DB = 0.5  # the loss that dividing tokens must spare, for one kind of layer
-GROUPS = 4  # of consecutive attentions, which go back to integers together
+OUTER_DB = 10.0  # the loss that linear layers outside all blocks must make: nine tenths of the output's error
+RETURN_DB = 1.0  # the loss that they may make, all together, that go back to integers
+GROUPS = 4  # of consecutive attentions or linear layers, which go back to integers together
+GAINS = "the output gains from it in float"
+
+_Part = TypeVar("_Part", Attention, Linear)
 
 
 def most_accurate(plan: QuantPlan) -> QuantPlan:
@@ -70,32 +79,65 @@ def choose_contexts(
 ) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
     """Products of probabilities and values in float, where that spares the output ``worth`` dB.
 
-    All in float first; then groups of consecutive attentions go back to integers if the output loses less than their share.
-
     Returns:
         The plan, and an outcome a trial: ``accepted`` tells that products went (or went back) as tried.
     """
-    score, found = judge(plan), [one for one in blockmap.attentions if _is_planned(plan, one)]
+    found = [one for one in blockmap.attentions if _is_planned(plan, one)]
+    return _fewest_in_float(plan, found, _contexts_in_float, judge, (worth, worth))
+
+
+def choose_outer_linears(
+    plan: QuantPlan, blockmap: BlockMap, judge: Judge
+) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """Linear layers before the first attention and between the blocks in float, where that spares the output ``OUTER_DB``;
+    patch embedding and head are not among them.
+
+    In hybrids these are the pointwise convolutions of a convolutional part. Its activations have no normalisation to bound
+    them and no residual stream to drown their error: of a text recogniser's 34 linear layers, the 16 outside its blocks made
+    nearly all of the error, and what they changed were decisions.
+
+    Returns:
+        The plan, and an outcome a trial: ``accepted`` tells that layers went (or went back) as tried.
+    """
+    first = next((index for index, one in enumerate(blockmap.linears) if ".attn." in one.role), 0)
+    found = [
+        one
+        for index, one in enumerate(blockmap.linears)
+        if (index < first or one.role == "linear") and one.kind == "linear" and _has_8_bits(plan, one)
+    ]
+    return _fewest_in_float(plan, found, _linears_in_float, judge, (OUTER_DB, RETURN_DB))
+
+
+def _fewest_in_float(
+    plan: QuantPlan,
+    found: Sequence[_Part],
+    in_float: Callable[[QuantPlan, Sequence[_Part]], QuantPlan],
+    judge: Judge,
+    worth: tuple[float, float],
+) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """All in float first, if that spares the first of these dB; then groups of neighbours go back to integers if the output
+    loses less than their share of the second.
+    """
     if not found:
         return plan, ()
-    chosen = _in_float(plan, found)
+    score, chosen = judge(plan), in_float(plan, found)
     reached = judge(chosen)
-    accepted = reached - score >= worth
+    accepted = reached - score >= worth[0]
     outcomes = [PartOutcome(part="all float", accepted=accepted, before=round(score, 3), after=round(reached, 3))]
     if not accepted:
         return plan, tuple(outcomes)
-    score, in_float = reached, list(found)
+    score, remaining = reached, list(found)
     size = -(-len(found) // GROUPS)
     for start in range(0, len(found), size):
         group = found[start : start + size]
-        others = [one for one in in_float if one not in group]
-        trial = _in_float(plan, others)
+        others = [one for one in remaining if one not in group]
+        trial = in_float(plan, others)
         reached = judge(trial)
-        accepted = score - reached < worth * len(group) / len(found)
+        accepted = score - reached < worth[1] * len(group) / len(found)
         name = f"int8 {group[0].name} to {group[-1].name}"
         outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
         if accepted:
-            chosen, score, in_float = trial, reached, others
+            chosen, score, remaining = trial, reached, others
     return chosen, tuple(outcomes)
 
 
@@ -107,9 +149,23 @@ def _is_planned(plan: QuantPlan, attention: Attention) -> bool:
     )
 
 
-def _in_float(plan: QuantPlan, attentions: Sequence[Attention]) -> QuantPlan:
+def _contexts_in_float(plan: QuantPlan, attentions: Sequence[Attention]) -> QuantPlan:
     contexts = [
         Product(name=one.context_node, left=one.probs, right=one.value, constant="", reason="") for one in attentions
     ]
-    reasons = dict.fromkeys((one.context_node for one in attentions), "the output gains from it in float")
+    reasons = dict.fromkeys((one.context_node for one in attentions), GAINS)
     return replace(without(plan, contexts), kept_float={**plan.kept_float, **reasons})
+
+
+def _has_8_bits(plan: QuantPlan, linear: Linear) -> bool:
+    """Whether a layer is quantized, and not asked to be coarse."""
+    sites = [plan.decisions.get(tensor) for tensor in (linear.input, linear.weight)]
+    readers = [(linear.name, port) for port in range(2)]
+    return all(
+        site is not None and site.spec.bits == 8 and reader in site.site.consumers
+        for site, reader in zip(sites, readers, strict=True)
+    )
+
+
+def _linears_in_float(plan: QuantPlan, linears: Sequence[Linear]) -> QuantPlan:
+    return without_nodes(plan, dict.fromkeys((one.name for one in linears), GAINS))

@@ -4,10 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from onnxvitq.blockmap import BlockMap
+from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.config import QuantConfig
 from onnxvitq.plan import QuantPlan
-from onnxvitq.steps.formats import FREE_DB, TOKEN_DB, choose_contexts, choose_inputs, most_accurate
+from onnxvitq.steps.formats import (
+    FREE_DB,
+    OUTER_DB,
+    RETURN_DB,
+    TOKEN_DB,
+    choose_contexts,
+    choose_inputs,
+    choose_outer_linears,
+    most_accurate,
+)
 from onnxvitq.steps.policy import make_plan
 
 CONTEXT = "/attn/MatMul_1"
@@ -105,3 +114,41 @@ def test_groups_that_gain_nothing_go_back_to_integers(blockmap: BlockMap, plan: 
 def test_without_a_planned_product_there_is_nothing_to_choose(blockmap: BlockMap) -> None:
     plan = make_plan(blockmap, QuantConfig(attention="float"))
     assert choose_contexts(plan, blockmap, lambda one: float(len(one.decisions)), WORTH_DB)[0] is plan
+
+
+@pytest.fixture
+def hybrid(blockmap: BlockMap) -> BlockMap:
+    """A stem of two layers, one of them in an MLP of its own, a patch embedding, a layer after the block, and a head."""
+
+    def like(name: str, role: str) -> Linear:
+        return replace(blockmap.linears[-1], name=name, role=role, input=f"{name}.input", weight=f"{name}.weight")
+
+    stem = (like("stem", "linear"), like("gate", "block0.mlp.fc1"))
+    patches = replace(like("patches", "patch_embed"), kind="patch_embedding")
+    return replace(
+        blockmap, linears=(*stem, patches, *blockmap.linears, like("between", "linear"), like("head", "head"))
+    )
+
+
+def floats(plan: QuantPlan) -> set[str]:
+    return set(plan.kept_float)
+
+
+def test_layers_outside_the_blocks_are_float_where_they_ruin_the_output(hybrid: BlockMap) -> None:
+    plan, costs = make_plan(hybrid, QuantConfig()), {"stem": 7.0, "gate": 7.0, "between": 7.0}
+    chosen, parts = choose_outer_linears(plan, hybrid, lambda one: sum(costs[name] for name in floats(one)))
+    assert floats(chosen) == {"stem", "gate", "between"}
+    assert (parts[0].accepted, {part.accepted for part in parts[1:]}) == (True, {False})
+    assert not {"stem.input", "gate.input", "between.input", "stem.weight"} & chosen.decisions.keys()
+
+
+def test_those_that_do_no_harm_go_back_to_integers(hybrid: BlockMap) -> None:
+    plan, costs = make_plan(hybrid, QuantConfig()), {"stem": 1.1 * OUTER_DB, "gate": 0.2 * RETURN_DB, "between": 0.0}
+    chosen, _ = choose_outer_linears(plan, hybrid, lambda one: sum(costs[name] for name in floats(one)))
+    assert floats(chosen) == {"stem"}
+
+
+@pytest.mark.parametrize(("gain", "bits"), [(0.9 * OUTER_DB, "w8a8"), (2 * OUTER_DB, "w4a8"), (2 * OUTER_DB, "w8a4")])
+def test_layers_that_cost_less_or_were_asked_to_be_coarse_stay(hybrid: BlockMap, gain: float, bits: str) -> None:
+    plan = make_plan(hybrid, QuantConfig(bits=bits, edges_at_8_bits=False))
+    assert choose_outer_linears(plan, hybrid, lambda one: gain * bool(floats(one)))[0] is plan
