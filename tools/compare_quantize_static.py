@@ -8,7 +8,6 @@ of the machine's speed meets all of them. Seconds are wall time from the call to
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from vit_s import export, prepare
+
+from onnxvitq.runtime.footprint import peak_resident
 
 RESULTS = Path(__file__).parent / "results" / "compare_quantize_static.md"
 CONTESTANTS = ("quantize_static", "onnxvitq minmax", "onnxvitq default")
@@ -46,7 +47,7 @@ def run_one(contestant: str, model: str, data: str, output: str) -> dict[str, fl
         start = time.perf_counter()
         onnxvitq.pipeline.quantize(model, data, output, config)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mb": peak_resident() / 1e6}
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from bench_peers import GEOMETRIES, INPUT, export
 import onnxvitq.pipeline
 from onnxvitq.config import QuantConfig
 from onnxvitq.evaluation.report import environment
+from onnxvitq.runtime.footprint import peak_resident
 from onnxvitq.runtime.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "fit_cost.md"
@@ -49,7 +50,7 @@ def clocked(work: Callable[[], object]) -> dict[str, float]:
     work()
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": seconds, "cpu": cpu, "peak_mb": after.ru_maxrss * 1024 / 1e6}
+    return {"seconds": seconds, "cpu": cpu, "peak_mb": peak_resident() / 1e6}
 
 
 def float_pass(model: str, count: int, threads: int) -> dict[str, float]:

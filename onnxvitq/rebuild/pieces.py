@@ -14,7 +14,7 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
 
 SIDE_BY_SIDE = 8  # samples whose outputs are in memory at a time
-IN_MEMORY = 64 * 2**20  # bytes of stored tensors of one network; what comes after goes to files
+IN_MEMORY = 24 * 2**20  # bytes of stored tensors of one network; what comes after goes to files
 
 
 class Store:

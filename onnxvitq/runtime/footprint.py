@@ -50,17 +50,17 @@ def footprint(model: Path, feed: Path, threads: int) -> Footprint:
 def _measure(model: Path, feed: Path, threads: int) -> Footprint:
     with np.load(feed) as file:
         values = {name: file[name] for name in file.files}
-    before = _peak()
+    before = peak_resident()
     start = time.perf_counter()
     session = Session(model, threads=threads)
     load = time.perf_counter() - start
     for _ in range(RUNS):
         session.run(values)
-    return Footprint(model=str(model), load_ms=round(1e3 * load, 2), peak_mb=round((_peak() - before) / 1e6, 2))
+    return Footprint(model=str(model), load_ms=round(1e3 * load, 2), peak_mb=round((peak_resident() - before) / 1e6, 2))
 
 
-def _peak() -> int:
-    """Bytes that were resident at most. Not from getrusage where there is another way: a child inherits its parent's there."""
+def peak_resident() -> int:
+    """Bytes that this process had resident at most. Not from getrusage where there is another way: a child inherits its parent's there."""
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "VmHWM" in fields:
