@@ -60,7 +60,10 @@ def _measure(model: Path, feed: Path, threads: int) -> Footprint:
 
 
 def peak_resident() -> int:
-    """Bytes that this process had resident at most. Not from getrusage where there is another way: a child inherits its parent's there."""
+    """Bytes that this process had resident at most.
+
+    Not from getrusage where there is another way: a child inherits its parent's peak there.
+    """
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "VmHWM" in fields:
