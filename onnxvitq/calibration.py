@@ -6,7 +6,6 @@ changes, the name changes, and the sweep runs. Entries are never removed; the fo
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -58,13 +57,13 @@ class CalibrationCache:
         path = self.folder / f"{key}.npz"
         if path.exists():
             try:
-                return _read(path, key, requests)
+                return read_stats(path, key, requests)
             except UNREADABLE as error:
                 logger.warning("calibration cache: %s is damaged or foreign, and not used (%s)", path, error)
         stats = measure()
         try:
             with atomic_file(path) as temporary:
-                _write(temporary, key, stats)
+                write_stats(temporary, stats, key)
         except OnnxVitqError as error:  # the work goes on without it
             logger.warning("calibration cache: %s", error)
         return stats
@@ -107,8 +106,12 @@ def _code() -> str:
     return f"{[(name, version(name)) for name in PACKAGES]} {digest.hexdigest()}"
 
 
-def _write(path: Path, key: str, stats: Stats) -> None:
-    """One JSON header, and the arrays, numbered in its order."""
+def write_stats(path: Path, stats: Stats, key: str = "") -> None:
+    """One JSON header, and the arrays, numbered in its order.
+
+    Raises:
+        OSError: no room for it.
+    """
     wholes = {name: len(values) for name, values in stats.wholes.items()}
     header: dict[str, Any] = {"key": key, "count": stats.count, "ranges": dict(stats.ranges), "wholes": wholes}
     header |= {field: list(getattr(stats, field)) for field in ARRAYS}
@@ -119,15 +122,15 @@ def _write(path: Path, key: str, stats: Stats) -> None:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **named)
 
 
-def _read(path: Path, key: str, requests: Sequence[StatRequest]) -> Stats:
-    """The entry of that key; raises one of ``UNREADABLE``."""
-    loaded = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)  # a zip's sums are checked as it is read
-    header = json.loads(loaded["header"].tobytes())
-    if header["key"] != key:
-        raise ValueError("an entry of another name")
-    arrays = (loaded[f"array{index}"] for index in range(len(loaded.files) - 1))
-    values: dict[str, Any] = {field: {name: next(arrays) for name in header[field]} for field in ARRAYS}
-    values["wholes"] = {name: tuple(next(arrays) for _ in range(n)) for name, n in header["wholes"].items()}
+def read_stats(path: Path, key: str = "", requests: Sequence[StatRequest] = ()) -> Stats:
+    """What was written under that key, with what is requested among it; raises one of ``UNREADABLE``."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:  # a zip's sums are checked as it is read
+        header = json.loads(loaded["header"].tobytes())
+        if header["key"] != key:
+            raise ValueError("an entry of another name")
+        arrays = (loaded[f"array{index}"] for index in range(len(loaded.files) - 1))
+        values: dict[str, Any] = {field: {name: next(arrays) for name in header[field]} for field in ARRAYS}
+        values["wholes"] = {name: tuple(next(arrays) for _ in range(n)) for name, n in header["wholes"].items()}
     values["ranges"] = {name: (float(low), float(high)) for name, (low, high) in header["ranges"].items()}
     missing = [request.tensor for request in requests if request.tensor not in values[FIELDS[request.kind]]]
     if missing:

@@ -5,7 +5,6 @@ chosen where they may differ, scales searched, formats chosen, biases corrected,
 these is kept unless it harms the model's *output* on held-out samples.
 """
 
-import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
 from onnxvitq.blocks.streams import find_streams
-from onnxvitq.calibration import CalibrationCache
+from onnxvitq.calibration import CalibrationCache, read_stats, write_stats
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.evaluation.bench import FREE_SIDE, random_feed
@@ -43,6 +42,7 @@ from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import products
 from onnxvitq.rewrite.rotation import rotate_streams
 from onnxvitq.rewrite.transforms import apply_maps, divide_late
+from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
 from onnxvitq.runtime.sweep import Sampling, sweep
@@ -166,7 +166,7 @@ class Fitter:
         plan = make_plan(blockmap, starting_formats(self._config, self._problem))
         self._plan = without_nodes(plan, self._in_float)
         self._positions = _token_weights(graph, blockmap)
-        gc.collect()  # graphs are full of cycles: what was taken out of one holds its weights until then
+        give_back()
 
     def calibrate(self, count: int | None) -> None:
         """The first sweep: everything that the steps need of the graph as it is, and the float outputs.
@@ -186,6 +186,7 @@ class Fitter:
         stages = self._stages()
         for done, stage in enumerate(stages, start=1):
             stage()
+            give_back()
             self._progress("fit", done, len(stages))
         return Fitted(
             graph=self._graph,
@@ -340,18 +341,26 @@ class Fitter:
         """Work on the changed graph from here on, if the float model stays what it is and the output is as good; what the
         report says of it.
         """
-        before = (self._graph, self._problem, self._plan, self._stats, self._positions)
+        before = (self._graph, self._problem, self._plan, self._positions)
         after: OutputDifference | None = None
-        self._take(graph)
-        if self._is_exact():
-            requests = dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests()))
-            self._stats = self._measure(tuple(requests))
-            self._plan, _ = self._minmax()
-            after = self._difference(self._plan) if self._config.judged else None
-            if self._does_no_harm(after, DOUBT_DB):
-                self._keep(after)
-                return {"accepted": True, "kept": parts, "after": self._sqnr}
-        self._graph, self._problem, self._plan, self._stats, self._positions = before
+        with scratch_folder() as folder:
+            aside = folder / "statistics.npz"  # the next ones take as much room, half of all that a fit holds
+            try:
+                write_stats(aside, self._stats)
+            except OSError as error:
+                raise scratch_error(folder, error) from error
+            self._stats = replace(self._stats, rows={}, lefts={}, rights={})
+            self._take(graph)
+            if self._is_exact():
+                requests = dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests()))
+                self._stats = self._measure(tuple(requests))
+                self._plan, _ = self._minmax()
+                after = self._difference(self._plan) if self._config.judged else None
+                if self._does_no_harm(after, DOUBT_DB):
+                    self._keep(after)
+                    return {"accepted": True, "kept": parts, "after": self._sqnr}
+            self._graph, self._problem, self._plan, self._positions = before
+            self._stats = read_stats(aside)
         return {"after": None if after is None else round(after.sqnr_db, 3)}
 
     def _is_exact(self) -> bool:
@@ -416,7 +425,7 @@ class Fitter:
     def _rebuild(self) -> None:
         """Solve the weights again; all of them or none, as each is solved against those before it."""
         self._stats = replace(self._stats, lefts={}, rights={})  # read by the search alone; a tenth of what is held
-        gc.collect()  # the graph before the last exact change
+        give_back()  # the graph before the last exact change
         options = Rebuild(positions=self._positions, threads=self._config.threads)
         with scratch_folder() as folder:
             try:

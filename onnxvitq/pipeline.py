@@ -51,6 +51,7 @@ from onnxvitq.plan import QuantPlan
 from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.footprint import Footprint
+from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.profile import OperatorTime
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
@@ -129,8 +130,11 @@ def quantize(
             fitter.decisions = read_decisions(model, judge, feeds.digests, config.threads)
     with watch("fit"):
         fitted = fitter.fit()
+        decisions = fitter.decisions
+        del fitter  # the statistics go with it
+        give_back()
     with watch("write"):
-        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, fitter.decisions)}
+        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
         proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, shapes=True)
         check_written(proto, str(output))
     sizes = {"float": loaded.size / 1e6}
@@ -138,7 +142,7 @@ def quantize(
     reference, outcomes, saturation = fitted.reference, fitted.outcomes, fitted.saturation
     bits = reports.describe_bits(blockmap, plan, proto)
     asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
-    del fitter, fitted, loaded
+    del fitted, loaded
     with atomic_file(output) as temporary:
         with watch("write"):
             sizes["quantized"] = save_model(proto, temporary) / 1e6

@@ -132,7 +132,11 @@ def test_a_value_of_the_wrong_type(name: str, value: object, expected: str) -> N
         ("activations", "int8", "expected one of static, dynamic, token, auto"),
         ("attention", "uint8", "expected one of int8, mixed, float, auto"),
         ("effort", "slow", "expected one of fast, default, best"),
-        ("skip", ("rounding",), "expected one of rotation, channels, online-channels, softmax, outer-linears, scales, bias, weights"),
+        (
+            "skip",
+            ("rounding",),
+            "expected one of rotation, channels, online-channels, softmax, outer-linears, scales, bias, weights",
+        ),
         ("also", ("rounding",), "expected one of rotation, channels"),
         ("bits", "w9a8", "expected wNaM with N and M 2 to 8"),
         ("candidates", 1, "expected 2 to 1000"),

@@ -30,6 +30,7 @@ from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
+from onnxvitq.runtime.memory import give_back
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
 from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome, seen_input
 
@@ -94,6 +95,7 @@ def rebuild_weights(
             planned = [one for one in group if planned_linear(plan, one)]
             parts = [_Solver(problem, plan, part, options) for part in _formats(plan, planned)]
             found = {one.linear: one for part in parts for one in part.solve(exact, coded, streams)}
+            give_back(cycles=False)
             for linear in group:
                 weight, bias = problem.weight(linear.name), problem.bias(linear.name)
                 exact.compute(linear, affine(weight, bias, None))
@@ -108,6 +110,7 @@ def rebuild_weights(
                     linear,
                     affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
                 )
+            give_back(cycles=False)
     before, after = [one[0] for one in solved], [one[1] for one in solved]
     return plan, outcome("weights", before, after, sum(one[2] for one in solved))
 
