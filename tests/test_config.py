@@ -248,7 +248,7 @@ def test_what_an_effort_leaves_out_runs_where_it_is_asked_for(effort: Effort) ->
 
 def test_a_step_cannot_be_left_out_and_run_as_well() -> None:
     assert QuantConfig(effort="fast", also=("weights",)).runs("weights")
-    with pytest.raises(ConfigError, match="expected one of rotation, .*, scales, bias, got 'weights'"):
+    with pytest.raises(ConfigError, match=r"expected one of rotation, .*, scales, bias, got 'weights'"):
         QuantConfig(skip=("weights",), also=("weights",))
 
 
