@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from onnxvitq.learn.block import Learned, QuantizedUnit
+from onnxvitq.learn.network import Values
 from onnxvitq.learn.samples import Samples
 from onnxvitq.spec import FloatArray
-from onnxvitq.steps.step import is_held_out
 
 RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch": 2e-2}
 
@@ -39,7 +39,8 @@ class Reconstruction:
     learned: which parameters. iterations: a block. batch: samples an iteration. rates: of Adam, by kind. curriculum: easy
     samples first, the share used growing linearly from ``share`` to all of them at half time (W3A3, bundled model and twin: the
     output's held-out SQNR 17.2 and 16.3 dB with it, 15.3 and 15.3 without). positions: weight of each
-    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. seed: of every draw.
+    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples,
+    for each sample that is learned from, to learn from as well. seed: of every draw.
     threads: of onnxruntime. checkpoint: a folder for what is done. progress: told now and then.
     """
 
@@ -50,6 +51,7 @@ class Reconstruction:
     curriculum: bool = True
     share: float = 0.25
     drop: float = 0.5
+    mixtures: float = 4.0
     positions: FloatArray | None = None
     seed: int = 0
     threads: int = 0
@@ -61,7 +63,7 @@ class Reconstruction:
         """What decides the result; JSON-able but for what has a text of its own."""
         positions = None if self.positions is None else self.positions.tolist()
         apart = {"positions": positions, "learned": asdict(self.learned), "rates": dict(self.rates)}
-        names = ("iterations", "batch", "curriculum", "share", "drop", "seed")
+        names = ("iterations", "batch", "curriculum", "share", "drop", "mixtures", "seed")
         return {**{name: getattr(self, name) for name in names}, **apart}
 
 
@@ -77,25 +79,33 @@ class Training:
 
     def __init__(self, module: QuantizedUnit, samples: Samples, options: Reconstruction) -> None:
         self.module, self.options = module, options
-        unit = module.unit
-        fit = [index for index in range(samples.count) if not is_held_out(index)]
-        self.inputs = [{name: torch.from_numpy(samples.coded.get(name, one)) for name in unit.inputs} for one in fit]
-        self.targets = [{name: torch.from_numpy(samples.exact.get(name, one)) for name in unit.outputs} for one in fit]
-        self.targets = [{n: v for n, v in one.items() if v.is_floating_point()} for one in self.targets]
-        self.power = {
-            name: float(np.mean([float(_weighted(one[name] ** 2, options.positions)) for one in self.targets]))
-            for name in self.targets[0]
-        }
+        self.count, self._samples, self._numbers = len(samples.learned), samples, samples.learned
+        powers = [
+            {name: float(_weighted(value**2, options.positions)) for name, value in self._targets(one).items()}
+            for one in range(self.count)
+        ]
+        self.power = {name: float(np.mean([one[name] for one in powers])) for name in powers[0]}
         self.joined = self._can_join()
+
+    def _inputs(self, place: int) -> Values:
+        """What the quantized network before this unit gives it of a sample; read again each time, as it may be in a file."""
+        number = self._numbers[place]
+        return {name: torch.from_numpy(self._samples.coded.get(name, number)) for name in self.module.unit.inputs}
+
+    def _targets(self, place: int) -> Values:
+        """What the float unit puts out."""
+        values = {name: self._samples.exact.get(name, self._numbers[place]) for name in self.module.unit.outputs}
+        return {name: torch.from_numpy(value) for name, value in values.items() if value.dtype.kind == "f"}
 
     def _can_join(self) -> bool:
         """Whether several samples are one batch for this unit."""
-        if len(self.inputs) < 2:
+        if self.count < 2:
             return False
         try:
             with torch.no_grad():
-                single = [self.module(one) for one in self.inputs[:2]]
-                both = self.module(_join(self.inputs[:2]))
+                first = [self._inputs(0), self._inputs(1)]
+                single = [self.module(one) for one in first]
+                both = self.module(_join(first))
             return all(
                 torch.allclose(both[n], torch.cat([one[n] for one in single]), atol=1e-4, rtol=1e-3) for n in self.power
             )
@@ -106,10 +116,10 @@ class Training:
         """Mean over the samples of the squared error over the mean power of each output."""
         if self.joined:
             return self._error(
-                _join([self.inputs[one] for one in chosen]), _join([self.targets[one] for one in chosen])
+                _join([self._inputs(one) for one in chosen]), _join([self._targets(one) for one in chosen])
             )
         weights = self.module.weights()
-        return torch.stack([self._error(self.inputs[one], self.targets[one], weights) for one in chosen]).mean()
+        return torch.stack([self._error(self._inputs(one), self._targets(one), weights) for one in chosen]).mean()
 
     def _error(
         self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Sequence[Tensor] | None = None
@@ -145,7 +155,7 @@ class Training:
     def draws(self) -> Callable[[int], list[int]]:
         """Iteration -> the samples it takes."""
         options, rng = self.options, np.random.default_rng(self.options.seed)
-        order = np.arange(len(self.inputs))
+        order = np.arange(self.count)
         if options.curriculum:
             with torch.no_grad():
                 order = np.argsort([float(self.loss([int(one)])) for one in order], kind="stable")
