@@ -27,6 +27,7 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.steps.step import is_held_out
 
 SHARES = (0.5, 1.0)  # of the first of two samples in a mixture
+MOST = 768  # samples to learn from, with mixtures: what they cost grows with them, and beyond this nothing was gained
 
 
 class Samples:
@@ -63,14 +64,14 @@ class Samples:
         Inputs that are not float, or differ in shape from sample to sample, are not mixed, and then nothing is.
 
         Args:
-            times: how many, over the samples that are learned from.
+            times: how many, over the samples that are learned from; never more than ``MOST`` with these.
             seed: of what is mixed, and how.
         """
         own = list(self.learned)
         if len(own) < 2 or not self._can_mix(own):
             return
         rng = np.random.default_rng(seed)
-        for number in range(round(times * len(own))):
+        for number in range(min(round(times * len(own)), max(MOST - len(own), 0))):
             one, other = (own[int(place)] for place in rng.choice(len(own), 2, replace=False))
             share = np.float32(rng.uniform(*SHARES))
             values = ((name, self.exact.get(name, one), self.exact.get(name, other)) for name in self.exact.names)

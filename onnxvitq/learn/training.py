@@ -51,7 +51,7 @@ class Reconstruction:
     curriculum: bool = True
     share: float = 0.25
     drop: float = 0.5
-    mixtures: float = 4.0
+    mixtures: float = 16.0
     positions: FloatArray | None = None
     seed: int = 0
     threads: int = 0
@@ -114,21 +114,29 @@ class Training:
 
     def loss(self, chosen: Sequence[int]) -> Tensor:
         """Mean over the samples of the squared error over the mean power of each output."""
+        return self.losses(chosen).mean()
+
+    def losses(self, chosen: Sequence[int]) -> Tensor:
+        """Of each sample (n,)."""
         if self.joined:
-            return self._error(
-                _join([self._inputs(one) for one in chosen]), _join([self._targets(one) for one in chosen])
+            return self._errors(
+                _join([self._inputs(one) for one in chosen]), _join([self._targets(one) for one in chosen]), len(chosen)
             )
         weights = self.module.weights()
-        return torch.stack([self._error(self._inputs(one), self._targets(one), weights) for one in chosen]).mean()
+        return torch.cat([self._errors(self._inputs(one), self._targets(one), 1, weights) for one in chosen])
 
-    def _error(
-        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Sequence[Tensor] | None = None
+    def _errors(
+        self,
+        inputs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        count: int,
+        weights: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        found, positions = self.module(inputs, weights), self.options.positions
-        errors = [
-            _weighted((found[name] - target) ** 2, positions) / self.power[name] for name, target in targets.items()
-        ]
-        return torch.stack(errors).sum()
+        """Of ``count`` samples that are one batch (count,)."""
+        found, positions, total = self.module(inputs, weights), self.options.positions, torch.zeros(count)
+        for name, target in targets.items():
+            total = total + _weighted((found[name] - target) ** 2, positions, count) / self.power[name]
+        return total
 
     def run(self, report: Callable[[int, float], None]) -> None:
         """All iterations; ``report`` is told the iteration and the loss now and then."""
@@ -137,11 +145,11 @@ class Training:
         if not groups:
             return
         optimiser = torch.optim.Adam(groups, foreach=True)
+        draw = self.draws()
         self.module.train()
         self.module.set_drop(options.drop)
         total = options.iterations
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-        draw = self.draws()
         for step in range(total):
             loss = self.loss(draw(step))
             optimiser.zero_grad()
@@ -153,12 +161,15 @@ class Training:
         self.module.eval()
 
     def draws(self) -> Callable[[int], list[int]]:
-        """Iteration -> the samples it takes."""
+        """Iteration -> the samples it takes. The easy ones are those on which the unit, as it is, errs least."""
         options, rng = self.options, np.random.default_rng(self.options.seed)
         order = np.arange(self.count)
         if options.curriculum:
+            self.module.eval()
             with torch.no_grad():
-                order = np.argsort([float(self.loss([int(one)])) for one in order], kind="stable")
+                starts = range(0, self.count, options.batch)
+                parts = [self.losses(range(self.count)[start : start + options.batch]) for start in starts]
+            order = torch.cat(parts).argsort(stable=True).numpy()
 
         def draw(step: int) -> list[int]:
             share = (
@@ -172,9 +183,10 @@ class Training:
         return draw
 
 
-def _weighted(errors: Tensor, positions: FloatArray | None) -> Tensor:
+def _weighted(errors: Tensor, positions: FloatArray | None, count: int = 1) -> Tensor:
+    """Mean of each of ``count`` samples that are one batch (count,)."""
     weights = torch.from_numpy(token_weights(errors.shape, positions))
-    return (errors * weights).mean() / weights.mean()
+    return (errors * weights).reshape(count, -1).mean(1) / weights.mean()
 
 
 def _join(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
