@@ -141,6 +141,7 @@ PARTS: dict[str, Row] = {
         start.branches(start.fitted.plan), learned=Learned(focus=False)
     ),
     "without the curriculum": lambda start: start.learned(start.branches(start.fitted.plan), curriculum=False),
+    "without mixtures": lambda start: start.learned(start.branches(start.fitted.plan), mixtures=0.0),
     "without dropping quantization": lambda start: start.learned(start.branches(start.fitted.plan), drop=0.0),
 }
 RANKS: dict[str, Row] = {
