@@ -82,12 +82,13 @@ class Training:
     def __init__(self, module: QuantizedUnit, samples: Samples, options: Reconstruction) -> None:
         self.module, self.options = module, options
         self.count, self._samples, self._numbers = len(samples.learned), samples, samples.learned
-        powers = [
-            {name: float(_weighted(value**2, options.positions)) for name, value in self._targets(one).items()}
-            for one in range(self.count)
-        ]
+        powers, shapes = [], set()
+        for one in range(self.count):
+            targets = self._targets(one)
+            powers.append({name: float(_weighted(value**2, options.positions)) for name, value in targets.items()})
+            shapes.add(tuple(value.shape for value in (*self._inputs(one).values(), *targets.values())))
         self.power = {name: float(np.mean([one[name] for one in powers])) for name in powers[0]}
-        self.joined = self._can_join()
+        self.joined = len(shapes) == 1 and self._can_join()
 
     def _inputs(self, place: int) -> Values:
         """What the quantized network before this unit gives it of a sample; read again each time, as it may be in a file."""

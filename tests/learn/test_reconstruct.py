@@ -198,11 +198,14 @@ def test_easy_samples_come_first(transformer_case: TransformerCase) -> None:
     assert len(losses) == sum(not is_held_out(index) for index in range(16))
 
 
-def test_samples_that_cannot_be_one_batch_are_run_one_by_one(transformer_case: TransformerCase) -> None:
+@pytest.mark.parametrize("place", [0, 4])
+def test_samples_that_cannot_be_one_batch_are_run_one_by_one(transformer_case: TransformerCase, place: int) -> None:
     joined, alone = (narrow(transformer_case(8, bits=3), 4) for _ in range(2))
-    alone = replace(alone, feeds=[*alone.feeds[:-1], *correlated(1, 1, tokens=11)])  # it comes first
+    feeds = list(alone.feeds)
+    feeds[place] = correlated(1, 1, tokens=11)[0]
+    alone = replace(alone, feeds=feeds)
     for case, expected in ((joined, True), (alone, False)):
-        samples = Samples(case.graph, case.problem, case.feeds[::-1], case.folder / f"samples{expected}", 1)
+        samples = Samples(case.graph, case.problem, case.feeds, case.folder / f"samples{expected}", 1)
         unit = cut(case.graph, case.problem.blockmap)[0]
         samples.run_exact(unit)
         module = QuantizedUnit(unit, case.problem, case.plan, Learned())
