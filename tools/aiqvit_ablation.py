@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,11 @@ class Start:
         fitter.calibrate(None)
         self.fitted: Fitted = fitter.fit()
         self.positions, self.seed, self.iterations = fitter._positions, seed, iterations
+
+    @cached_property
+    def branched(self) -> QuantPlan:
+        """With branches in closed form, within the budget of bytes."""
+        return self.branches(self.fitted.plan)
 
     def branches(self, plan: QuantPlan, **options: object) -> QuantPlan:
         """With branches in closed form."""
@@ -118,36 +124,31 @@ Row = Callable[[Start], QuantPlan]
 NO_WEIGHTS = Learned(weights=False)
 PLAIN: dict[str, Row] = {
     "plain": lambda start: start.fitted.plan,
-    "plain + branches": lambda start: start.branches(start.fitted.plan),
+    "plain + branches": lambda start: start.branched,
     "plain, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
-    "plain, scales and branches learned (the paper's)": lambda start: start.learned(
-        start.branches(start.fitted.plan), learned=NO_WEIGHTS
-    ),
+    "plain, scales and branches learned (the paper's)": lambda start: start.learned(start.branched, learned=NO_WEIGHTS),
 }
 PARTS: dict[str, Row] = {
     "closed form": lambda start: start.fitted.plan,
-    "closed form + branches": lambda start: start.branches(start.fitted.plan),
+    "closed form + branches": lambda start: start.branched,
     "closed form, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
-    "closed form, scales and branches learned": lambda start: start.learned(
-        start.branches(start.fitted.plan), learned=NO_WEIGHTS
-    ),
+    "closed form, scales and branches learned": lambda start: start.learned(start.branched, learned=NO_WEIGHTS),
     "method aiqvit": lambda start: start.fitted.plan,
-    "all parts": lambda start: start.learned(start.branches(start.fitted.plan)),
+    "all parts": lambda start: start.learned(start.branched),
     "all parts, branches within 8 % of the time": lambda start: start.learned(
         start.branches(start.fitted.plan, latency=Branches().latency)
     ),
     "without branches": lambda start: start.learned(start.fitted.plan),
-    "without the focusing quantizer": lambda start: start.learned(
-        start.branches(start.fitted.plan), learned=Learned(focus=False)
-    ),
-    "without the curriculum": lambda start: start.learned(start.branches(start.fitted.plan), curriculum=False),
-    "without dropping quantization": lambda start: start.learned(start.branches(start.fitted.plan), drop=0.0),
+    "without the focusing quantizer": lambda start: start.learned(start.branched, learned=Learned(focus=False)),
+    "without the curriculum": lambda start: start.learned(start.branched, curriculum=False),
+    "without mixtures": lambda start: start.learned(start.branched, mixtures=0.0),
+    "without dropping quantization": lambda start: start.learned(start.branched, drop=0.0),
 }
 RANKS: dict[str, Row] = {
     "rank 2 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=2)),
     "rank 8 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=8)),
     "rank 20 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=20)),
-    "by energy, 10 % of the weights": lambda start: start.learned(start.branches(start.fitted.plan)),
+    "by energy, 10 % of the weights": lambda start: start.learned(start.branched),
     "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
 }
 ROWS = {**PLAIN, **PARTS, **RANKS}

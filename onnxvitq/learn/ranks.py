@@ -68,8 +68,8 @@ def search_ranks(
         samples.run_exact(unit)
         if not unit.refused:
             ranks |= _search(unit, problem, plan, samples, options)
-        later = {name for one in units[unit.index + 1 :] for name in one.inputs}
-        samples.keep(samples.run_coded(unit, plan), later)
+        samples.run_coded(unit, plan)
+        samples.forget({name for one in units[unit.index + 1 :] for name in one.inputs})
     return ranks
 
 
@@ -85,7 +85,7 @@ def _search(unit: Unit, problem: Problem, plan: QuantPlan, samples: Samples, opt
     within = _within(unit, problem.blockmap)
     budget = max(options.budget * weight_bytes(replace(problem, blockmap=within), plan), 1.0)
     training = Training(module, samples, options.training)
-    count = len(training.inputs)
+    count = training.count
     halves = (range(0, count, 2), range(1, count, 2) if count > 1 else range(count))
     gates = [branch.gate.choice for branch in branches.values() if branch.gate is not None]
     factors = torch.optim.Adam(module.parameter_groups(options.training.rates))

@@ -20,7 +20,6 @@ from onnxvitq.learn.training import Reconstruction, Training, token_weights
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import planned_linear
 from onnxvitq.spec import FloatArray
-from onnxvitq.steps.step import is_held_out
 
 
 def reconstruct(
@@ -44,6 +43,7 @@ def reconstruct(
     units = cut(graph, problem.blockmap)
     run = _Run(problem, Samples(graph, problem, feeds, folder, options.threads), options)
     checkpoints = Checkpoints(options.checkpoint, fingerprint(plan, options.described, run.samples.inputs()))
+    run.samples.mix(options.mixtures, options.seed)
     outcomes = []
     for unit in units:
 
@@ -53,16 +53,14 @@ def reconstruct(
         run.samples.run_exact(unit)
         done = checkpoints.load(unit.index)
         if done is None:
-            plan, outcome, found = run.unit(unit, plan, report)
+            plan, outcome = run.unit(unit, plan, report)
             checkpoints.save(plan, outcome)
         else:
-            (plan, outcome), found = done, run.samples.run_coded(unit, done[0])
+            plan, outcome = done
         outcomes.append(outcome)
-        run.samples.keep(found, {name for later in units[unit.index + 1 :] for name in later.inputs})
+        run.samples.run_coded(unit, plan)
+        run.samples.forget({name for later in units[unit.index + 1 :] for name in later.inputs})
     return plan, tuple(outcomes)
-
-
-_Found = dict[str, list[np.ndarray]]  # output -> its value for every sample
 
 
 class _Run:
@@ -71,24 +69,20 @@ class _Run:
     def __init__(self, problem: Problem, samples: Samples, options: Reconstruction) -> None:
         self._problem, self.samples, self._options = problem, samples, options
 
-    def unit(
-        self, unit: Unit, plan: QuantPlan, report: Callable[[int, float], None]
-    ) -> tuple[QuantPlan, BlockOutcome, _Found]:
-        """The plan with what this unit learned if that is better, and the unit's outputs with that plan."""
-        start = self.samples.run_coded(unit, plan)
+    def unit(self, unit: Unit, plan: QuantPlan, report: Callable[[int, float], None]) -> tuple[QuantPlan, BlockOutcome]:
+        """The plan with what this unit learned, if that is better."""
         judge = _Judge(unit, self.samples, self._options.positions)
-        before = judge.sqnr(start)
+        before = judge.sqnr(self.samples.judged(unit, plan))
         reason = self._reason_not_to_learn(unit, plan)
         if reason:
-            return plan, BlockOutcome(unit=unit.index, before=before, after=before, kept=False, reason=reason), start
+            return plan, BlockOutcome(unit=unit.index, before=before, after=before, kept=False, reason=reason)
         torch.manual_seed(self._options.seed)
         module = QuantizedUnit(unit, self._problem, plan, self._options.learned)
         Training(module, self.samples, self._options).run(report)
         learned = module.result()
-        found = self.samples.run_coded(unit, learned)
-        after = judge.sqnr(found)
+        after = judge.sqnr(self.samples.judged(unit, learned))
         outcome = BlockOutcome(unit=unit.index, before=before, after=after, kept=after > before)
-        return (learned, outcome, found) if outcome.kept else (plan, outcome, start)
+        return learned if outcome.kept else plan, outcome
 
     def _reason_not_to_learn(self, unit: Unit, plan: QuantPlan) -> str:
         if unit.refused:
@@ -104,21 +98,18 @@ class _Judge:
     """Held-out SQNR of a unit's outputs, tokens weighted."""
 
     def __init__(self, unit: Unit, samples: Samples, positions: FloatArray | None) -> None:
-        self._outputs = unit.outputs
-        held = [index for index in range(samples.count) if is_held_out(index)]
-        self._held = held or list(range(samples.count))
-        self._samples, self._positions = samples, positions
+        self._outputs, self._samples, self._positions = unit.outputs, samples, positions
 
     def sqnr(self, found: Mapping[str, Sequence[np.ndarray]]) -> float:
         ratio = 0.0
         for name in self._outputs:
             noise = signal = 0.0
-            for sample in self._held:
+            for sample, value in zip(self._samples.held, found[name], strict=True):
                 exact = self._samples.exact.get(name, sample)
                 if exact.dtype != np.float32:
                     continue
                 weights = token_weights(exact.shape, self._positions)
-                noise += float((weights * (found[name][sample] - exact) ** 2).sum(dtype=np.float64))
+                noise += float((weights * (value - exact) ** 2).sum(dtype=np.float64))
                 signal += float((weights * exact**2).sum(dtype=np.float64))
             ratio += noise / max(signal, 1e-30)
         return -10 * math.log10(max(ratio, 1e-12))
