@@ -92,10 +92,10 @@ def _search(unit: Unit, problem: Problem, plan: QuantPlan, samples: Samples, opt
     choices = torch.optim.Adam(gates, lr=options.rate)
     rng = np.random.default_rng(options.training.seed)
     with torch.no_grad():
-        start = float(training.loss(list(range(count))[: options.training.batch]))
+        start = float(training.loss(list(range(count))[: training.batch]))
     for step in range(options.training.iterations):
         side = step % 2
-        chosen = rng.choice(halves[side], min(options.training.batch, len(halves[side])), replace=False)
+        chosen = rng.choice(halves[side], min(training.batch, len(halves[side])), replace=False)
         loss = training.loss([int(one) for one in chosen])
         if side:
             loss = loss + options.price * start * _over(_bytes(branches) / budget)

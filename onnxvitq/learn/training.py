@@ -24,6 +24,8 @@ from onnxvitq.learn.network import Values
 from onnxvitq.learn.samples import Samples
 from onnxvitq.spec import FloatArray
 
+# Rows of the largest tensor between units in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
+ROWS = 1600
 RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch": 2e-2}
 
 
@@ -38,12 +40,12 @@ def _untold(done: int, total: int, loss: float) -> None:
 class Reconstruction:
     """How blocks are learned.
 
-    learned: which parameters. iterations: a block. batch: samples an iteration. rates: of Adam, by kind. curriculum: easy
-    samples first, the share used growing linearly from ``share`` to all of them at half time (W3A3, bundled model and twin: the
-    output's held-out SQNR 17.2 and 16.3 dB with it, 15.3 and 15.3 without). positions: weight of each
-    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples,
-    for each sample that is learned from, to learn from as well. seed: of every draw.
-    threads: of onnxruntime. checkpoint: a folder for what is done. progress: told now and then.
+    learned: which parameters. iterations: a block. batch: samples an iteration, at most. rates: of Adam, by kind. curriculum:
+    easy samples first, the share used growing linearly from ``share`` to all of them at half time; worth 1 to 2 dB at W3A3 before
+    there were mixtures, nothing since (tools/results/aiqvit_parts.md), at the cost of a pass. positions: weight of each token
+    (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples, for each
+    sample that is learned from, to learn from as well. seed: of every draw. threads: of onnxruntime. checkpoint: a folder for
+    what is done. progress: told now and then.
     """
 
     learned: Learned = field(default_factory=Learned)
@@ -77,7 +79,13 @@ def token_weights(shape: Sequence[int], positions: FloatArray | None) -> np.ndar
 
 
 class Training:
-    """Adam on one unit."""
+    """Adam on one unit.
+
+    Attributes:
+        count: samples, those of ``samples.learned``.
+        joined: whether several are one batch for this unit.
+        batch: samples an iteration: as many as asked for, but of no more than ``ROWS`` rows.
+    """
 
     def __init__(self, module: QuantizedUnit, samples: Samples, options: Reconstruction) -> None:
         self.module, self.options = module, options
@@ -89,6 +97,8 @@ class Training:
             shapes.add(tuple(value.shape for value in (*self._inputs(one).values(), *targets.values())))
         self.power = {name: float(np.mean([one[name] for one in powers])) for name in powers[0]}
         self.joined = len(shapes) == 1 and self._can_join()
+        rows = max(math.prod(shape[:-1]) for one in shapes for shape in one)
+        self.batch = max(1, min(options.batch, ROWS // max(rows, 1)))
 
     def _inputs(self, place: int) -> Values:
         """What the quantized network before this unit gives it of a sample; read again each time, as it may be in a file."""
@@ -170,8 +180,8 @@ class Training:
         if options.curriculum:
             self.module.eval()
             with torch.no_grad():
-                starts = range(0, self.count, options.batch)
-                parts = [self.losses(range(self.count)[start : start + options.batch]) for start in starts]
+                starts = range(0, self.count, self.batch)
+                parts = [self.losses(range(self.count)[start : start + self.batch]) for start in starts]
             order = torch.cat(parts).argsort(stable=True).numpy()
 
         def draw(step: int) -> list[int]:
@@ -181,7 +191,7 @@ class Training:
                 else 1.0
             )
             pool = order[: max(1, math.ceil(share * len(order)))]
-            return [int(one) for one in rng.choice(pool, min(options.batch, len(pool)), replace=False)]
+            return [int(one) for one in rng.choice(pool, min(self.batch, len(pool)), replace=False)]
 
         return draw
 

@@ -11,6 +11,7 @@ from fitted_cases import Case, correlated
 
 from onnxvitq.errors import ConfigError
 from onnxvitq.learn import available
+from onnxvitq.learn import training as training_module
 from onnxvitq.learn.available import require_torch
 from onnxvitq.learn.block import Learned, QuantizedUnit
 from onnxvitq.learn.checkpoint import BlockOutcome, remove_checkpoints
@@ -196,6 +197,21 @@ def test_easy_samples_come_first(transformer_case: TransformerCase) -> None:
     assert [len(one) for one in used] == [3, 5, 7, 9, 11, 12, 12, 12, 12, 12]
     assert max(losses[index] for index in used[0]) <= sorted(losses)[2]
     assert len(losses) == sum(not is_held_out(index) for index in range(16))
+
+
+def test_an_iteration_has_no_more_rows_than_it_may(
+    transformer_case: TransformerCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = narrow(transformer_case(16, bits=3), 4)
+    samples = Samples(case.graph, case.problem, case.feeds, case.folder / "samples", 1)
+    unit = cut(case.graph, case.problem.blockmap)[0]
+    samples.run_exact(unit)
+    (name,) = case.feeds[0]
+    tokens = case.feeds[0][name].shape[-2]
+    for rows, expected in ((1000, 8), (4 * tokens + 1, 4), (1, 1)):
+        monkeypatch.setattr(training_module, "ROWS", rows)
+        training = Training(QuantizedUnit(unit, case.problem, case.plan, Learned()), samples, QUICK)
+        assert training.batch == len(training.draws()(QUICK.iterations)) == expected
 
 
 @pytest.mark.parametrize("place", [0, 4])
