@@ -24,7 +24,7 @@ from onnxvitq.learn.network import Values
 from onnxvitq.learn.samples import Samples
 from onnxvitq.spec import FloatArray
 
-# Rows of the largest tensor between units in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
+# Rows of a unit's largest output in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
 ROWS = 1600
 RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch": 2e-2}
 
@@ -41,8 +41,8 @@ class Reconstruction:
     """How blocks are learned.
 
     learned: which parameters. iterations: a block. batch: samples an iteration, at most. rates: of Adam, by kind. curriculum:
-    easy samples first, the share used growing linearly from ``share`` to all of them at half time; worth 1 to 2 dB at W3A3 before
-    there were mixtures, nothing since (tools/results/aiqvit_parts.md), at the cost of a pass. positions: weight of each token
+    easy samples first, the share used growing linearly from ``share`` to all of them at half time; worth 1 to 2 dB at W3A3
+    before there were mixtures, nothing that stands out since (tools/results/aiqvit_parts.md). positions: weight of each token
     (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples, for each
     sample that is learned from, to learn from as well. seed: of every draw. threads: of onnxruntime. checkpoint: a folder for
     what is done. progress: told now and then.
@@ -97,7 +97,7 @@ class Training:
             shapes.add(tuple(value.shape for value in (*self._inputs(one).values(), *targets.values())))
         self.power = {name: float(np.mean([one[name] for one in powers])) for name in powers[0]}
         self.joined = len(shapes) == 1 and self._can_join()
-        rows = max(math.prod(shape[:-1]) for one in shapes for shape in one)
+        rows = max(math.prod(value.shape[:-1]) for value in self._targets(0).values())  # images are no rows
         self.batch = max(1, min(options.batch, ROWS // max(rows, 1)))
 
     def _inputs(self, place: int) -> Values:
