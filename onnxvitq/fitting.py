@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB, PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.bits import starting_formats, without_nodes
-from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate
+from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate, outer_linears
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
@@ -63,7 +64,7 @@ from onnxvitq.steps.step import Step
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
-RUINED_DB = 20.0  # of the output's SQNR: a tenth of its amplitude is error
+SEEN = 64  # samples at most, that judge which layers ruin the output
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 MISSED = "reason"  # of a part that cannot be changed, why
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
@@ -375,11 +376,16 @@ class Fitter:
 
     def _choose_outer_linears(self) -> None:
         """Layers outside the blocks stay float where they ruin the output."""
-        if self._score is not None and self._score.sqnr_db < RUINED_DB:
-            known = self._plan.kept_float
-            self._accept_formats(
-                "outer-linears", *choose_outer_linears(self._plan, self._problem.blockmap, self._judge())
-            )
+        linears = outer_linears(self._plan, self._problem.blockmap)
+        if self._score is None or not linears:
+            return
+        # Nothing is fitted yet, so every sample may judge: a ruined output is one on which few samples decide otherwise.
+        count = min(len(self._wholes), SEEN)
+        samples = Samples(feeds=list(islice(self._feeds, count)), references=self._wholes[:count])
+        known = self._plan.kept_float
+        plan, parts = choose_outer_linears(self._plan, linears, self._judge(samples))
+        if parts:
+            self._accept_formats("outer-linears", plan, parts)
             self._in_float = {name: why for name, why in self._plan.kept_float.items() if name not in known}
 
     def _choose_formats(self) -> None:
@@ -507,13 +513,14 @@ class Fitter:
         held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)][:most]
         return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
 
-    def _judge(self) -> OutputJudge:
-        held = self._held_out()
+    def _judge(self, samples: Samples | None = None) -> OutputJudge:
+        """On these samples, or on those held out."""
+        samples = samples or self._held_out()
         return OutputJudge(
             graph=self._graph,
             problem=self._problem,
-            feeds=held.feeds,
-            references=held.references,
+            feeds=samples.feeds,
+            references=samples.references,
             threads=self._config.threads,
         )
 

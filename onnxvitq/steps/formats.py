@@ -4,7 +4,7 @@ options leave it open.
 All start from the most accurate form everywhere and walk back part by part to what is cheaper, as long as the *model's output*
 on held-out samples loses little. The other way round, from the cheapest, one part's gain would not be seen under the error of
 the others. Each judgement writes, loads and runs the model: at most 2 + 2 P for P kinds of inputs, 2 + GROUPS for products and
-for layers.
+3 + GROUPS for layers.
 
 What the forms cost (ViT-S geometry, one thread, interleaved with the all-static int8 model; a loaded machine, so rather
 less than exact): ranges measured at run time 0 to 7 %; products with V in float nothing; tokens divided by their largest value
@@ -23,6 +23,7 @@ from onnxvitq.steps.policy import dynamic_inputs, token_inputs
 
 FREE_DB = 0.1  # of the output's SQNR: the loss that a form without a run time of its own must spare
 TOKEN_DB = 0.5  # the loss that dividing tokens must spare, for one kind of layer
+RUINED_DB = 20.0  # of the output's SQNR: a tenth of its amplitude is error
 OUTER_DB = 10.0  # the loss that linear layers outside all blocks must make: nine tenths of the output's error
 RETURN_DB = 1.0  # the loss that they may make, all together, that go back to integers
 GROUPS = 4  # of consecutive attentions or linear layers, which go back to integers together
@@ -86,26 +87,35 @@ def choose_contexts(
     return _fewest_in_float(plan, found, _contexts_in_float, judge, (worth, worth))
 
 
-def choose_outer_linears(
-    plan: QuantPlan, blockmap: BlockMap, judge: Judge
-) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
-    """Linear layers before the first attention and between the blocks in float, where that spares the output ``OUTER_DB``;
-    patch embedding and head are not among them.
+def outer_linears(plan: QuantPlan, blockmap: BlockMap) -> tuple[Linear, ...]:
+    """Linear layers of 8 bits before the first attention and between the blocks; patch embedding and head are not among them.
 
-    In hybrids these are the pointwise convolutions of a convolutional part. Its activations have no normalisation to bound
-    them and no residual stream to drown their error: of a text recogniser's 34 linear layers, the 16 outside its blocks made
-    nearly all of the error, and what they changed were decisions.
+    In hybrids these are the pointwise convolutions of a convolutional part.
+    """
+    first = next((index for index, one in enumerate(blockmap.linears) if ".attn." in one.role), 0)
+    return tuple(
+        one
+        for index, one in enumerate(blockmap.linears)
+        if (index < first or one.role == "linear") and one.kind == "linear" and _has_8_bits(plan, one)
+    )
+
+
+def choose_outer_linears(
+    plan: QuantPlan, linears: Sequence[Linear], judge: Judge
+) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
+    """Layers of ``outer_linears`` in float, if they ruin the output: it has less than ``RUINED_DB``, and ``OUTER_DB`` more
+    without them.
+
+    The activations of a convolutional part have no normalisation to bound them and no residual stream to drown their error: of
+    a text recogniser's 34 linear layers, the 20 before its blocks made nearly all of the error, and what they changed were
+    decisions.
 
     Returns:
         The plan, and an outcome a trial: ``accepted`` tells that layers went (or went back) as tried.
     """
-    first = next((index for index, one in enumerate(blockmap.linears) if ".attn." in one.role), 0)
-    found = [
-        one
-        for index, one in enumerate(blockmap.linears)
-        if (index < first or one.role == "linear") and one.kind == "linear" and _has_8_bits(plan, one)
-    ]
-    return _fewest_in_float(plan, found, _linears_in_float, judge, (OUTER_DB, RETURN_DB))
+    if not linears or judge(plan) >= RUINED_DB:
+        return plan, ()
+    return _fewest_in_float(plan, linears, _linears_in_float, judge, (OUTER_DB, RETURN_DB))
 
 
 def _fewest_in_float(
