@@ -380,8 +380,8 @@ class Fitter:
         if self._score is None or not linears:
             return
         # Nothing is fitted yet, so every sample may judge: a ruined output is one on which few samples decide otherwise.
-        count = min(len(self._wholes), SEEN)
-        samples = Samples(feeds=list(islice(self._feeds, count)), references=self._wholes[:count])
+        references = self._wholes[: self._feeds.kept][:SEEN]
+        samples = Samples(feeds=list(islice(self._feeds, len(references))), references=references)
         known = self._plan.kept_float
         plan, parts = choose_outer_linears(self._plan, linears, self._judge(samples))
         if parts:

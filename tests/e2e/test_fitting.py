@@ -12,12 +12,14 @@ from stream_text import embedded
 from textgraph import model_of, run
 from transformer_text import transformer
 
+from onnxvitq import fitting
 from onnxvitq.config import QuantConfig
 from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import quantize
 from onnxvitq.replay import KEPT_FEEDS, Replay
+from onnxvitq.steps import formats
 from onnxvitq.steps.accept import DOUBT_DB
 
 MAPS = ["channels", "online-channels", "softmax"]
@@ -208,6 +210,16 @@ def test_a_generator_serves_every_step(outlying: Path, tmp_path: Path) -> None:
 
     assert list(steps_of(outlying, tmp_path, generate())) == STEPS
     assert read == list(range(20))
+
+
+def test_a_generator_serves_where_every_sample_judges(
+    outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More samples are measured than an iterable that is read once can give again."""
+    monkeypatch.setattr(fitting, "outer_linears", lambda plan, blockmap: blockmap.linears)
+    monkeypatch.setattr(formats, "RUINED_DB", np.inf)
+    generated = (correlated(index, 1)[0]["tokens"] for index in range(KEPT_FEEDS + 4))
+    assert "outer-linears" in steps_of(outlying, tmp_path, generated)
 
 
 class Counted:
