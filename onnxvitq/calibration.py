@@ -25,7 +25,7 @@ from onnxvitq.spec import FIELDS, StatRequest, Stats
 
 CODE = ("spec.py", "calibration.py", "data", "numerics/observers.py", "runtime/session.py", "runtime/sweep.py")
 PACKAGES = ("numpy", "onnxruntime", "pillow")
-ARRAYS = ("rows", "lefts", "rights")  # fields of Stats that hold an array a tensor
+ARRAYS = ("channels", "rows", "lefts", "rights")  # fields of Stats that hold an array a tensor
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import BlockMap
@@ -30,10 +29,11 @@ from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
 from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import LoadedModel, constants, save_for_session, to_proto, with_outputs
-from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.graph.io import LoadedModel, constants, to_proto, with_outputs
+from onnxvitq.graph.scratch import save_in_scratch, scratch_error, scratch_folder
 from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.learn.available import require_torch
+from onnxvitq.measure import Measurer
 from onnxvitq.numerics.fit import Search
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.precision import BitAllocator, Fitting
@@ -46,15 +46,16 @@ from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
-from onnxvitq.runtime.sweep import Sampling, sweep
+from onnxvitq.runtime.sweep import Sampling
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 from onnxvitq.steps.accept import DOUBT_DB, PartOutcome, accept_parts, drop_harmful_products
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.bits import starting_formats, without_nodes
+from onnxvitq.steps.carry import Change
 from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate, outer_linears
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, mapped_requests
 from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
@@ -84,7 +85,7 @@ def bring_to_canonical_form(loaded: LoadedModel, threads: int) -> dict[str, int]
     feeds = [random_feed(loaded.inputs, batch, seed=0, side=FREE_SIDE * batch) for batch in (1, 2)]
     with scratch_folder() as folder:
         probe = folder / "probe.onnx"
-        _save(to_proto(with_outputs(graph, unknown), {}), probe, folder)
+        save_in_scratch(to_proto(with_outputs(graph, unknown), {}), probe)
         try:
             observed = observe_shapes(probe, feeds[0], feeds[1], threads)
         except InvalidGraphError as error:  # noise of that size is no input for it: the shapes stay unknown
@@ -123,7 +124,8 @@ class Fitted:
     quality: dict[str, Any] | None = None
 
 
-_Proposal = tuple[list[dict[str, Any]], gs.Graph]  # what is to change, for the report, and the changed graph
+# What is to change, for the report, the changed graph, and the change; None of one that no statistics can follow.
+_Proposal = tuple[list[dict[str, Any]], gs.Graph, Change | None]
 
 
 class Fitter:
@@ -138,10 +140,15 @@ class Fitter:
 
     def __init__(self, loaded: LoadedModel, feeds: Replay, config: QuantConfig, progress: Progress) -> None:
         self._loaded, self._feeds, self._config, self._progress = without_graph(loaded), feeds, config, progress
+        self._measurer = Measurer(
+            model=str(loaded.path),
+            feeds=feeds,
+            threads=config.threads,
+            progress=lambda done, count: progress("calibrate", done, count),
+        )
         if config.learns:
             require_torch()
         self.checkpoint: Path | None = None  # a folder for blocks that were learned
-        self.cache: CalibrationCache | None = None
         self.decisions: Decisions | None = None  # on other data than these, where they judge a promise
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
@@ -169,17 +176,17 @@ class Fitter:
         self._positions = _token_weights(graph, blockmap)
         give_back()
 
-    def calibrate(self, count: int | None) -> None:
+    def calibrate(self, count: int | None, cache: CalibrationCache | None = None) -> None:
         """The first sweep: everything that the steps need of the graph as it is, and the float outputs.
 
         Args:
             count: of samples, where it is known.
+            cache: of sweeps.
         """
-        wanted = rows_needed(self._problem.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
-        requests = (*wanted, *self._requests())
-        outputs = StatRequest(tensor=self._output, kind="whole")
-        self._count = count
-        self._stats = self._measure((*requests, outputs))
+        self._measurer = replace(self._measurer, cache=cache)
+        wanted = mapped_requests(self._problem.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
+        requests = (*wanted, *self._requests(), StatRequest(tensor=self._output, kind="whole"))
+        self._stats = self._measurer.measure(self._graph, requests, self._sampling, count)
         self._wholes = self._stats.wholes[self._output]
 
     def fit(self) -> Fitted:
@@ -270,12 +277,12 @@ class Fitter:
 
     def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
         """Propose an exact change, and keep it where it does no harm."""
-        parts, graph = propose()
+        parts, graph, change = propose()
         entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
         entry |= {"kept": 0, "layers": len(parts), "parts": parts}
         changed = sum(MISSED not in part for part in parts)
         if changed:
-            entry |= self._try(graph, changed)
+            entry |= self._try(graph, changed, change)
         self._record(entry)
 
     def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
@@ -310,22 +317,30 @@ class Fitter:
         parts: list[dict[str, Any]] = []
         parts += [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
         parts += [{"part": f"stream {one.name}", MISSED: one.reason} for one in misses]
-        return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed)
+        return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed), None
 
     def _fold_channels(self) -> "_Proposal":
-        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads)
-        return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
+        return self._mapped(choose_maps(self._problem, self._plan, self._stats, self._config.threads))
 
     def _scale_channels(self) -> "_Proposal":
-        maps = choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
-        return [_described(one) for one in maps], apply_maps(self._graph, self._problem.blockmap, maps)
+        return self._mapped(choose_online_maps(self._problem, self._plan, self._stats, self._config.threads))
+
+    def _mapped(self, maps: "Sequence[ChannelMap]", late: "Mapping[str, float] | None" = None) -> "_Proposal":
+        """The graph with these maps, and with these attentions divided late; their gains in dB."""
+        late = late or {}
+        parts = [{"part": f"{one.kind} {one.source}", "gain_db": one.gain_db} for one in maps]
+        parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in late.items()]
+        graph = self._graph
+        if maps:
+            graph = apply_maps(graph, self._problem.blockmap, maps)
+        if late:
+            graph = divide_late(graph, self._problem.blockmap, list(late))
+        return parts, graph, Change(maps=maps, late=tuple(late))
 
     def _divide_late(self) -> "_Proposal":
         if self._config.attention == "mixed":  # a product in float is as fast as one that is divided late, and exact
-            return [], self._graph
-        gains = attentions_to_divide_late(self._problem, self._plan, self._stats)
-        parts = [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
-        return parts, divide_late(self._graph, self._problem.blockmap, list(gains))
+            return self._mapped(())
+        return self._mapped((), attentions_to_divide_late(self._problem, self._plan, self._stats))
 
     def _together(self, steps: "list[StepName]") -> "_Proposal":
         """All exact changes chosen from the same statistics: they are of different tensors."""
@@ -333,12 +348,9 @@ class Fitter:
         if "online-channels" in steps:
             maps += choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
         gains = attentions_to_divide_late(self._problem, self._plan, self._stats) if "softmax" in steps else {}
-        mapped = apply_maps(self._graph, self._problem.blockmap, maps)
-        parts = [_described(one) for one in maps]
-        parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in gains.items()]
-        return parts, divide_late(mapped, self._problem.blockmap, list(gains))
+        return self._mapped(maps, gains)
 
-    def _try(self, graph: gs.Graph, parts: int) -> dict[str, Any]:
+    def _try(self, graph: gs.Graph, parts: int, change: Change | None) -> dict[str, Any]:
         """Work on the changed graph from here on, if the float model stays what it is and the output is as good; what the
         report says of it.
         """
@@ -350,11 +362,9 @@ class Fitter:
                 write_stats(aside, self._stats)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-            self._stats = replace(self._stats, rows={}, lefts={}, rights={})
             self._take(graph)
             if self._is_exact():
-                requests = dict.fromkeys((*rows_needed(self._problem.blockmap), *self._requests()))
-                self._stats = self._measure(tuple(requests))
+                self._follow(before[0], before[1].blockmap, change)
                 self._plan, _ = self._minmax()
                 after = self._difference(self._plan) if self._config.judged else None
                 if self._does_no_harm(after, DOUBT_DB):
@@ -364,12 +374,27 @@ class Fitter:
             self._stats = read_stats(aside)
         return {"after": None if after is None else round(after.sqnr_db, 3)}
 
+    def _follow(self, graph: gs.Graph, blockmap: BlockMap, change: Change | None) -> None:
+        """Statistics of the graph as it is now; known are those of the graph before the change."""
+        wanted, known = (*mapped_requests(self._problem.blockmap), *self._requests()), self._stats
+        self._stats = Stats(count=known.count)
+        if change is None:
+            del known
+            self._stats = self._measurer.measure(self._graph, wanted, self._sampling, self._stats.count)
+            return
+        graphs, blockmaps = (graph, self._graph), (blockmap, self._problem.blockmap)
+        self._stats = self._measurer.measure_changed(graphs, blockmaps, change, known, (wanted, self._sampling))
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(seed=self._config.seed, positions=self._positions)
+
     def _is_exact(self) -> bool:
         """Whether the graph still computes the float outputs of the first sample."""
         feed = next(iter(self._feeds))
         with scratch_folder() as folder:
             path = folder / "mapped.onnx"
-            _save(to_proto(self._graph.copy(), {}), path, folder)
+            save_in_scratch(to_proto(self._graph.copy(), {}), path)
             value = Session(path, threads=self._config.threads).run(feed, [self._output])[0]
         reference = self._wholes[0]
         return bool(np.abs(value - reference).max() <= EXACT * np.abs(reference).max())
@@ -524,27 +549,6 @@ class Fitter:
             threads=self._config.threads,
         )
 
-    def _measure(self, requests: Sequence[StatRequest]) -> Stats:
-        """One sweep over the float graph, which onnxruntime reads from a temporary folder."""
-        requests = tuple(dict.fromkeys(requests))
-
-        def report(done: int) -> None:
-            self._progress("calibrate", done, self._count)
-
-        with scratch_folder() as folder:
-            observed = folder / "observed.onnx"
-            _save(to_proto(with_outputs(self._graph, [request.tensor for request in requests]), {}), observed, folder)
-            config = self._config
-            sampling = Sampling(seed=config.seed, positions=self._positions)
-
-            def measure() -> Stats:
-                return sweep(observed, self._feeds, requests, sampling, threads=config.threads, progress=report)
-
-            try:
-                return measure() if self.cache is None else self.cache.stats(observed, requests, sampling, measure)
-            except InvalidGraphError as error:  # it names the temporary file
-                raise InvalidGraphError(str(self._loaded.path), error.problem, error.hint) from error
-
 
 def _token_weights(graph: gs.Graph, blockmap: BlockMap) -> FloatArray | None:
     """How much each token's row counts: more where the output picks single tokens; None where all count alike."""
@@ -555,18 +559,6 @@ def _token_weights(graph: gs.Graph, blockmap: BlockMap) -> FloatArray | None:
     weights = np.ones(tokens, np.float32)
     weights[list(decisive)] = DECISIVE
     return weights
-
-
-def _described(one: ChannelMap) -> dict[str, Any]:
-    return {"part": f"{one.kind} {one.source}", "gain_db": one.gain_db}
-
-
-def _save(proto: onnx.ModelProto, path: Path, folder: Path) -> None:
-    """For a session to open; the message is not kept, it would hold every weight once more."""
-    try:
-        save_for_session(proto, path)
-    except OSError as error:
-        raise scratch_error(folder, error) from error
 
 
 def _steps(config: QuantConfig) -> list[Step]:

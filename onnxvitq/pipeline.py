@@ -123,8 +123,9 @@ def quantize(
         fitter.checkpoint = output.with_name(f"{output.name}.learned")
         loaded = without_graph(loaded)
     with watch("calibrate"):
-        fitter.cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
-        fitter.calibrate(None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1)))
+        cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
+        count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
+        fitter.calibrate(count, cache)
     if judge is not None:
         with watch("judge"):
             fitter.decisions = read_decisions(model, judge, feeds.digests, config.threads)

@@ -22,7 +22,7 @@ from onnxvitq.spec import Stats
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.policy import make_plan, weight_spec
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import rows_needed
+from onnxvitq.steps.reparametrise import mapped_requests
 
 Feeds = list[dict[str, np.ndarray]]
 
@@ -74,7 +74,7 @@ def build_case(
     problem = Problem(blockmap=blockmap, constants=constants(graph, names))
     config = QuantConfig(attention=attention, nodes_to_exclude=exclude)  # type: ignore[arg-type]
     plan = with_bits(make_plan(blockmap, config), bits)
-    needed = (*MinMaxRanges().needs(problem, plan), *CorrectBias().needs(problem, plan), *rows_needed(blockmap))
+    needed = (*MinMaxRanges().needs(problem, plan), *CorrectBias().needs(problem, plan), *mapped_requests(blockmap))
     requests = tuple(dict.fromkeys(needed))
     path = folder / "observed.onnx"
     save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), path)

@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.errors import PlanError
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.graph.io import save_for_session, to_proto
-from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.graph.io import to_proto
+from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.probe import probe_graph, probe_parameters
 from onnxvitq.runtime.session import Session
@@ -60,10 +60,7 @@ class OutputProbe:
         probe.outputs = [tensors[name] for name in dict.fromkeys((self._output, *watched))]
         with scratch_folder() as folder:
             path = folder / "probe.onnx"
-            try:
-                save_for_session(to_proto(probe, {}), path)
-            except OSError as error:
-                raise scratch_error(folder, error) from error
+            save_in_scratch(to_proto(probe, {}), path)
             self._session = Session(path, threads=threads)
         self._inputs = {spec.name for spec in self._session.input_specs}
         self.runs = 0

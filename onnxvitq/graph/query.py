@@ -1,6 +1,6 @@
 """Questions about tensors and nodes of a graph that the passes ask; nothing is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -41,6 +41,21 @@ def constant_input(node: gs.Node) -> tuple[int, gs.Constant] | None:
         return None
     found = [(index, tensor) for index, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)]
     return found[0] if len(found) == 1 else None
+
+
+def reached(graph: gs.Graph, tensors: Collection[str], stops: Collection[str]) -> set[str]:
+    """Names of these tensors and of all that are computed from them without passing one of the nodes ``stops``."""
+    known = graph.tensors()
+    names, pending = set[str](), list(tensors)
+    while pending:
+        name = pending.pop()
+        if name in names:
+            continue
+        names.add(name)
+        for node in known[name].outputs:
+            if node.name not in stops:
+                pending.extend(tensor.name for tensor in node.outputs)
+    return names
 
 
 def is_row(bias: gs.Tensor, width: int) -> bool:

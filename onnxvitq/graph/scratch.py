@@ -10,7 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+
 from onnxvitq.errors import OutputError
+from onnxvitq.graph.io import save_for_session
 
 
 @contextlib.contextmanager
@@ -39,3 +42,15 @@ def scratch_error(folder: Path, error: OSError) -> OutputError:
     """What to raise when a file in a scratch folder cannot be written."""
     problem = f"temporary files cannot be written: {error.strerror}"
     return OutputError(str(folder), problem, "set TMPDIR to a folder with room")
+
+
+def save_in_scratch(proto: onnx.ModelProto, path: Path) -> None:
+    """A model in a scratch folder, for a session to open (``save_for_session``).
+
+    Raises:
+        OutputError: no room for it.
+    """
+    try:
+        save_for_session(proto, path)
+    except OSError as error:
+        raise scratch_error(path.parent, error) from error

@@ -39,6 +39,31 @@ class Range:
         return self._low, self._high
 
 
+class Channels:
+    """Lowest and highest value of each channel, the last axis. Memory: two rows."""
+
+    def __init__(self) -> None:
+        self._bounds: FloatArray | None = None
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor (.., C)."""
+        del sample
+        rows = values.reshape(-1, values.shape[-1])
+        if self._bounds is None:
+            self._bounds = np.stack([np.full(rows.shape[1], sign * np.inf, np.float32) for sign in (1, -1)])
+        if not len(rows):
+            return True
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return False
+        self._bounds = np.stack([np.minimum(self._bounds[0], low), np.maximum(self._bounds[1], high)])
+        return True
+
+    def result(self) -> FloatArray:
+        """(2, C)."""
+        return np.zeros((2, 0), np.float32) if self._bounds is None else self._bounds
+
+
 class Rows:
     """A sample of at most ``ROWS`` rows, as many of each sample, drawn without replacement.
 
@@ -109,27 +134,36 @@ class Operand:
 
     def __init__(self, seed: int, side: Literal["left", "right"], positions: FloatArray | None = None) -> None:
         self._seed, self._side, self._positions = seed, side, positions
-        self._kept: list[tuple[tuple[int, ...], FloatArray]] = []
+        self._kept: dict[int, tuple[tuple[int, ...], FloatArray]] = {}
 
     def update(self, values: FloatArray, sample: int) -> bool:
         """Take in one sample's tensor."""
-        place = sample
-        if sample >= IMAGES:
-            place = int(np.random.default_rng([self._seed, sample]).integers(0, sample + 1))
-            if place >= IMAGES:
-                return True
+        place = _place(self._seed, sample)
+        if place >= IMAGES:
+            return True
         matrices = values.reshape(-1, *values.shape[-2:])
         matrices = matrices[_drawn(matrices.shape[0], MATRICES, self._seed, sample)]
         if self._side == "left":
             rng = np.random.default_rng([self._seed, sample, matrices.shape[1]])
             matrices = matrices[:, np.sort(_by_weight(rng, matrices.shape[1], self._positions)[:QUERIES])]
-        self._kept[place : place + 1] = [(values.shape, matrices)]
+        self._kept[place] = (values.shape, matrices)
         return bool(np.isfinite(matrices).all())
 
     def result(self) -> FloatArray:
         """(S, L, m, k): the kept samples whose tensor had the shape of the first's, before any row was drawn."""
-        first = self._kept[0][0]
-        return np.stack([part for shape, part in self._kept if shape == first])
+        kept = [self._kept[place] for place in sorted(self._kept)]
+        return np.stack([part for shape, part in kept if shape == kept[0][0]])
+
+
+def operand_samples(seed: int, count: int) -> frozenset[int]:
+    """Numbers of the samples that an ``Operand`` keeps of so many: with these alone it has the same result."""
+    places = {_place(seed, sample): sample for sample in range(count)}  # the last one of a place is kept
+    return frozenset(places[place] for place in range(min(count, IMAGES)))
+
+
+def _place(seed: int, sample: int) -> int:
+    """Where an ``Operand`` puts a sample; from ``IMAGES`` on nowhere (reservoir sampling)."""
+    return sample if sample < IMAGES else int(np.random.default_rng([seed, sample]).integers(0, sample + 1))
 
 
 def _by_weight(rng: np.random.Generator, size: int, positions: FloatArray | None) -> NDArray[np.intp]:

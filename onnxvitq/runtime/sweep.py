@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxvitq.errors import CalibrationError
-from onnxvitq.numerics.observers import Operand, Range, Rows, Whole
+from onnxvitq.numerics.observers import Channels, Operand, Range, Rows, Whole
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray, StatRequest, Stats
 
@@ -17,10 +17,13 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sampling:
-    """How rows are drawn: by the seed, and each token as often as it weighs in ``positions`` (T,); None weighs all alike."""
+    """How rows are drawn: by the seed, and each token as often as it weighs in ``positions`` (T,); None weighs all alike.
+    ``only``: numbers of the samples that are run; None runs all.
+    """
 
     seed: int
     positions: FloatArray | None = None
+    only: frozenset[int] | None = None
 
 
 def sweep(
@@ -38,7 +41,7 @@ def sweep(
         model: a model whose outputs include every requested tensor.
         feeds: one dictionary a sample; consumed once, one held at a time.
         requests: what to measure.
-        sampling: of rows; the same rows are drawn from every tensor with as many rows.
+        sampling: of samples and rows; the same rows are drawn from every tensor with as many rows.
         threads: of onnxruntime; 0 takes one a core.
         progress: called with the number of samples done.
 
@@ -52,16 +55,20 @@ def sweep(
     observers = {request: _OBSERVERS[request.kind](sampling) for request in requests}
     wanted = sorted({request.tensor for request in requests})
     count = 0
-    for feed in feeds:
+    for number, feed in enumerate(feeds):
+        if sampling.only is not None and number not in sampling.only:
+            continue
         values = dict(zip(wanted, session.run(feed, wanted), strict=True))
         for request, observer in observers.items():
-            if not observer.update(values[request.tensor], count):
+            if not observer.update(values[request.tensor], number):
                 raise CalibrationError(
-                    request.tensor, f"NaN or infinity in the float model, at calibration sample {count}"
+                    request.tensor, f"NaN or infinity in the float model, at calibration sample {number}"
                 )
         count += 1
         if progress is not None:
             progress(count)
+        if sampling.only is not None and count == len(sampling.only):
+            break
     if count == 0:
         raise CalibrationError("calibration data", "no samples")
     results: dict[str, dict[str, Any]] = {kind: {} for kind in _OBSERVERS}
@@ -71,6 +78,7 @@ def sweep(
     return Stats(
         count=count,
         ranges=results["range"],
+        channels=results["channels"],
         rows=results["rows"],
         lefts=results["left"],
         rights=results["right"],
@@ -78,8 +86,9 @@ def sweep(
     )
 
 
-_OBSERVERS: dict[str, Callable[[Sampling], Range | Rows | Operand | Whole]] = {
+_OBSERVERS: dict[str, Callable[[Sampling], Range | Channels | Rows | Operand | Whole]] = {
     "range": lambda _: Range(),
+    "channels": lambda _: Channels(),
     "rows": lambda sampling: Rows(sampling.seed, sampling.positions),
     "left": lambda sampling: Operand(sampling.seed, "left", sampling.positions),
     "right": lambda sampling: Operand(sampling.seed, "right"),

@@ -38,14 +38,15 @@ ONLINE_DB = 3.0  # the gain that is worth an operator: about 3 % of a ViT-S's ti
 ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
 
 
-def rows_needed(blockmap: BlockMap) -> tuple[StatRequest, ...]:
-    """Rows of every tensor that may be mapped, and of those that read it."""
+def mapped_requests(blockmap: BlockMap) -> tuple[StatRequest, ...]:
+    """Rows of every tensor that may be mapped, and of those that read it; ranges by channel, for what follows of a map."""
     names = [tensor for tensor, _, _ in _normed(blockmap)] + [tensor for tensor, _ in _unfolded(blockmap)]
     for _, query, key in _query_key(blockmap):
         names += [query.output, key.output]
     for _, value, proj in _value_proj(blockmap):
         names += [value.output, proj.input]
-    return tuple(StatRequest(tensor=name, kind="rows") for name in dict.fromkeys(names))
+    kinds: tuple[Literal["rows", "channels"], ...] = ("rows", "channels")
+    return tuple(StatRequest(tensor=name, kind=kind) for name in dict.fromkeys(names) for kind in kinds)
 
 
 def choose_maps(problem: Problem, plan: QuantPlan, stats: Stats, workers: int = 0) -> list[ChannelMap]:

@@ -11,10 +11,12 @@ from onnxvitq.numerics.observers import (
     QUERIES,
     ROWS,
     WHOLE_BYTES,
+    Channels,
     Operand,
     Range,
     Rows,
     Whole,
+    operand_samples,
 )
 
 BAD = pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=["nan", "inf", "-inf"])
@@ -227,6 +229,31 @@ def test_samples_of_another_size_are_left_out_of_both_operands() -> None:
     assert right.result().shape == (2, 2, 4, 50)
     expected = np.concatenate([product(sample, 2, 50)[1] for sample in (0, 2)])
     assert np.array_equal(right.result(), expected)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 40])
+def test_the_samples_that_operands_are_kept_of_are_known_beforehand(count: int) -> None:
+    for seed in range(5):
+        every, few = Operand(seed, "right"), Operand(seed, "right")
+        kept = operand_samples(seed, count)
+        for sample in range(count):
+            values = np.full((1, 2, 2), sample, np.float32)
+            every.update(values, sample)
+            if sample in kept:
+                few.update(values, sample)
+        assert len(kept) == min(count, 6)
+        assert set(every.result()[:, 0, 0, 0]) == kept
+        np.testing.assert_array_equal(every.result(), few.result())
+
+
+def test_bounds_of_channels_over_samples_of_any_size() -> None:
+    observer = Channels()
+    for values in ([[1, -2, 3]], [[0, 5, 3], [2, 1, -1]]):
+        assert observer.update(np.array([values], np.float32), 0)
+    assert observer.update(np.zeros((1, 0, 3), np.float32), 2)
+    np.testing.assert_array_equal(observer.result(), [[0, -2, -1], [2, 5, 3]])
+    assert not observer.update(np.array([[1, np.nan, 0]], np.float32), 3)
+    assert Channels().result().shape == (2, 0)
 
 
 def test_whole_tensors_are_kept_from_the_first_until_the_bound() -> None:

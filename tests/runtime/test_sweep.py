@@ -42,17 +42,26 @@ def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> Non
     )
     assert stats.count == 7
     assert stats.ranges == {"y": (-1.0, 5.0), "m": (-2.0, 4.0)}
-    assert [stats.rows, stats.lefts, stats.rights, stats.wholes] == [{}] * 4
+    assert [stats.channels, stats.rows, stats.lefts, stats.rights, stats.wholes] == [{}] * 5
 
 
 def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
-    kinds = ("range", "rows", "left", "right", "whole")
+    kinds = ("range", "channels", "rows", "left", "right", "whole")
     stats = sweep(model, feeds(5), [StatRequest(tensor="m", kind=kind) for kind in kinds], Sampling(seed=0), threads=1)
     assert stats.ranges == {"m": (1.0, 5.0)}
+    np.testing.assert_array_equal(stats.channels["m"], [[1, 1, 1, 1], [5, 1, 1, 1]])
     assert stats.rows["m"].shape == (5, 3, 4)
     assert stats.lefts["m"].shape == stats.rights["m"].shape == (5, 1, 3, 4)
     assert len(stats.wholes["m"]) == 5
     assert [float(value.max()) for value in stats.wholes["m"]] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_some_samples_alone_count_as_those_they_are(model: Path) -> None:
+    sampling = Sampling(seed=0, only=frozenset({1, 3}))
+    stats = sweep(model, feeds(7), (RANGE, StatRequest(tensor="m", kind="right")), sampling, threads=1)
+    assert stats.count == 2
+    assert stats.ranges == {"y": (2.0, 5.0)}
+    assert stats.rights["m"].max(axis=(1, 2, 3)).tolist() == [2.0, 4.0]
 
 
 def test_a_tensor_is_computed_only_when_it_is_asked_for(model: Path) -> None:

@@ -14,7 +14,7 @@ from onnxvitq.graph.io import to_proto
 from onnxvitq.plan import ChannelMap, QuantPlan
 from onnxvitq.rewrite.transforms import apply_maps
 from onnxvitq.steps import reparametrise
-from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, rows_needed
+from onnxvitq.steps.reparametrise import WORTH_DB, choose_maps, choose_online_maps, mapped_requests
 
 OUTLIERS = (3, 17)  # channels of a norm or of the values
 Changes = Mapping[str, Callable[[np.ndarray], np.ndarray]]
@@ -210,13 +210,14 @@ def test_what_stays_float_is_not_mapped(tmp_path: Path) -> None:
     assert choose_online_maps(nothing.problem, nothing.plan, nothing.stats) == []
 
 
-def test_only_rows_are_needed_each_once(tmp_path: Path) -> None:
+def test_rows_and_bounds_of_channels_are_needed_each_once(tmp_path: Path) -> None:
     case = case_of(seeded_transformer(0), tmp_path)
-    requests = rows_needed(case.problem.blockmap)
-    assert {request.kind for request in requests} == {"rows"}
-    names = [request.tensor for request in requests]
-    assert len(names) == len(set(names))
-    assert {"b0_norm1", "b0_norm2", "b0_q_out", "b0_k_out", "b0_v_out", "b0_joined"} <= set(names)
+    requests = mapped_requests(case.problem.blockmap)
+    assert len(requests) == len(set(requests))
+    names = {kind: [request.tensor for request in requests if request.kind == kind] for kind in ("rows", "channels")}
+    assert names["rows"] == names["channels"]
+    assert len(requests) == 2 * len(names["rows"])
+    assert {"b0_norm1", "b0_norm2", "b0_q_out", "b0_k_out", "b0_v_out", "b0_joined"} <= set(names["rows"])
 
 
 def test_the_same_statistics_give_the_same_maps(tmp_path: Path) -> None:
