@@ -57,6 +57,7 @@ class QuantConfig:
     every block by gradients, branches of low rank beside its weights (needs torch); each starts from the one before it.
     iterations: of learning a block. branch_budget: bytes of the branches over those of the packed weights, at most.
     ranks: how that is shared out, "energy" by what each rank takes off the held-out error in closed form, "darts" by gradients.
+    curriculum: learn blocks from easy samples first (Paper B); off, as it changes nothing beyond noise (tools/aiqvit_ablation).
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer and chooses the form of every input. skip: steps to leave out (rotation, channels, online-channels and softmax change
     the float model exactly; outer-linears leaves layers outside the blocks in float where these make most of the error; scales,
@@ -94,6 +95,7 @@ class QuantConfig:
     iterations: int = 200
     branch_budget: float = 0.1
     ranks: RankSearchName = "energy"
+    curriculum: bool = False
     objective: ObjectiveName = "pearson"
     effort: Effort = "default"
     skip: tuple[StepName, ...] = ()

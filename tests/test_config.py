@@ -14,6 +14,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "iterations": 77,
     "branch_budget": 0.25,
     "ranks": "darts",
+    "curriculum": True,
     "objective": "ranking",
     "candidates": 7,
     "rounds": 5,

@@ -126,7 +126,9 @@ PLAIN: dict[str, Row] = {
     "plain": lambda start: start.fitted.plan,
     "plain + branches": lambda start: start.branched,
     "plain, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
-    "plain, scales and branches learned (the paper's)": lambda start: start.learned(start.branched, learned=NO_WEIGHTS),
+    "plain, scales and branches learned (the paper's)": lambda start: start.learned(
+        start.branched, curriculum=True, learned=NO_WEIGHTS
+    ),
 }
 PARTS: dict[str, Row] = {
     "closed form": lambda start: start.fitted.plan,
@@ -134,15 +136,14 @@ PARTS: dict[str, Row] = {
     "closed form, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
     "closed form, scales and branches learned": lambda start: start.learned(start.branched, learned=NO_WEIGHTS),
     "method aiqvit": lambda start: start.fitted.plan,
-    "all parts": lambda start: start.learned(start.branched),
-    "all parts, branches within 8 % of the time": lambda start: start.learned(
-        start.branches(start.fitted.plan, latency=Branches().latency)
+    "all parts": lambda start: start.learned(start.branched, curriculum=True),
+    "without branches": lambda start: start.learned(start.fitted.plan, curriculum=True),
+    "without the focusing quantizer": lambda start: start.learned(
+        start.branched, curriculum=True, learned=Learned(focus=False)
     ),
-    "without branches": lambda start: start.learned(start.fitted.plan),
-    "without the focusing quantizer": lambda start: start.learned(start.branched, learned=Learned(focus=False)),
-    "without the curriculum": lambda start: start.learned(start.branched, curriculum=False),
-    "without mixtures": lambda start: start.learned(start.branched, mixtures=0.0),
-    "without dropping quantization": lambda start: start.learned(start.branched, drop=0.0),
+    "without the curriculum": lambda start: start.learned(start.branched),
+    "without mixtures": lambda start: start.learned(start.branched, curriculum=True, mixtures=0.0),
+    "without dropping quantization": lambda start: start.learned(start.branched, curriculum=True, drop=0.0),
 }
 RANKS: dict[str, Row] = {
     "rank 2 everywhere": lambda start: start.learned(start.branches(start.fitted.plan, rank=2)),

@@ -161,6 +161,9 @@ def _quantize_parser() -> argparse.ArgumentParser:
         "--branch-budget", type=float, help="bytes of low-rank branches over those of the weights (aiqvit)"
     )
     fitting.add_argument("--ranks", choices=get_args(RankSearchName), help="how the budget is shared out (aiqvit)")
+    fitting.add_argument(
+        "--curriculum", action="store_const", const=True, help="learn blocks from easy samples first (aiqvit)"
+    )
     fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
     fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
     fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")

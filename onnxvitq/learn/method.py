@@ -56,6 +56,7 @@ class Learning:
     def _fitted(self, name: str, plan: QuantPlan, options: Branches) -> tuple[QuantPlan, StepOutcome]:
         folder = self.folder / name
         folder.mkdir()
+        options = replace(options, progress=lambda done, total: self.progress("branches", done, total))
         return fit_branches(self.graph, self.problem, plan, self.feeds, folder, options)
 
     def _searched_ranks(self, plan: QuantPlan, config: QuantConfig) -> dict[str, int]:
@@ -74,6 +75,7 @@ class Learning:
     def _reconstruction(self, plan: QuantPlan, config: QuantConfig) -> tuple[QuantPlan, dict[str, Any]]:
         options = Reconstruction(
             iterations=config.iterations,
+            curriculum=config.curriculum,
             positions=self.positions,
             seed=config.seed,
             threads=config.threads,

@@ -23,7 +23,7 @@ from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.fit import times
-from onnxvitq.numerics.lowrank import LowRank, low_rank, share_budget
+from onnxvitq.numerics.lowrank import LowRank, errors_by_rank, low_rank, share_budget
 from onnxvitq.numerics.moments import DoubleArray, Moments, add, empty, output_error
 from onnxvitq.numerics.ridge import best_bias
 from onnxvitq.plan import Branch, Problem, QuantPlan
@@ -51,7 +51,7 @@ class Branches:
     counting tells it (``ADDED``, ``SMALL``): a branch costs passes over the layer's output, whatever its rank, and branches
     beside all layers of a ViT-S take a quarter of the time again. rank: instead of both budgets, one for every layer, or by
     the tensor that layers read. worth_db: what a branch has to gain on held-out samples. positions, threads: as in
-    ``Rebuild``.
+    ``Rebuild``. progress: told how many of the tensors that layers read are done, over both runs, and of how many.
     """
 
     budget: float = 0.1
@@ -60,6 +60,7 @@ class Branches:
     worth_db: float = 0.2
     positions: FloatArray | None = None
     threads: int = 0
+    progress: Callable[[int, int], None] = lambda *_: None
 
 
 def fit_branches(
@@ -185,7 +186,10 @@ class _Runs:
         written = apply_products(self.graph, problem, plan)
         coded = Pieces(written, linears, self.feeds, folder / "quantized", self.options.threads)
         found, onto = [], residuals(self.graph, linears)
-        for tensor, group in groups(linears).items():
+        tensors = groups(linears)
+        for number, (tensor, group) in enumerate(tensors.items()):
+            runs = 2 if self.options.rank is None else 1
+            self.options.progress(number + (runs - 1) * keep * len(tensors), runs * len(tensors))
             streams = {one.name: onto.get(one.output, "") for one in group}
             streams = {name: stream for name, stream in streams.items() if stream and exact.can_reach(stream)}
             exact.reach([tensor, *streams.values()])
@@ -228,10 +232,13 @@ class _Fit:
         """The best branches of that rank, kept if the held-out error says so."""
         fitting, held = self._moments(exact, coded, streams, self.params)
         rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
-        fits = [low_rank(fitting, rank, damping) for damping in DAMPINGS]
-        fit = min(fits, key=lambda one: _error(held, fitting, one))
+        fits = low_rank(fitting, rank, DAMPINGS)
+        left = [errors_by_rank(held, fitting, one) for one in fits]
+        best = int(np.argmin([errors[-1] for errors in left]))
+        fit = fits[best]
         bias = np.concatenate([_bias(self.problem, self.plan, one.name) for one in self.linears])
-        before = self._error_without(held)
+        nothing = np.zeros(held.cross.shape, np.float32)
+        before = float(output_error(held, nothing, np.zeros(self.width, np.float32)).sum())
         branches: dict[str, Branch] = {}
         biases: dict[str, FloatArray] = {}
         after = before
@@ -253,7 +260,7 @@ class _Fit:
                     biases[linear.name] = bias[part] + shift[part]
         return GroupGain(
             tensor=self.linears[0].input,
-            gains=self._gains(fit, fitting, held) / max(self.held_signal, 1e-30),
+            gains=_gains(fit, np.array([before, *left[best][1:]])) / max(self.held_signal, 1e-30),
             inputs=fitting.cross.shape[0],
             outputs=self.width,
             rows=self.rows / exact.samples,
@@ -262,19 +269,6 @@ class _Fit:
             branches=branches,
             biases=biases,
         )
-
-    def _gains(self, fit: LowRank, fitting: Moments, held: Moments) -> DoubleArray:
-        """What each rank takes off the held-out error: the fit's own figures, lowered to what the best rank proves there."""
-        ranks = range(fit.energy.size + 1)
-        left = [_error(held, fitting, fit.first(rank)) if rank else self._error_without(held) for rank in ranks]
-        reached = left[0] - np.array(left)
-        best = int(np.argmax(reached))
-        energy = fit.energy[:best]
-        return energy * (reached[best] / max(float(energy.sum()), 1e-300))
-
-    def _error_without(self, held: Moments) -> float:
-        nothing = np.zeros(held.cross.shape, np.float32)
-        return float(output_error(held, nothing, np.zeros(self.width, np.float32)).sum())
 
     def _inner(self, coded: Pieces, params: QParams, a: FloatArray) -> QParams:
         """Codes of z A, over its whole range."""
@@ -317,10 +311,15 @@ def _may_have_branch(plan: QuantPlan, linear: Linear) -> bool:
     return planned_linear(plan, linear) and linear.input not in plan.dynamic
 
 
-def _error(held: Moments, fitting: Moments, fit: LowRank) -> float:
-    """What is left of the residuals' squares on the held-out rows, factors not rounded yet."""
-    product = fit.product
-    return float(output_error(held, product, best_bias(fitting, product)).sum())
+def _gains(fit: LowRank, left: DoubleArray) -> DoubleArray:
+    """What each rank takes off the held-out error: the fit's own figures, lowered to what the best rank proves there.
+
+    left: the error that 0, 1, .. ranks leave.
+    """
+    reached = left[0] - left
+    best = int(np.argmax(reached))
+    energy = fit.energy[:best]
+    return energy * (reached[best] / max(float(energy.sum()), 1e-300))
 
 
 def quantized_linear(problem: Problem, plan: QuantPlan, linear: Linear) -> Callable[[FloatArray], FloatArray]:
