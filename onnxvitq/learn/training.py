@@ -44,9 +44,9 @@ class Reconstruction:
     learned: which parameters. iterations: a block. batch: samples an iteration, at most. rates: of Adam, by kind. curriculum:
     easy samples first, the share used growing linearly from ``share`` to all of them at half time (Paper B); worth 1 to 2 dB at
     W3A3 before there were mixtures, nothing that stands out since (tools/results/aiqvit_parts.md). positions: weight of each
-    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples, for each
-    sample that is learned from, to learn from as well. seed: of every draw. threads: of onnxruntime. checkpoint: a folder for
-    what is done. progress: told now and then.
+    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples, for
+    each sample that is learned from, to learn from as well. seed: of every draw. threads: of onnxruntime. checkpoint: a folder
+    for what is done. progress: told now and then.
     """
 
     learned: Learned = field(default_factory=Learned)
