@@ -10,7 +10,9 @@ the narrow ones lost is rounding noise, which hardly depends on the input linear
 *less* of the error than one on the codes themselves (3-bit inputs, text transformer: 0.1 dB against 1 dB a layer).
 """
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,10 +26,11 @@ from onnxvitq.fanout import one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.lowrank import LowRank, errors_by_rank, low_rank, share_budget
-from onnxvitq.numerics.moments import DoubleArray, Moments, add, empty, output_error
+from onnxvitq.numerics.moments import DoubleArray, Moments, add, empty, merge, output_error
 from onnxvitq.numerics.ridge import best_bias
 from onnxvitq.plan import Branch, Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
+from onnxvitq.rebuild.sums import Rows, summed
 from onnxvitq.rebuild.weights import ENOUGH, affine, decibel, groups, residuals, used_rows
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
@@ -79,14 +82,16 @@ def fit_branches(
         The plan with branches, and the mean held-out SQNR in dB of the layers' outputs without and with them.
     """
     runs = _Runs(graph, problem, plan, feeds, options)
+    gains: list[GroupGain] = []
     with one_blas_thread():
         if options.rank is None:
-            found = runs.once(folder / "gains", dict.fromkeys(groups(problem.blockmap.linears), MAX_RANK), keep=False)
-            ranks = best_ranks(found, options.budget * weight_bytes(problem, plan), options.latency)
+            gains = runs.once(folder / "gains", dict.fromkeys(groups(problem.blockmap.linears), MAX_RANK), keep=False)
+            ranks = best_ranks(gains, options.budget * weight_bytes(problem, plan), options.latency)
         else:
             tensors, rank = groups(problem.blockmap.linears), options.rank
             ranks = {one: rank if isinstance(rank, int) else rank.get(one, 0) for one in tensors}
-        found = runs.once(folder / "branches", ranks, keep=True)
+        fitted = {one.tensor: one for one in runs.once(folder / "branches", ranks, keep=True)}
+    found = list({**{one.tensor: one.without() for one in gains}, **fitted}.values())
     kept = [one for one in found if one.branches]
     plan = plan.with_branches({name: branch for one in kept for name, branch in one.branches.items()})
     plan = plan.with_biases({name: bias for one in kept for name, bias in one.biases.items()})
@@ -125,6 +130,10 @@ class GroupGain:
     after: float = 0.0
     branches: Mapping[str, Branch] = field(default_factory=dict)
     biases: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def without(self) -> "GroupGain":
+        """The same, the layers left as they are."""
+        return replace(self, after=self.before, branches={}, biases={})
 
     @property
     def cost(self) -> int:
@@ -179,7 +188,7 @@ class _Runs:
         self.graph, self.problem, self.plan, self.feeds, self.options = graph, problem, plan, feeds, options
 
     def once(self, folder: Path, ranks: Mapping[str, int], *, keep: bool) -> list[GroupGain]:
-        """One run; with ``keep``, later layers see the branches of those before them."""
+        """One run over the layers that have a rank; with ``keep``, later layers see the branches of those before them."""
         problem, plan, linears = self.problem, self.plan, self.problem.blockmap.linears
         folder.mkdir()
         exact = Pieces(self.graph, linears, self.feeds, folder / "float", self.options.threads)
@@ -195,12 +204,9 @@ class _Runs:
             exact.reach([tensor, *streams.values()])
             coded.reach([tensor, *streams.values()])
             planned = [one for one in group if _may_have_branch(plan, one)]
-            result = (
-                _Fit(problem, plan, planned, self.options).fit(exact, coded, streams, ranks[tensor])
-                if planned
-                else None
-            )
-            if result is not None:
+            result = None
+            if planned and ranks[tensor]:
+                result = _Fit(problem, plan, planned, self.options).fit(exact, coded, streams, ranks[tensor])
                 found.append(result)
             for linear in group:
                 weight, bias = problem.weight(linear.name), problem.bias(linear.name)
@@ -282,15 +288,16 @@ class _Fit:
         self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], read: QParams
     ) -> tuple[Moments, Moments]:
         """Of what the branch reads and what it should put out, on the samples fitted to and on those held out."""
-        inputs, width = self.linears[0].in_features, self.width
-        sums, power = [empty(inputs, width), empty(inputs, width)], [empty(1, width), empty(1, width)]
-        tensor = self.linears[0].input
+        tensor, width = self.linears[0].input, self.width
         products = [quantized_linear(self.problem, self.plan, one) for one in self.linears]
         targets = [affine(self.problem.weight(one.name), self.problem.bias(one.name), None) for one in self.linears]
-        for sample in range(exact.samples):
+        powers: dict[int, Moments] = {}
+        counts: dict[int, int] = {}
+
+        def rows_of(sample: int) -> Rows:
             real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
-            self.rows += int(np.prod(seen.shape[:-1]))
-            rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)
+            shape = seen.shape
+            rows, mass = used_rows(shape, (sample, exact.samples), self.options.positions)
             real, seen = (one.reshape(-1, one.shape[-1])[rows] for one in (real, seen))
             wanted = np.concatenate([target(real) for target in targets], axis=1)
             lacking = wanted - np.concatenate([product(seen) for product in products], axis=1)
@@ -298,12 +305,16 @@ class _Fit:
                 if linear.name in streams:
                     float_stream, own = (one.values.get(streams[linear.name], sample) for one in (exact, coded))
                     lacking[:, part] += (float_stream - own).reshape(-1, linear.out_features)[rows]
-            side = int(is_held_out(sample))
-            sums[side] = add(sums[side], fake_quantize(seen, read), lacking, mass)
-            power[side] = add(power[side], np.zeros((len(rows), 1), np.float32), wanted, mass)
-        judge = power[1] if power[1].mass else power[0]
+            counts[sample] = math.prod(shape[:-1])
+            powers[sample] = add(empty(1, width), np.zeros((len(rows), 1), np.float32), wanted, mass)
+            return Rows(inputs=fake_quantize(seen, read), targets=lacking, mass=mass)
+
+        sums = summed((self.linears[0].in_features, width), exact.samples, rows_of, self.options.threads)
+        self.rows = sum(counts.values())
+        judged = [sample for sample in range(exact.samples) if is_held_out(sample)] or list(range(exact.samples))
+        judge = functools.reduce(merge, (powers[sample] for sample in judged))
         self.held_signal = float((judge.t2 - judge.sum_t**2 / judge.mass).sum())
-        return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
+        return sums
 
 
 def _may_have_branch(plan: QuantPlan, linear: Linear) -> bool:

@@ -24,20 +24,20 @@ from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import fan_out, one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.fit import times
-from onnxvitq.numerics.moments import CHUNK, DoubleArray, Moments, add, centred, empty, merge, output_error
+from onnxvitq.numerics.moments import DoubleArray, Moments, centred, output_error
 from onnxvitq.numerics.ridge import best_bias, ridge
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
+from onnxvitq.rebuild.sums import Rows, summed
 from onnxvitq.rewrite.qdq import apply_products, planned_linear
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.spec import FloatArray, QParams, QuantSpec
-from onnxvitq.steps.step import HELD_OUT_EVERY, StepOutcome, is_held_out, outcome, seen_input
+from onnxvitq.steps.step import StepOutcome, outcome, seen_input
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
 ROWS_AN_INPUT, FEW_ROWS = 8, 2048  # rows of a layer's inputs that are used, over all samples; at least FEW_ROWS
-LANES = 2  # of samples that are summed side by side; a fixed number, or the sums would depend on the machine's cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,25 +166,6 @@ class _Solved:
     changed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Rows:
-    """Of one sample: quantized inputs (n, I), targets (n, O), weights of the rows (n,)."""
-
-    inputs: FloatArray
-    targets: FloatArray
-    mass: FloatArray
-
-
-def _added(sums: Moments, waiting: list[_Rows]) -> Moments:
-    """The sums with the waiting rows, which wait no longer: a few large products instead of many small ones."""
-    if not waiting:
-        return sums
-    columns = [[getattr(rows, name) for rows in waiting] for name in ("inputs", "targets", "mass")]
-    waiting.clear()
-    inputs, targets, mass = (np.concatenate(column) for column in columns)
-    return add(sums, inputs, targets, mass)
-
-
 _Candidate = tuple[FloatArray, QParams, FloatArray]  # weight (I, O), its parameters, bias (O,)
 
 
@@ -262,23 +243,15 @@ class _Solver:
         return weight, params, best_bias(fitting, fake_quantize(weight, params))
 
     def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
-        """Of the samples that are fitted to, and of those held out (the same where there are none)."""
+        """Of the samples that are fitted to, and of those held out."""
+        return summed(
+            self.weight.shape,
+            exact.samples,
+            lambda sample: self._sampled(exact, coded, streams, sample),
+            self.options.threads,
+        )
 
-        def sum_up(lane: int) -> list[Moments]:
-            sums = [empty(*self.weight.shape), empty(*self.weight.shape)]
-            waiting: list[list[_Rows]] = [[], []]
-            for sample in (one for one in range(exact.samples) if one // HELD_OUT_EVERY % LANES == lane):
-                side, rows = int(is_held_out(sample)), self._sampled(exact, coded, streams, sample)
-                if sum(len(one.mass) for one in (*waiting[side], rows)) > CHUNK:
-                    sums[side] = _added(sums[side], waiting[side])
-                waiting[side].append(rows)
-            return [_added(total, rows) for total, rows in zip(sums, waiting, strict=True)]
-
-        lanes = fan_out(sum_up, range(LANES), self.options.threads)
-        sums = [merge(*(lane.pop(0) for lane in lanes)) for _ in range(2)]  # what is merged is given back at once
-        return (sums[0], sums[1]) if sums[1].mass else (sums[0], sums[0])
-
-    def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> "_Rows":
+    def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> Rows:
         tensor = self.linears[0].input
         real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
         rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)
@@ -290,7 +263,7 @@ class _Solver:
         flat = seen.reshape(-1, seen.shape[-1])
         # A range that is measured at run time is that of all rows.
         quantized = self.seen(seen).reshape(flat.shape)[rows] if self.ranged else self.seen(flat[rows])
-        return _Rows(inputs=quantized, targets=target, mass=mass)
+        return Rows(inputs=quantized, targets=target, mass=mass)
 
     def _scales(self, weight: FloatArray) -> QParams:
         """Per channel, the scale on a grid with the lowest squared error of the weight; of tied weights as it is."""
