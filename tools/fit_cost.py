@@ -102,7 +102,7 @@ def row(geometry: str, model: Path, effort: str, count: int, runs: list[dict[str
         f"| {GEOMETRIES[geometry][0]} | {count} | {effort} | {first['pass']:.1f} | {first['seconds']:.0f} "
         f"| {first['seconds'] / first['pass']:.1f} | {allowed:.0f} | {first['cpu']:.0f} "
         f"| {first['cpu'] / first['pass_cpu']:.1f} | {first['peak_mb']:.0f} | {size:.0f} | {limit:.0f} "
-        f"| {second['seconds']:.0f} | {second['cpu'] / first['cpu']:.2f} |"
+        f"| {second['seconds']:.0f} | {second['seconds'] / first['seconds']:.2f} | {second['cpu'] / first['cpu']:.2f} |"
     )
 
 
@@ -128,8 +128,8 @@ def main() -> None:
         f"onnxruntime {env['onnxruntime']}, {env['processor']}; {args.threads} threads, {args.exporter} graphs, noise",
         "",
         "| model | images | effort | float pass s | seconds | float passes | allowed s | processor s | float passes "
-        "| peak MB | float file MB | allowed MB | second run, other bits, s | of the first (processor) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| peak MB | float file MB | allowed MB | second run, other bits, s | of the first | of its processor time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for geometry in args.geometry:
