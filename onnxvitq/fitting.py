@@ -19,7 +19,6 @@ import onnx_graphsurgeon as gs
 from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
-from onnxvitq.blocks.streams import find_streams
 from onnxvitq.calibration import CalibrationCache, read_stats, write_stats
 from onnxvitq.config import QuantConfig, StepName
 from onnxvitq.errors import InvalidGraphError
@@ -28,6 +27,7 @@ from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
 from onnxvitq.evaluation.probe import OutputProbe, Samples
+from onnxvitq.exact import EXACT_STEPS, Proposal, propose, rounds_of_changes
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import LoadedModel, constants, to_proto, with_outputs
 from onnxvitq.graph.scratch import save_in_scratch, scratch_error, scratch_folder
@@ -35,14 +35,12 @@ from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
 from onnxvitq.learn.available import require_torch
 from onnxvitq.measure import Measurer
 from onnxvitq.numerics.fit import Search
-from onnxvitq.plan import ChannelMap, Problem, QuantPlan
+from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.precision import BitAllocator, Fitting
 from onnxvitq.quality import QualityKeeper
 from onnxvitq.rebuild.weights import Rebuild, rebuild_weights
 from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import products
-from onnxvitq.rewrite.rotation import rotate_streams
-from onnxvitq.rewrite.transforms import apply_maps, divide_late
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.shapes import observe_shapes
@@ -55,19 +53,16 @@ from onnxvitq.steps.carry import Change
 from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate, outer_linears
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import choose_maps, choose_online_maps, mapped_requests
+from onnxvitq.steps.reparametrise import mapped_requests
 from onnxvitq.steps.saturation import describe_saturation, estimate_linears
 from onnxvitq.steps.scales import SearchScales, linear_groups
 from onnxvitq.steps.sensitivity import one_at_a_time
-from onnxvitq.steps.softmax import attentions_to_divide_late
 from onnxvitq.steps.step import Step
 
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
-EXACT_STEPS: tuple[StepName, ...] = ("rotation", "channels", "online-channels", "softmax")
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 SEEN = 64  # samples at most, that judge which layers ruin the output
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
-MISSED = "reason"  # of a part that cannot be changed, why
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
@@ -122,10 +117,6 @@ class Fitted:
     sensitivity: dict[str, Any] | None = None
     precision: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
-
-
-# What is to change, for the report, the changed graph, and the change; None of one that no statistics can follow.
-_Proposal = tuple[list[dict[str, Any]], gs.Graph, Change | None]
 
 
 class Fitter:
@@ -224,7 +215,7 @@ class Fitter:
         asked: list[tuple[bool, Callable[[], None]]] = [
             (True, self._start),
             (config.runs("outer-linears") and not config.sized, self._choose_outer_linears),
-            *((True, partial(self._change, *step)) for step in self._exact_steps()),
+            *((True, partial(self._change, steps)) for steps in rounds_of_changes(config)),
             (config.mixed, self._choose_bits),
             *((True, partial(self._run, step)) for step in fitted if not isinstance(step, CorrectBias)),
             (True, self._choose_formats),
@@ -258,31 +249,13 @@ class Fitter:
     def _difference(self, plan: QuantPlan) -> OutputDifference:
         return self._judge().difference(plan)
 
-    def _exact_steps(self) -> "list[tuple[str, Callable[[], _Proposal]]]":
-        """Exact changes of the float model that quantize better: first what folds into constants, then what costs time. With
-        little time those that change different tensors are tried together: one sweep in place of three.
-        """
-        steps: dict[StepName, Callable[[], _Proposal]] = {
-            "rotation": self._rotate,
-            "channels": self._fold_channels,
-            "online-channels": self._scale_channels,
-            "softmax": self._divide_late,
-        }
-        wanted = {name: step for name, step in steps.items() if self._config.runs(name)}
-        of_one_graph: list[StepName] = [name for name in wanted if name != "rotation"]
-        if self._config.effort == "fast" and of_one_graph:
-            first = [("rotation", self._rotate)] if "rotation" in wanted else []
-            return [*first, ("+".join(of_one_graph), lambda: self._together(of_one_graph))]
-        return list(wanted.items())
-
-    def _change(self, name: str, propose: "Callable[[], _Proposal]") -> None:
-        """Propose an exact change, and keep it where it does no harm."""
-        parts, graph, change = propose()
-        entry: dict[str, Any] = {"name": name, "accepted": False, "before": self._sqnr, "after": None}
-        entry |= {"kept": 0, "layers": len(parts), "parts": parts}
-        changed = sum(MISSED not in part for part in parts)
-        if changed:
-            entry |= self._try(graph, changed, change)
+    def _change(self, steps: Sequence[StepName]) -> None:
+        """Propose exact changes, and keep them where they do no harm."""
+        proposal = propose(self._graph, self._problem, self._plan, self._stats, steps, self._config)
+        entry: dict[str, Any] = {"name": "+".join(steps), "accepted": False, "before": self._sqnr, "after": None}
+        entry |= {"kept": 0, "layers": len(proposal.parts), "parts": proposal.parts}
+        if proposal.changed:
+            entry |= self._try(proposal)
         self._record(entry)
 
     def _accept(self, plan: QuantPlan, doubt: float) -> dict[str, Any]:
@@ -312,45 +285,7 @@ class Fitter:
     def _sqnr(self) -> float | None:
         return None if self._score is None else round(self._score.sqnr_db, 3)
 
-    def _rotate(self) -> "_Proposal":
-        streams, misses = find_streams(self._graph, self._problem.blockmap)
-        parts: list[dict[str, Any]] = []
-        parts += [{"part": f"stream {one.name}", "channels": one.width, "norms": len(one.norms)} for one in streams]
-        parts += [{"part": f"stream {one.name}", MISSED: one.reason} for one in misses]
-        return parts, rotate_streams(self._graph, self._problem.blockmap, streams, self._config.seed), None
-
-    def _fold_channels(self) -> "_Proposal":
-        return self._mapped(choose_maps(self._problem, self._plan, self._stats, self._config.threads))
-
-    def _scale_channels(self) -> "_Proposal":
-        return self._mapped(choose_online_maps(self._problem, self._plan, self._stats, self._config.threads))
-
-    def _mapped(self, maps: "Sequence[ChannelMap]", late: "Mapping[str, float] | None" = None) -> "_Proposal":
-        """The graph with these maps, and with these attentions divided late; their gains in dB."""
-        late = late or {}
-        parts = [{"part": f"{one.kind} {one.source}", "gain_db": one.gain_db} for one in maps]
-        parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in late.items()]
-        graph = self._graph
-        if maps:
-            graph = apply_maps(graph, self._problem.blockmap, maps)
-        if late:
-            graph = divide_late(graph, self._problem.blockmap, list(late))
-        return parts, graph, Change(maps=maps, late=tuple(late))
-
-    def _divide_late(self) -> "_Proposal":
-        if self._config.attention == "mixed":  # a product in float is as fast as one that is divided late, and exact
-            return self._mapped(())
-        return self._mapped((), attentions_to_divide_late(self._problem, self._plan, self._stats))
-
-    def _together(self, steps: "list[StepName]") -> "_Proposal":
-        """All exact changes chosen from the same statistics: they are of different tensors."""
-        maps = choose_maps(self._problem, self._plan, self._stats, self._config.threads) if "channels" in steps else []
-        if "online-channels" in steps:
-            maps += choose_online_maps(self._problem, self._plan, self._stats, self._config.threads)
-        gains = attentions_to_divide_late(self._problem, self._plan, self._stats) if "softmax" in steps else {}
-        return self._mapped(maps, gains)
-
-    def _try(self, graph: gs.Graph, parts: int, change: Change | None) -> dict[str, Any]:
+    def _try(self, proposal: Proposal) -> dict[str, Any]:
         """Work on the changed graph from here on, if the float model stays what it is and the output is as good; what the
         report says of it.
         """
@@ -362,14 +297,14 @@ class Fitter:
                 write_stats(aside, self._stats)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-            self._take(graph)
+            self._take(proposal.graph)
             if self._is_exact():
-                self._follow(before[0], before[1].blockmap, change)
+                self._follow(before[0], before[1].blockmap, proposal.change)
                 self._plan, _ = self._minmax()
                 after = self._difference(self._plan) if self._config.judged else None
                 if self._does_no_harm(after, DOUBT_DB):
                     self._keep(after)
-                    return {"accepted": True, "kept": parts, "after": self._sqnr}
+                    return {"accepted": True, "kept": proposal.changed, "after": self._sqnr}
             self._graph, self._problem, self._plan, self._positions = before
             self._stats = read_stats(aside)
         return {"after": None if after is None else round(after.sqnr_db, 3)}

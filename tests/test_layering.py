@@ -34,8 +34,8 @@ MAY_IMPORT["calibration"] = BOTTOM | {"runtime", "graph", "plan"}
 EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
 MAY_IMPORT["precision"] = EVERYTHING_BELOW
 MAY_IMPORT["quality"] = EVERYTHING_BELOW | {"precision"}
-MAY_IMPORT["measure"] = EVERYTHING_BELOW
-MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision", "quality", "measure"}
+MAY_IMPORT["measure"] = MAY_IMPORT["exact"] = EVERYTHING_BELOW
+MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision", "quality", "measure", "exact"}
 MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "quality", "fitting"}
 MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {
     "precision",
@@ -62,6 +62,7 @@ HOMES: dict[str, frozenset[str]] = {
 TYPE_ONLY = {
     ("evaluation/judge.py", "onnx_graphsurgeon"),
     ("evaluation/probe.py", "onnx_graphsurgeon"),
+    ("exact.py", "onnx_graphsurgeon"),
     ("fitting.py", "onnx_graphsurgeon"),
     ("measure.py", "onnx_graphsurgeon"),
     ("precision.py", "onnx_graphsurgeon"),
