@@ -172,7 +172,7 @@ def summary(report: Mapping[str, Any]) -> Table:
     for step in report["steps"]:
         judged = step["before"] is not None and step["after"] is not None
         gain = "" if not judged else f": held-out SQNR {step['before']:.2f} -> {step['after']:.2f} dB"
-        table.add_row(f"step {step['name']}", f"kept for {step['kept']} of {step['layers']} layers{gain}")
+        table.add_row(f"step {step['name']}", f"kept {step['kept']} of {step['layers']}{gain}")
     if "precision" in report:
         table.add_row("mixed precision", _describe_precision(report["precision"]))
     if "quality" in report:
