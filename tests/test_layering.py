@@ -79,6 +79,7 @@ NAMES_ONLY = {
         "PACKED",
         "probe_graph",
         "probe_parameters",
+        "weight_input",
     },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }
