@@ -29,6 +29,7 @@ from onnxvitq.numerics.allocate import Floats, Whole, least_error, pareto_front
 from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.pack import packed_bytes
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.spec import FloatArray, Stats
 from onnxvitq.steps.bits import (
@@ -53,6 +54,7 @@ FRONT, FRONT_EACH = 8, 32  # points of the front that are judged, at most, and c
 # 0.6 dB predicted at 4 bits came to -0.2 dB by module and 0.1 dB by layer once everything was fitted, 1.3 dB at 5 bits to 0.0
 # dB: each layer is solved against what those before it left.
 WORTH_DB = 1.5
+DB_A_BIT = 20 * math.log10(2)
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -134,9 +136,10 @@ class BitAllocator:
 
         if self._config.sized:
             proposed, uniform = self._within_budget(costs)
-            worth = (
-                costs.size(uniform) > proposed.budget or predicted(proposed.options) >= predicted(uniform) + WORTH_DB
-            )
+            gain = predicted(proposed.options) - predicted(uniform)
+            dearer = self._unpacking(costs, proposed.options) - self._unpacking(costs, uniform)
+            # Several widths take more nodes to unpack: bytes for which the same width for all would gain as well.
+            worth = costs.size(uniform) > proposed.budget or gain >= WORTH_DB + DB_A_BIT * max(dearer, 0) / self._total
         else:
             proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
             worth = costs.size(proposed.options) < costs.size(uniform)
@@ -301,6 +304,18 @@ class BitAllocator:
             problem = f"expected at least {least / 1e6:.4g} MB, got {asked / 1e6:.4g}"
             raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
         return choice
+
+    def _unpacking(self, costs: BitCosts, options: Sequence[int]) -> float:
+        """Bits in the file that a choice's weights take beside their own."""
+        problem, bits = self._fitting.problem, costs.bits(options)
+        shapes = [
+            (bits[unit.name], *problem.constants[name].shape)
+            for unit in self.units
+            for name in unit.weights
+            if bits[unit.name] < FLOAT_BITS
+        ]
+        own = sum(width * inputs * outputs for width, inputs, outputs in shapes)
+        return 8 * packed_bytes(shapes) - own
 
     def _written(self, costs: BitCosts, options: Sequence[int], budget: float) -> _Choice:
         plan = self.plan(costs, options)
