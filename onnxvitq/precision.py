@@ -1,14 +1,15 @@
 """Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
 
 One probe judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
-held-out samples as ``PASSES`` over the calibration data allow; of the network only the part from the unit on is run. The error
+held-out samples as ``PASSES`` over the calibration data allow, by running what of the network follows on the unit, and where
+even one sample would take more, not all of that (``evaluation.one_by_one``). The error
 with the other widths follows from what they do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of
 different units add up, so the best choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a
 budget, the smallest choice is taken whose predicted error loses no more decisions than were promised; solving the weights makes
 up for some of it.
 
-Of the front, every point is reported with its size and predicted error, and some, spread evenly, with their measured error: one
-for every ``FRONT_EACH`` calibration samples, ``FRONT`` at most. Measuring a hundred points would take longer than the fit.
+Of the front, every point is reported with its size and predicted error. The proposed one is measured as well, and some that are
+spread evenly: one for every ``FRONT_EACH`` calibration samples, ``FRONT`` at most, or it would take longer than the fit.
 """
 
 import math
@@ -23,13 +24,13 @@ import onnx_graphsurgeon as gs
 from onnxvitq.config import FLOAT, QuantConfig
 from onnxvitq.errors import ConfigError
 from onnxvitq.evaluation.decisions import Decisions
+from onnxvitq.evaluation.one_by_one import OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import to_proto
 from onnxvitq.numerics.allocate import Floats, Whole, least_error, pareto_front
 from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.pack import packed_bytes
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.spec import FloatArray, Stats
 from onnxvitq.steps.bits import (
@@ -44,17 +45,15 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES = (
-    1.5  # over the calibration samples, that measuring one unit after the other may take; at least a sample is measured
-)
+PASSES = 1.0  # over the calibration samples, that measuring one unit after the other may take
 STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
-FRONT, FRONT_EACH = 8, 32  # points of the front that are judged, at most, and calibration samples for each
+FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and calibration samples for each
 # What a choice must be predicted to gain over the same width for all that fits the budget. Bundled model, validation images:
 # 0.6 dB predicted at 4 bits came to -0.2 dB by module and 0.1 dB by layer once everything was fitted, 1.3 dB at 5 bits to 0.0
 # dB: each layer is solved against what those before it left.
 WORTH_DB = 1.5
-DB_A_BIT = 20 * math.log10(2)
+DB_A_BIT = 20 * math.log10(2)  # what another bit gains
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -111,8 +110,9 @@ class BitAllocator:
         names = dict.fromkeys(tensor for tensor, _ in self._watched)
         inside = Inside(watched=tuple(names), stages=STAGES)
         self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, inside)
-        passes = 1 + sum(self._weights.share(unit.linears) for unit in self.units)  # a sample, the float run included
-        self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / passes)))
+        runs = PASSES * fitting.stats.count
+        linears = [unit.linears for unit in self.units]
+        self._one_by_one = OneByOne(self._weights, linears, runs, len(samples.feeds))
         self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
         # Weights that are going to be solved again are judged as far as a layer alone can be solved.
         self._fits = UnitFits(
@@ -137,9 +137,9 @@ class BitAllocator:
         if self._config.sized:
             proposed, uniform = self._within_budget(costs)
             gain = predicted(proposed.options) - predicted(uniform)
-            dearer = self._unpacking(costs, proposed.options) - self._unpacking(costs, uniform)
-            # Several widths take more nodes to unpack: bytes for which the same width for all would gain as well.
-            worth = costs.size(uniform) > proposed.budget or gain >= WORTH_DB + DB_A_BIT * max(dearer, 0) / self._total
+            worth = costs.size(uniform) > proposed.budget or (
+                gain >= WORTH_DB and gain >= self._asked(costs, proposed, uniform)
+            )
         else:
             proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
             worth = costs.size(proposed.options) < costs.size(uniform)
@@ -169,14 +169,14 @@ class BitAllocator:
                 for name, one in (("chosen", choice.options), ("proposed", proposed.options), ("uniform", uniform))
             },
             "front": [judged(one) for one in options],
-            "samples": self._count,
+            "samples": self._one_by_one.count,
             "judged_samples": self._judged,
             "runs": round(self._weights.runs + probe.runs, 2),
         }
 
     def _spread(self, sizes: Whole) -> list[int]:
         """Of the front's points those that are measured, spread evenly over its sizes."""
-        most = min(FRONT, max(1, self._fitting.stats.count // FRONT_EACH))
+        most = min(FRONT, self._fitting.stats.count // FRONT_EACH)
         wanted = sizes[0] + (np.arange(most) + 0.5) / most * (sizes[-1] - sizes[0])
         return [int(np.argmin(np.abs(sizes - one))) for one in wanted]
 
@@ -194,19 +194,19 @@ class BitAllocator:
 
     def _measure_units(self, width: int) -> tuple[Floats, Floats]:
         """Output error power and Omega of each unit's weights quantized alone with that many bits; (U,) each."""
-        nuclear = self._config.criterion == "nuclear"
-        tensors = list(dict.fromkeys(tensor for tensor, _ in self._watched)) if nuclear else []
         nothing = only(self._fitting.plan, ())
-        exact = (
-            dict(zip(tensors, self._weights.watch(nothing, tensors, self._count)[1], strict=True)) if nuclear else {}
-        )
-        powers, omegas = [], []
-        for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
-            plan = self._fits.on(nothing, {unit.name: width})
-            difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
-            powers.append(error_power(difference.sqnr_db))
-            omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
-        return np.array(powers), np.array(omegas)
+
+        def plan_of(numbers: Sequence[int]) -> QuantPlan:
+            return self._fits.on(nothing, {self.units[number].name: width for number in numbers})
+
+        powers = self._one_by_one.powers(plan_of)
+        if self._config.criterion == "measured":
+            return powers, powers
+        count, omegas = self._one_by_one.count, []
+        for number, (tensor, feature) in enumerate(self._watched):
+            exact, seen = (self._weights.watch(plan, [tensor], count)[0] for plan in (nothing, plan_of([number])))
+            omegas.append(omega(feature(exact), feature(seen)))
+        return powers, np.array(omegas)
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice, with min-max parameters."""
@@ -305,17 +305,12 @@ class BitAllocator:
             raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
         return choice
 
-    def _unpacking(self, costs: BitCosts, options: Sequence[int]) -> float:
-        """Bits in the file that a choice's weights take beside their own."""
-        problem, bits = self._fitting.problem, costs.bits(options)
-        shapes = [
-            (bits[unit.name], *problem.constants[name].shape)
-            for unit in self.units
-            for name in unit.weights
-            if bits[unit.name] < FLOAT_BITS
-        ]
-        own = sum(width * inputs * outputs for width, inputs, outputs in shapes)
-        return 8 * packed_bytes(shapes) - own
+    def _asked(self, costs: BitCosts, choice: _Choice, uniform: Sequence[int]) -> float:
+        """What a choice has to gain over the same width for all in dB: several widths take more nodes to unpack, and for those
+        bytes the same width would gain as well.
+        """
+        dearer = choice.rest - self._written(costs, uniform, choice.budget).rest
+        return WORTH_DB + DB_A_BIT * max(8 * dearer / self._total, 0.0)
 
     def _written(self, costs: BitCosts, options: Sequence[int], budget: float) -> _Choice:
         plan = self.plan(costs, options)

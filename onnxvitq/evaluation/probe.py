@@ -48,6 +48,10 @@ class _Part:
     watched: frozenset[str]
     share: float
 
+    def gives(self, tensors: Iterable[str]) -> bool:
+        """Whether any of these is an output."""
+        return not {*self.outputs, *self.watched}.isdisjoint(tensors)
+
 
 class OutputProbe:
     """Called with a plan, gives the difference of the model's first output from the float model's.
@@ -88,12 +92,15 @@ class OutputProbe:
         self._parts = [_opened(part, threads) for part in parts]
         read = {name for part in self._parts for name in part.inputs}
         self._base = {name: value for name, value in base.items() if name in read}
-        self._known: dict[int, Mapping[str, np.ndarray]] = {}  # of a sample, what the parts hand on with ``plan``
+        self._known: dict[int, dict[str, np.ndarray]] = {}  # of a sample, what the parts hand on with ``plan``
         self.runs = 0.0  # of the whole network
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
         """Over the first ``count`` samples, all of them when None."""
-        return self.watch(plan, (), count)[0]
+        difference, parameters = OutputDifference(), self._parameters(plan)
+        for index, reference in enumerate(self._samples.references[:count]):
+            difference.update(reference, self._run(index, parameters)[self._output])
+        return difference
 
     def _parameters(self, plan: QuantPlan) -> dict[str, np.ndarray]:
         """What the session has inputs for; the other tensors have no quantizer in it and must be float."""
@@ -103,52 +110,79 @@ class OutputProbe:
         values = probe_parameters(self._problem, plan)
         return {name: value for name, value in values.items() if name in self._base}
 
-    def watch(
-        self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None
-    ) -> tuple[OutputDifference, list[FloatArray]]:
-        """The same, and the values of some watched tensors, samples joined along the first axis."""
-        difference, parameters = OutputDifference(), self._parameters(plan)
-        seen: list[list[FloatArray]] = [[] for _ in tensors]
-        for index, reference in enumerate(self._samples.references[:count]):
-            found = self._run(index, parameters, tensors)
-            difference.update(reference, found[self._output])
-            for kept, name in zip(seen, tensors, strict=True):
-                kept.append(found[name])
-        return difference, [np.concatenate(values) for values in seen]
+    def watch(self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None) -> list[FloatArray]:
+        """The values of some watched tensors, samples joined along the first axis; later parts are not run."""
+        parameters = self._parameters(plan)
+        last = max(place for place, part in enumerate(self._parts) if part.gives(tensors))
+        found = [self._run(index, parameters, tensors, last) for index in range(len(self._samples.feeds[:count]))]
+        return [np.concatenate([values[name] for values in found]) for name in tensors]
+
+    def carried(self, plan: QuantPlan, places: Sequence[int], count: int) -> list[float]:
+        """Error power of what these parts hand on, in units of the power of what they hand on with the own plan.
+
+        Of the last part that is the output. Later parts than the last of these are not run.
+        """
+        parameters = self._parameters(plan)
+        errors, powers = np.zeros(len(places)), np.zeros(len(places))
+        for index in range(count):
+            known = self._own(index)
+            found = known | self._run(index, parameters, (), max(places))
+            for at, place in enumerate(places):
+                for name in self._parts[place].outputs:
+                    if known[name].dtype.kind == "f":
+                        exact = known[name].astype(np.float64)
+                        errors[at] += ((found[name] - exact) ** 2).sum()
+                        powers[at] += (exact**2).sum()
+        return list(errors / np.maximum(powers, np.finfo(np.float64).tiny))
 
     def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
         """The model's first output for each of other samples than its own, joined along the first axis."""
         parameters = self._parameters(plan)
         return np.concatenate([self._from(0, {**feed, **parameters})[self._output] for feed in feeds])
 
-    def share(self, linears: Iterable[str]) -> float:
-        """How much of the network is run to judge a plan that differs from the own one in these linears' weights, 0 to 1."""
-        names = {weight_input(self._problem.blockmap.linear(name)) for name in linears}
-        first = next((place for place, part in enumerate(self._parts) if part.inputs & names), len(self._parts))
-        return sum(part.share for part in self._parts[first:])
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each part in the whole network, 0 to 1."""
+        return tuple(part.share for part in self._parts)
 
-    def _run(self, index: int, parameters: Mapping[str, np.ndarray], tensors: Sequence[str]) -> dict[str, np.ndarray]:
-        """What the parts hand on, and watched tensors, of one of the own samples."""
+    def place(self, linears: Iterable[str]) -> int:
+        """The first part that reads one of these linears' weights."""
+        names = {weight_input(self._problem.blockmap.linear(name)) for name in linears}
+        return next(place for place, part in enumerate(self._parts) if part.inputs & names)
+
+    def _own(self, index: int) -> dict[str, np.ndarray]:
+        """What the parts hand on of a sample with the own plan; kept."""
+        if index not in self._known:
+            self._known[index] = self._from(0, {**self._samples.feeds[index], **self._base})
+        return self._known[index]
+
+    def _run(
+        self, index: int, parameters: Mapping[str, np.ndarray], tensors: Sequence[str] = (), last: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the parts up to ``last`` hand on, and watched tensors, of one of the own samples."""
         feed = self._samples.feeds[index]
         if len(self._parts) == 1:
             return self._from(0, {**feed, **parameters}, tensors)
-        if index not in self._known:
-            self._known[index] = self._from(0, {**feed, **self._base})
+        known = self._own(index)
         changed = {
             name
             for name, value in parameters.items()
             if value is not self._base[name] and not np.array_equal(value, self._base[name])
         }
-        places = (place for place, part in enumerate(self._parts) if part.inputs & changed or part.watched & {*tensors})
-        first = next(places, None)
-        if first is None:
-            return dict(self._known[index])
-        return self._from(first, {**feed, **self._known[index], **parameters}, tensors)
+        places = (place for place, part in enumerate(self._parts) if part.inputs & changed or part.gives(tensors))
+        first = next(places, len(self._parts))
+        return known | self._from(first, {**feed, **known, **parameters}, tensors, last)
 
-    def _from(self, first: int, values: Mapping[str, np.ndarray], tensors: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Run the parts from that one on; ``values`` are the inputs and what parts before it hand on."""
+    def _from(
+        self,
+        first: int,
+        values: Mapping[str, np.ndarray],
+        tensors: Sequence[str] = (),
+        last: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run the parts ``first`` to ``last``; ``values`` are the inputs and what parts before them hand on."""
         known, found = dict(values), dict[str, np.ndarray]()
-        for part in self._parts[first:]:
+        for part in self._parts[first : len(self._parts) if last is None else last + 1]:
             names = [*part.outputs, *(part.watched & {*tensors})]
             made = zip(names, part.session.run({name: known[name] for name in part.inputs}, names), strict=True)
             found.update(made)

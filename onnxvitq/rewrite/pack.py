@@ -10,8 +10,7 @@ quantized layers: what it sees then is the int8 weight of an 8-bit model, and th
   of 2 to 8 elements (measured: four times the load time).
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,18 +167,6 @@ def multiple(bits: int) -> int:
     return 8 // min(FIELDS[bits])
 
 
-def packed_bytes(weights: Iterable[tuple[int, int, int]]) -> int:
-    """Of weights (bits, I, O) what ``Packer`` writes, nodes included, about: each width and each O is unpacked on its own."""
-    together: Counter[tuple[int, int]] = Counter()
-    for bits, inputs, outputs in weights:
-        together[bits, outputs] += inputs * outputs
-    total = 0
-    for (bits, _), count in together.items():
-        packed = bits in FIELDS and _pays(count, bits)
-        total += -(-count * bits // 8) + _unpacking(bits) if packed else count
-    return total
-
-
 def _groups(weights: Sequence[_Weight]) -> Iterator[list[_Weight]]:
     """Parts of a list with ``LARGEST_GROUP`` weights at most, or one tensor."""
     group: list[_Weight] = []
@@ -193,9 +180,5 @@ def _groups(weights: Sequence[_Weight]) -> Iterator[list[_Weight]]:
 
 def _pays(count: int, bits: int) -> bool:
     """Whether ``count`` weights take fewer bytes packed, with the nodes that unpack them, than as int8."""
-    return count * (8 - bits) / 8 > _unpacking(bits)
-
-
-def _unpacking(bits: int) -> int:
-    """Bytes of the nodes that unpack weights of one width."""
-    return NODE_BYTES * (sum(8 // width + 3 for width in FIELDS[bits]) + 3)
+    nodes = sum(8 // width + 3 for width in FIELDS[bits]) + 3
+    return count * (8 - bits) / 8 > nodes * NODE_BYTES
