@@ -1,13 +1,15 @@
 """Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
 
-One session judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
-held-out samples as ``PASSES`` over the calibration data allow; the error with the other widths follows from what they do to
-the unit's own output, which costs no run (``steps.bits.relative_errors``). Errors of different units add up, so the best
-choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a budget, the smallest choice is taken
-whose predicted error loses no more decisions than were promised; solving the weights makes up for some of it.
+One probe judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
+held-out samples as ``PASSES`` over the calibration data allow, by running what of the network follows on the unit, and where
+even one sample would take more, not all of that (``evaluation.one_by_one``). The error
+with the other widths follows from what they do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of
+different units add up, so the best choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a
+budget, the smallest choice is taken whose predicted error loses no more decisions than were promised; solving the weights makes
+up for some of it.
 
-Of the front, every point is reported with its size and predicted error, and with its measured error as many, spread evenly, as
-half a pass over the calibration samples allows: measuring all of some hundred points would take longer than the fit.
+Of the front, every point is reported with its size and predicted error. The proposed one is measured as well, and some that are
+spread evenly: one for every ``FRONT_EACH`` calibration samples, ``FRONT`` at most, or it would take longer than the fit.
 """
 
 import math
@@ -22,8 +24,8 @@ import onnx_graphsurgeon as gs
 from onnxvitq.config import FLOAT, QuantConfig
 from onnxvitq.errors import ConfigError
 from onnxvitq.evaluation.decisions import Decisions
-from onnxvitq.evaluation.probe import OutputProbe, Samples
-from onnxvitq.fanout import fan_out
+from onnxvitq.evaluation.one_by_one import OneByOne
+from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import to_proto
 from onnxvitq.numerics.allocate import Floats, Whole, least_error, pareto_front
 from onnxvitq.numerics.drop import expected_drop
@@ -36,22 +38,22 @@ from onnxvitq.steps.bits import (
     FLOAT_BITS,
     BitCosts,
     BitUnit,
-    UnitFit,
     find_units,
-    fit_unit,
-    relative_errors,
     unit_params,
     with_widths,
 )
 from onnxvitq.steps.sensitivity import error_power, only
+from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES = 1.9  # over the calibration samples, that measuring one unit after the other may take
+PASSES = 1.0  # over the calibration samples, that measuring one unit after the other may take
+STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
-FRONT = 8  # points of the front that are judged
+FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and calibration samples for each
 # What a choice must be predicted to gain over the same width for all that fits the budget. Bundled model, validation images:
 # 0.6 dB predicted at 4 bits came to -0.2 dB by module and 0.1 dB by layer once everything was fitted, 1.3 dB at 5 bits to 0.0
 # dB: each layer is solved against what those before it left.
 WORTH_DB = 1.5
+DB_A_BIT = 20 * math.log10(2)  # what another bit gains
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -106,18 +108,16 @@ class BitAllocator:
         self._total = sum(unit.size for unit in self.units)
         self._watched = [_watched(problem, unit) for unit in self.units]
         names = dict.fromkeys(tensor for tensor, _ in self._watched)
-        self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, tuple(names))
-        self._count = max(1, min(len(samples.feeds), int(PASSES * fitting.stats.count / len(self.units))))
+        inside = Inside(watched=tuple(names), stages=STAGES)
+        self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, inside)
+        runs = PASSES * fitting.stats.count
+        linears = [unit.linears for unit in self.units]
+        self._one_by_one = OneByOne(self._weights, linears, runs, len(samples.feeds))
         self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))
-        widths = [width for width in self._widths if width < FLOAT_BITS]
-
-        def fit(unit: BitUnit) -> dict[int, UnitFit]:
-            # Weights that are going to be solved again are judged as far as a layer alone can be solved.
-            return fit_unit((problem, plan, fitting.stats), unit, widths, feedback=config.runs("weights"))
-
-        self._fits = {
-            unit.name: one for unit, one in zip(self.units, fan_out(fit, self.units, config.threads), strict=True)
-        }
+        # Weights that are going to be solved again are judged as far as a layer alone can be solved.
+        self._fits = UnitFits(
+            (problem, plan, fitting.stats), self.units, feedback=config.runs("weights"), threads=config.threads
+        )
 
     def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan with the chosen formats and min-max parameters, and what the report says.
@@ -136,8 +136,9 @@ class BitAllocator:
 
         if self._config.sized:
             proposed, uniform = self._within_budget(costs)
-            worth = (
-                costs.size(uniform) > proposed.budget or predicted(proposed.options) >= predicted(uniform) + WORTH_DB
+            gain = predicted(proposed.options) - predicted(uniform)
+            worth = costs.size(uniform) > proposed.budget or (
+                gain >= WORTH_DB and gain >= self._asked(costs, proposed, uniform)
             )
         else:
             proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
@@ -150,10 +151,15 @@ class BitAllocator:
             entry["predicted_db"] = round(predicted(choice), 2)
             return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(choice):.6g}")})
 
-        def judged(choice: Sequence[int]) -> dict[str, Any]:
-            return {**point(choice), "measured_db": round(self.measure(probe, costs, choice, self._judged), 2)}
+        near = {options[index] for index in self._spread(front.sizes)}
+        near |= {proposed.options, uniform}
+        self._fits.make(costs.bits(one) for one in near)
+        seen = {one: round(self.measure(probe, costs, one, self._judged), 2) for one in near}
+        rest = choice.rest
 
-        rest, near = choice.rest, set(self._spread(front.sizes))
+        def judged(choice: tuple[int, ...]) -> dict[str, Any]:
+            return point(choice) | ({"measured_db": seen[choice]} if choice in seen else {})
+
         return choice.plan, {
             "criterion": self._config.criterion,
             "granularity": self._config.granularity,
@@ -162,24 +168,24 @@ class BitAllocator:
                 name: {**judged(one), "bits": costs.bits(one)}
                 for name, one in (("chosen", choice.options), ("proposed", proposed.options), ("uniform", uniform))
             },
-            "front": [judged(one) if index in near else point(one) for index, one in enumerate(options)],
-            "samples": self._count,
+            "front": [judged(one) for one in options],
+            "samples": self._one_by_one.count,
             "judged_samples": self._judged,
-            "runs": self._weights.runs + probe.runs,
+            "runs": round(self._weights.runs + probe.runs, 2),
         }
 
     def _spread(self, sizes: Whole) -> list[int]:
         """Of the front's points those that are measured, spread evenly over its sizes."""
-        most = min(FRONT, max(1, self._fitting.stats.count // (2 * self._judged)))
-        return [int(np.argmin(np.abs(sizes - wanted))) for wanted in np.linspace(sizes[0], sizes[-1], most)]
+        most = min(FRONT, self._fitting.stats.count // FRONT_EACH)
+        wanted = sizes[0] + (np.arange(most) + 0.5) / most * (sizes[-1] - sizes[0])
+        return [int(np.argmin(np.abs(sizes - one))) for one in wanted]
 
     def costs(self) -> tuple[BitCosts, BitCosts]:
         """What each width costs each unit: in error power of the output over its power, and by the criterion."""
         mean = self._config.average_bits or FIRST_WIDTH
         reference = min((width for width in self._widths if width < FLOAT_BITS), key=lambda width: abs(width - mean))
+        ratios = self._fits.relative_errors(self._widths, reference)
         powers, omegas = self._measure_units(reference)
-
-        ratios = np.array([relative_errors(self._fits[unit.name], self._widths, reference) for unit in self.units])
         sizes = np.outer([unit.size for unit in self.units], self._widths).astype(np.int64)
         measured = BitCosts(units=self.units, widths=self._widths, sizes=sizes, errors=powers[:, None] * ratios)
         if self._config.criterion == "measured":
@@ -188,19 +194,19 @@ class BitAllocator:
 
     def _measure_units(self, width: int) -> tuple[Floats, Floats]:
         """Output error power and Omega of each unit's weights quantized alone with that many bits; (U,) each."""
-        nuclear = self._config.criterion == "nuclear"
-        tensors = list(dict.fromkeys(tensor for tensor, _ in self._watched)) if nuclear else []
         nothing = only(self._fitting.plan, ())
-        exact = (
-            dict(zip(tensors, self._weights.watch(nothing, tensors, self._count)[1], strict=True)) if nuclear else {}
-        )
-        powers, omegas = [], []
-        for unit, (tensor, feature) in zip(self.units, self._watched, strict=True):
-            plan = self._fits[unit.name][width].on(self._fitting.problem, nothing)
-            difference, values = self._weights.watch(plan, [tensor] if nuclear else [], self._count)
-            powers.append(error_power(difference.sqnr_db))
-            omegas.append(omega(feature(exact[tensor]), feature(values[0])) if nuclear else 0.0)
-        return np.array(powers), np.array(omegas)
+
+        def plan_of(numbers: Sequence[int]) -> QuantPlan:
+            return self._fits.on(nothing, {self.units[number].name: width for number in numbers})
+
+        powers = self._one_by_one.powers(plan_of)
+        if self._config.criterion == "measured":
+            return powers, powers
+        count, omegas = self._one_by_one.count, []
+        for number, (tensor, feature) in enumerate(self._watched):
+            exact, seen = (self._weights.watch(plan, [tensor], count)[0] for plan in (nothing, plan_of([number])))
+            omegas.append(omega(feature(exact), feature(seen)))
+        return powers, np.array(omegas)
 
     def plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice, with min-max parameters."""
@@ -217,12 +223,8 @@ class BitAllocator:
 
     def _judged_plan(self, costs: BitCosts, options: Sequence[int]) -> QuantPlan:
         """The plan of a choice as a probe takes it: layers in float are without parameters."""
-        bits, plan = costs.bits(options), self._fitting.plan
-        plan = only(plan, plan.decisions.keys() - self._names())
-        for unit in self.units:
-            if bits[unit.name] < FLOAT_BITS:
-                plan = self._fits[unit.name][bits[unit.name]].on(self._fitting.problem, plan)
-        return plan
+        plan = self._fitting.plan
+        return self._fits.on(only(plan, plan.decisions.keys() - self._names()), costs.bits(options))
 
     def probe(self, samples: Samples) -> OutputProbe:
         """For ``measure``."""
@@ -302,6 +304,13 @@ class BitAllocator:
             problem = f"expected at least {least / 1e6:.4g} MB, got {asked / 1e6:.4g}"
             raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
         return choice
+
+    def _asked(self, costs: BitCosts, choice: _Choice, uniform: Sequence[int]) -> float:
+        """What a choice has to gain over the same width for all in dB: several widths take more nodes to unpack, and for those
+        bytes the same width would gain as well.
+        """
+        dearer = choice.rest - self._written(costs, uniform, choice.budget).rest
+        return WORTH_DB + DB_A_BIT * max(8 * dearer / self._total, 0.0)
 
     def _written(self, costs: BitCosts, options: Sequence[int], budget: float) -> _Choice:
         plan = self.plan(costs, options)

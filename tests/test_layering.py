@@ -82,6 +82,7 @@ NAMES_ONLY = {
         "PACKED",
         "probe_graph",
         "probe_parameters",
+        "weight_input",
     },
     ("rewrite", "blocks"): {"ACTIVATION"},
 }

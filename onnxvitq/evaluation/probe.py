@@ -10,8 +10,9 @@ from onnxvitq.errors import PlanError
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
+from onnxvitq.graph.segments import Stage, stages
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.probe import probe_graph, probe_parameters
+from onnxvitq.rewrite.probe import probe_graph, probe_parameters, weight_input
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
 
@@ -24,6 +25,34 @@ class Samples:
     references: Sequence[FloatArray]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What of a probe's inside is made use of.
+
+    watched: tensors of the graph that ``OutputProbe.watch`` can give.
+    stages: parts to run one after the other, at most. A plan that differs from the probe's own in a late layer is judged by
+        running the parts from that on: the values that a sample has between the parts are kept.
+    """
+
+    watched: tuple[str, ...] = ()
+    stages: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """A stage with its session; ``watched`` are outputs that are asked for by name."""
+
+    session: Session
+    inputs: frozenset[str]
+    outputs: tuple[str, ...]
+    watched: frozenset[str]
+    share: float
+
+    def gives(self, tensors: Iterable[str]) -> bool:
+        """Whether any of these is an output."""
+        return not {*self.outputs, *self.watched}.isdisjoint(tensors)
+
+
 class OutputProbe:
     """Called with a plan, gives the difference of the model's first output from the float model's.
 
@@ -34,7 +63,7 @@ class OutputProbe:
             judged later has the same readers.
         samples: to judge on.
         threads: of onnxruntime.
-        watched: tensors of the graph that ``watch`` can give.
+        inside: what of the network's inside is made use of; nothing when None.
 
     Raises:
         InvalidGraphError: onnxruntime cannot run the graph.
@@ -48,7 +77,7 @@ class OutputProbe:
         plan: QuantPlan,
         samples: Samples,
         threads: int,
-        watched: Sequence[str] = (),
+        inside: Inside | None = None,
     ) -> None:
         self._problem, self._samples = problem, samples
         probe = probe_graph(graph, problem, plan)
@@ -56,18 +85,22 @@ class OutputProbe:
             name for name in plan.decisions if plan.params(name) is not None or name in problem.constants
         }
         self._output = probe.outputs[0].name
-        tensors = probe.tensors()
-        probe.outputs = [tensors[name] for name in dict.fromkeys((self._output, *watched))]
-        with scratch_folder() as folder:
-            path = folder / "probe.onnx"
-            save_in_scratch(to_proto(probe, {}), path)
-            self._session = Session(path, threads=threads)
-        self._inputs = {spec.name for spec in self._session.input_specs}
-        self.runs = 0
+        del probe.outputs[1:]
+        base = probe_parameters(problem, plan)
+        inside = inside or Inside()
+        parts = stages(probe, {name: value.size for name, value in base.items()}, inside.stages, inside.watched)
+        self._parts = [_opened(part, threads) for part in parts]
+        read = {name for part in self._parts for name in part.inputs}
+        self._base = {name: value for name, value in base.items() if name in read}
+        self._known: dict[int, dict[str, np.ndarray]] = {}  # of a sample, what the parts hand on with ``plan``
+        self.runs = 0.0  # of the whole network
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
         """Over the first ``count`` samples, all of them when None."""
-        return self.watch(plan, (), count)[0]
+        difference, parameters = OutputDifference(), self._parameters(plan)
+        for index, reference in enumerate(self._samples.references[:count]):
+            difference.update(reference, self._run(index, parameters)[self._output])
+        return difference
 
     def _parameters(self, plan: QuantPlan) -> dict[str, np.ndarray]:
         """What the session has inputs for; the other tensors have no quantizer in it and must be float."""
@@ -75,23 +108,101 @@ class OutputProbe:
             if decision.params is not None and tensor not in self._quantized and decision.site.kind == "activation":
                 raise PlanError(tensor, "the plan quantizes a tensor that this probe leaves float")
         values = probe_parameters(self._problem, plan)
-        return {name: value for name, value in values.items() if name in self._inputs}
+        return {name: value for name, value in values.items() if name in self._base}
 
-    def watch(
-        self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None
-    ) -> tuple[OutputDifference, list[FloatArray]]:
-        """The same, and the values of some watched tensors, samples joined along the first axis."""
-        difference, parameters = OutputDifference(), self._parameters(plan)
-        seen: list[list[FloatArray]] = [[] for _ in tensors]
-        for feed, reference in zip(self._samples.feeds[:count], self._samples.references[:count], strict=True):
-            output, *values = self._session.run({**feed, **parameters}, [self._output, *tensors])
-            difference.update(reference, output)
-            for kept, value in zip(seen, values, strict=True):
-                kept.append(value)
-            self.runs += 1
-        return difference, [np.concatenate(values) for values in seen]
+    def watch(self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None) -> list[FloatArray]:
+        """The values of some watched tensors, samples joined along the first axis; later parts are not run."""
+        parameters = self._parameters(plan)
+        last = max(place for place, part in enumerate(self._parts) if part.gives(tensors))
+        found = [self._run(index, parameters, tensors, last) for index in range(len(self._samples.feeds[:count]))]
+        return [np.concatenate([values[name] for values in found]) for name in tensors]
+
+    def carried(self, plan: QuantPlan, places: Sequence[int], count: int) -> list[float]:
+        """Error power of what these parts hand on, in units of the power of what they hand on with the own plan.
+
+        Of the last part that is the output. Later parts than the last of these are not run.
+        """
+        parameters = self._parameters(plan)
+        errors, powers = np.zeros(len(places)), np.zeros(len(places))
+        for index in range(count):
+            known = self._own(index)
+            found = known | self._run(index, parameters, (), max(places))
+            for at, place in enumerate(places):
+                for name in self._parts[place].outputs:
+                    if known[name].dtype.kind == "f":
+                        exact = known[name].astype(np.float64)
+                        errors[at] += ((found[name] - exact) ** 2).sum()
+                        powers[at] += (exact**2).sum()
+        return list(errors / np.maximum(powers, np.finfo(np.float64).tiny))
 
     def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
         """The model's first output for each of other samples than its own, joined along the first axis."""
         parameters = self._parameters(plan)
-        return np.concatenate([self._session.run({**feed, **parameters}, [self._output])[0] for feed in feeds])
+        return np.concatenate([self._from(0, {**feed, **parameters})[self._output] for feed in feeds])
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each part in the whole network, 0 to 1."""
+        return tuple(part.share for part in self._parts)
+
+    def place(self, linears: Iterable[str]) -> int:
+        """The first part that reads one of these linears' weights."""
+        names = {weight_input(self._problem.blockmap.linear(name)) for name in linears}
+        return next(place for place, part in enumerate(self._parts) if part.inputs & names)
+
+    def _own(self, index: int) -> dict[str, np.ndarray]:
+        """What the parts hand on of a sample with the own plan; kept."""
+        if index not in self._known:
+            self._known[index] = self._from(0, {**self._samples.feeds[index], **self._base})
+        return self._known[index]
+
+    def _run(
+        self, index: int, parameters: Mapping[str, np.ndarray], tensors: Sequence[str] = (), last: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the parts up to ``last`` hand on, and watched tensors, of one of the own samples."""
+        feed = self._samples.feeds[index]
+        if len(self._parts) == 1:
+            return self._from(0, {**feed, **parameters}, tensors)
+        known = self._own(index)
+        changed = {
+            name
+            for name, value in parameters.items()
+            if value is not self._base[name] and not np.array_equal(value, self._base[name])
+        }
+        places = (place for place, part in enumerate(self._parts) if part.inputs & changed or part.gives(tensors))
+        first = next(places, len(self._parts))
+        return known | self._from(first, {**feed, **known, **parameters}, tensors, last)
+
+    def _from(
+        self,
+        first: int,
+        values: Mapping[str, np.ndarray],
+        tensors: Sequence[str] = (),
+        last: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run the parts ``first`` to ``last``; ``values`` are the inputs and what parts before them hand on."""
+        known, found = dict(values), dict[str, np.ndarray]()
+        for part in self._parts[first : len(self._parts) if last is None else last + 1]:
+            names = [*part.outputs, *(part.watched & {*tensors})]
+            made = zip(names, part.session.run({name: known[name] for name in part.inputs}, names), strict=True)
+            found.update(made)
+            known.update(found)
+            self.runs += part.share
+        return found
+
+
+def _opened(stage: Stage, threads: int) -> _Part:
+    graph = stage.graph.copy()  # stages share their tensors
+    for tensor in graph.inputs:
+        tensor.dtype = tensor.dtype or np.float32
+    with scratch_folder() as folder:
+        path = folder / "probe.onnx"
+        save_in_scratch(to_proto(graph, {}), path)
+        session = Session(path, threads=threads)
+    return _Part(
+        session=session,
+        inputs=frozenset(stage.inputs),
+        outputs=stage.outputs,
+        watched=frozenset(stage.watched),
+        share=stage.share,
+    )

@@ -2,9 +2,12 @@
 
 The linear layers themselves belong to no piece: whoever runs the pieces computes them. A piece is asked for by the tensor it
 has to yield, and holds the nodes that are needed for that and have not run yet, whatever the graph's form.
+
+Also: a graph in parts that are run one after the other, to see a change without running what is before it (``stages``).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +117,60 @@ class Segments:
                 field.append(value_info(name, tensor.dtype or np.float32, rank))
         opsets = self._graph.import_domains or [onnx.helper.make_opsetid("", self._graph.opset)]
         return onnx.helper.make_model(message, opset_imports=opsets, ir_version=IR_VERSION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stage:
+    """One of the parts that a graph falls into, to read, not to edit: what it reads of earlier ones and of the graph's inputs,
+    what it hands on, what of the other tensors is watched, and its share of the whole's work, 0 to 1.
+    """
+
+    graph: gs.Graph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    watched: tuple[str, ...]
+    share: float
+
+
+def stages(graph: gs.Graph, varied: Mapping[str, int], most: int, watched: Collection[str] = ()) -> list[Stage]:
+    """A sorted graph in at most that many parts, one after the other, cut where one tensor at most depends on what varies.
+
+    So whatever is the same up to a cut has the same value there, and a change behind it is seen by running the parts from its
+    own on. Of the places where that is so, those are taken that share the work most evenly.
+
+    Args:
+        graph: sorted; its outputs are those of the parts, beside what a later part reads.
+        varied: inputs that change from run to run, and the work that reading one stands for.
+        most: parts.
+        watched: tensors that are outputs of their parts as well.
+    """
+    work = [sum(varied.get(name, 0) for name in _reads(node)) for node in graph.nodes]
+    done = np.cumsum(work) / max(sum(work), 1)
+    last = {name: index for index, node in enumerate(graph.nodes) for name in _reads(node)}
+    last |= dict.fromkeys((tensor.name for tensor in graph.outputs), len(graph.nodes))
+    depends, alive, places = set(varied), set[str](), list[int]()
+    for index, node in enumerate(graph.nodes[:-1]):
+        if depends & _reads(node):
+            depends |= {tensor.name for tensor in node.outputs}
+            alive |= {tensor.name for tensor in node.outputs}
+        alive = {name for name in alive if last.get(name, -1) > index}
+        if len(alive) <= 1 and 0 < done[index] < 1:
+            places.append(index)
+    wanted = np.arange(1, most) / most
+    cuts = {places[int(np.abs(done[places] - share).argmin())] + 1 for share in wanted} if places else set[int]()
+    bounds = [0, *sorted(cuts), len(graph.nodes)]
+    constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
+    found = []
+    for start, stop in itertools.pairwise(bounds):
+        nodes = graph.nodes[start:stop]
+        made = [tensor.name for node in nodes for tensor in node.outputs]
+        inputs = sorted({name for node in nodes for name in _reads(node)} - constants - set(made))
+        outputs = [name for name in made if last.get(name, -1) >= stop]
+        seen = [name for name in made if name in watched and name not in outputs]
+        share = sum(work[start:stop]) / sum(work) if any(work) else len(nodes) / len(work)
+        part = part_of(graph, nodes, inputs, [*outputs, *seen])
+        found.append(Stage(graph=part, inputs=tuple(inputs), outputs=tuple(outputs), watched=tuple(seen), share=share))
+    return found
 
 
 IR_VERSION = 10  # of the pieces, which only onnxruntime reads

@@ -7,6 +7,7 @@ from onnxvitq.spec import FloatArray, IntArray, QParams, QuantSpec
 
 SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
+OUTPUTS = 128  # that are searched at a time: what is tried stays in the cache
 FEW_BITS = 4
 FEW_BITS_GRID = (*(0.05 * step for step in range(5, 16)), *WEIGHT_GRID)  # a finer step is worth clipping
 
@@ -111,10 +112,14 @@ def least_squares_params(weight: FloatArray, spec: QuantSpec) -> QParams:
     those that go from a share of the largest weight to all of it. A finer step is worth clipping the more, the fewer bits.
     """
     grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
-    steps = weight_steps(weight, spec)
-    tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
-    errors = np.stack([((weight - fake_quantize(weight, one)) ** 2).sum(axis=0) for one in tried])
-    scale = np.stack([one.scale for one in tried])[errors.argmin(axis=0), np.arange(weight.shape[1])]
+    scale = np.empty(weight.shape[1], np.float32)
+    for start in range(0, weight.shape[1], OUTPUTS):
+        part = np.ascontiguousarray(weight[:, start : start + OUTPUTS])
+        steps = weight_steps(part, spec)
+        tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
+        errors = np.stack([((part - fake_quantize(part, one)) ** 2).sum(axis=0) for one in tried])
+        scales = np.stack([one.scale for one in tried])
+        scale[start : start + OUTPUTS] = scales[errors.argmin(axis=0), np.arange(part.shape[1])]
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 

@@ -65,7 +65,7 @@ def probe_parameters(problem: Problem, plan: QuantPlan) -> dict[str, np.ndarray]
             params = raise_for_bias(params, bias, float(inputs.scale))
             step = (params.scale * inputs.scale).astype(np.float64)
             bias = (np.rint(bias / step) * step).astype(np.float32)
-        values[_weight(linear)], values[_bias(linear)] = _as_seen(weight, params), bias
+        values[weight_input(linear)], values[_bias(linear)] = _as_seen(weight, params), bias
     return values
 
 
@@ -97,7 +97,8 @@ def _constant(tensor: str) -> str:
     return f"{tensor}:values"
 
 
-def _weight(linear: Linear) -> str:
+def weight_input(linear: Linear) -> str:
+    """The name of the probe's input that is a linear's weight."""
     return f"{linear.name}:weight"
 
 
@@ -119,7 +120,7 @@ class _Writer:
         node = self._nodes[linear.name]
         output = self._nodes[linear.bias_node or linear.name].outputs[0]
         source = node.inputs[0]
-        weight = self._input(_weight(linear), (linear.in_features, linear.out_features))
+        weight = self._input(weight_input(linear), (linear.in_features, linear.out_features))
         node.inputs = [self._codes(source, linear.input), weight]
         bias = self._input(_bias(linear), (linear.out_features,))
         if linear.bias_node:

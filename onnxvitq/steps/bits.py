@@ -13,13 +13,11 @@ import numpy as np
 
 from onnxvitq.blockmap import Linear
 from onnxvitq.config import QuantConfig, parse_bits
-from onnxvitq.numerics.affine import dequantize, least_squares_params, params_from_weight
+from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.allocate import Floats, Whole
-from onnxvitq.numerics.sensitivity import Rounded, rounded
 from onnxvitq.plan import Problem, QuantPlan, SiteDecision
-from onnxvitq.spec import QParams, Stats
+from onnxvitq.spec import QParams
 from onnxvitq.steps.policy import edges
-from onnxvitq.steps.step import split_samples
 
 FIRST_WIDTH = 5  # bits that units are measured with where no mean is asked for
 FLOAT_BITS = 32  # of a weight that stays float
@@ -116,56 +114,6 @@ def unit_params(problem: Problem, plan: QuantPlan, unit: BitUnit, width: int) ->
         weight: params_from_weight(problem.constants[weight], replace(plan.decisions[weight].spec, bits=width))
         for weight in unit.weights
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UnitFit:
-    """A unit's weights with one width, each layer rounded on its own, by the names of its linears."""
-
-    layers: Mapping[str, Rounded]
-
-    def on(self, problem: Problem, plan: QuantPlan) -> QuantPlan:
-        """The plan with these weights, and biases that make up for the mean of their errors."""
-        weights = {name: dequantize(one.codes, one.params) for name, one in self.layers.items()}
-        biases = {name: problem.bias(name) + one.shift for name, one in self.layers.items()}
-        params = {problem.blockmap.linear(name).weight: one.params for name, one in self.layers.items()}
-        return plan.with_weights(weights).with_biases(biases).with_params(params)
-
-
-def fit_unit(
-    case: tuple[Problem, QuantPlan, Stats], unit: BitUnit, widths: Sequence[int], *, feedback: bool
-) -> dict[int, UnitFit]:
-    """A unit's weights with each of these widths, rounded plainly or with feedback of the error on sampled inputs."""
-    problem, plan, stats = case
-    fits: dict[int, dict[str, Rounded]] = {width: {} for width in widths}
-    for name in unit.linears:
-        linear = problem.blockmap.linear(name)
-        fitting, held = (rows.reshape(-1, linear.in_features) for rows in split_samples(stats.rows[linear.input]))
-        weight = problem.weight(name)
-        for width in widths:
-            spec = replace(plan.decisions[linear.weight].spec, bits=width)
-            # Plain scales that clip: alone, a layer's error is smaller with them; but clipped weights shrink what every layer
-            # writes, these errors add up in the same direction, and together they lost 1 to 1.5 dB at 3 and 4 bits.
-            params = least_squares_params(weight, spec) if feedback else params_from_weight(weight, spec)
-            fits[width][name] = rounded(fitting, held, weight, params, feedback=feedback)
-    return {width: UnitFit(layers=layers) for width, layers in fits.items()}
-
-
-def relative_errors(fits: Mapping[int, UnitFit], widths: Sequence[int], reference: int) -> Floats:
-    """Error of a unit's layers with each width in units of that with ``reference`` bits, the mean over layers; (K,).
-
-    The error is that of a layer's own output, on held-out inputs. A layer passes its error on by a factor that hardly depends
-    on the width, so this ratio turns an output error measured with one width into that with another.
-    """
-    tiny = np.finfo(np.float64).tiny
-    known = fits[reference].layers
-
-    def ratio(width: int) -> float:
-        if width >= FLOAT_BITS:
-            return 0.0
-        return float(np.mean([one.error / max(known[name].error, tiny) for name, one in fits[width].layers.items()]))
-
-    return np.array([ratio(width) for width in widths])
 
 
 def with_widths(plan: QuantPlan, units: Sequence[BitUnit], bits: Mapping[str, int]) -> QuantPlan:

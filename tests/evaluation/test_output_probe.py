@@ -11,7 +11,7 @@ from fitted_cases import Case, build_case, correlated, seeded_transformer, with_
 from onnxvitq.errors import OutputError
 from onnxvitq.evaluation import probe as probing
 from onnxvitq.evaluation.judge import OutputJudge
-from onnxvitq.evaluation.probe import OutputProbe, Samples
+from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -49,6 +49,41 @@ def test_nothing_quantized_is_the_float_model_and_samples_can_be_fewer(made: Mad
     assert probe(only(case.plan, ())).sqnr_db > 110  # a sum in another order
     assert probe(case.plan, 2).agreement is not None
     assert probe.runs == len(samples.feeds) + 2
+
+
+def test_stages_give_the_figures_of_the_whole_and_run_less(made: Made) -> None:
+    case, samples = made
+    nothing = only(case.plan, ())
+    linears = [linear for linear in case.problem.blockmap.linears if linear.weight in case.plan.decisions]
+    watched = linears[-2].output
+    whole = OutputProbe(case.graph, case.problem, nothing, samples, 1, Inside(watched=(watched,)))
+    parts = OutputProbe(case.graph, case.problem, nothing, samples, 1, Inside(watched=(watched,), stages=3))
+    parts(nothing)
+    assert len(parts.shares) == 3
+    assert parts.runs == pytest.approx(len(samples.feeds))
+    places = [parts.place([linear.name]) for linear in linears]
+    assert places == sorted(places)
+    assert places[-1] == 2
+    for linear, place in zip(linears, places, strict=True):
+        plan, before = only(case.plan, {linear.weight}), parts.runs
+        assert parts(plan).sqnr_db == pytest.approx(whole(plan).sqnr_db, abs=0.01)
+        assert parts.runs - before == pytest.approx(sum(parts.shares[place:]) * len(samples.feeds))
+        (power,) = parts.carried(plan, [2], len(samples.feeds))
+        assert -10 * np.log10(power) == pytest.approx(whole(plan).sqnr_db, abs=0.01)
+        (value,), (expected,) = (one.watch(plan, [watched], 2) for one in (parts, whole))
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+    assert np.array_equal(parts.outputs(nothing, samples.feeds), whole.outputs(nothing, samples.feeds))
+
+
+def test_what_is_carried_a_part_on_runs_no_further(made: Made) -> None:
+    case, samples = made
+    probe = OutputProbe(case.graph, case.problem, only(case.plan, ()), samples, 1, Inside(stages=3))
+    plan = only(case.plan, {case.problem.blockmap.linears[0].weight})
+    probe.carried(plan, [0], 2)
+    before = probe.runs
+    assert probe.carried(plan, [0], 2)[0] > 0
+    assert probe.runs - before == pytest.approx(2 * probe.shares[0])
+    assert probe.carried(only(case.plan, ()), [0, 2], 2) == [0, 0]
 
 
 def test_a_full_disk_is_said(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A graph in pieces: run one after the other, with the linear layers computed in between, they are the whole graph."""
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnxvitq.blockmap import Linear
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import to_graph
-from onnxvitq.graph.segments import Gap, Segment, Segments
+from onnxvitq.graph.segments import Gap, Segment, Segments, stages
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 EXACT = 1e-5  # of the largest output: numpy adds up a product in another order than onnxruntime
@@ -238,3 +239,55 @@ def test_the_graph_is_left_as_it_was(chain: Walk) -> None:
     segments.towards(["b"])
     assert [node.name for node in graph.nodes] == names
     assert [tensor.name for tensor in graph.outputs] == ["y", "d"]
+
+
+STAGED = (
+    "(float[N,8] x, float[8,8] A, float[8,8] B, float[8,6] C, float[6,6] D) => (float[N,6] y)"
+    "{ n = Neg(x) a = MatMul(x, A) s = Sigmoid(n) m = Mul(a, s) b = MatMul(m, B) t = Add(b, m) u = Mul(t, s)"
+    " c = MatMul(u, C) r = Relu(c) y = MatMul(r, D) }"
+)
+SIZES = {"A": 64, "B": 64, "C": 48, "D": 36}
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+def test_stages_one_after_the_other_are_the_whole(most: int) -> None:
+    model = model_of(STAGED)
+    graph = to_graph(model)
+    graph.toposort()
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.normal(size=(3, 8)).astype(np.float32)}
+    feeds |= {
+        n: rng.normal(size=s).astype(np.float32)
+        for n, s in {"A": (8, 8), "B": (8, 8), "C": (8, 6), "D": (6, 6)}.items()
+    }
+    values, found = dict(feeds), stages(graph, SIZES, most, ["r"])
+    for stage in found:
+        model_of_stage = gs.export_onnx(stage.graph.copy(), do_type_check=False)
+        outputs = run(model_of_stage, {name: values[name] for name in stage.inputs})
+        values |= dict(zip((*stage.outputs, *stage.watched), outputs, strict=True))
+    expected = run(model, feeds)[0]
+    np.testing.assert_allclose(values["y"], expected, rtol=1e-5)
+    assert "r" in values
+    assert sum(stage.share for stage in found) == pytest.approx(1)
+    assert 1 <= len(found) <= most
+    assert most == 1 or len(found) > 1
+
+
+def test_stages_hand_on_one_tensor_that_depends_on_what_varies() -> None:
+    graph = to_graph(model_of(STAGED))
+    graph.toposort()
+    found = stages(graph, SIZES, 8)
+    depends = {"a", "m", "b", "t", "u", "c", "r", "y"}
+    for before, after in itertools.pairwise(found):
+        assert len(depends & set(before.outputs)) == 1  # none where a sum passes a product by
+        assert "b" not in before.outputs
+        assert depends & set(after.inputs) <= set(before.outputs)
+
+
+def test_a_graph_without_a_place_to_cut_is_one_stage() -> None:
+    text = "(float[N,4] x, float[4,4] A, float[4,4] B) => (float[N,4] y) { a = MatMul(x, A) b = MatMul(x, B) y = Add(a, b) }"
+    graph = to_graph(model_of(text))
+    graph.toposort()
+    (only,) = stages(graph, {"A": 16, "B": 16}, 4)[-1:]
+    assert "y" in only.outputs
+    assert only.share >= 0.5

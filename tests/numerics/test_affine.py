@@ -8,6 +8,7 @@ from onnxvitq.numerics.affine import (
     SMALLEST_SCALE,
     dequantize,
     fake_quantize,
+    least_squares_params,
     params_from_range,
     params_from_weight,
     quantize,
@@ -256,3 +257,12 @@ def test_raise_for_bias_prevents_overflow_and_leaves_the_rest_alone() -> None:
 def test_raise_for_bias_without_need_changes_nothing() -> None:
     params = QParams(spec=WEIGHT, scale=np.full(3, 0.01), zero_point=np.zeros(3, int))
     assert np.array_equal(raise_for_bias(params, np.zeros(3, np.float32), 0.1).scale, params.scale)
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_least_squares_scales_do_not_depend_on_the_columns_beside(bits: int) -> None:
+    weight = np.random.default_rng(0).standard_t(4, size=(40, 300)).astype(np.float32)
+    spec = QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+    scale = least_squares_params(weight, spec).scale
+    for column in (0, 127, 128, 299):
+        assert least_squares_params(weight[:, [column]], spec).scale == scale[[column]]

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 
 from onnxvitq.config import QuantConfig
-from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.spec import Stats
 from onnxvitq.steps.bits import (
     FLOAT_BITS,
     REASON,
     BitCosts,
     BitUnit,
     find_units,
-    fit_unit,
-    relative_errors,
     starting_formats,
     unit_params,
     with_widths,
@@ -59,29 +55,6 @@ def test_a_shared_weight_makes_one_unit(problem: Problem, plan: QuantPlan) -> No
 
 def test_layers_that_the_plan_leaves_float_are_no_units(problem: Problem, plan: QuantPlan) -> None:
     assert [unit.linears for unit in units(problem, without_nodes(plan, {FC1: "asked"}), "layer")] == [(QUERY,), (KEY,)]
-
-
-def test_errors_fall_by_four_a_bit_and_a_float_layer_has_none(problem: Problem, plan: QuantPlan, stats: Stats) -> None:
-    for unit in units(problem, plan, "module"):
-        fits = fit_unit((problem, plan, stats), unit, (3, 5, 7), feedback=False)
-        errors = relative_errors(fits, (3, 5, 7, FLOAT_BITS), 5)
-        assert errors[1] == pytest.approx(1)
-        assert (errors[0], 1 / errors[2]) == pytest.approx((16, 16), rel=0.7)
-        assert errors[3] == 0
-
-
-@pytest.mark.parametrize("feedback", [False, True])
-def test_a_fitted_unit_is_put_on_a_plan(problem: Problem, plan: QuantPlan, stats: Stats, feedback: bool) -> None:
-    unit = units(problem, plan, "module")[0]
-    put = fit_unit((problem, plan, stats), unit, (4,), feedback=feedback)[4].on(problem, plan)
-    for name, weight in zip(unit.linears, unit.weights, strict=True):
-        params = put.params(weight)
-        assert params is not None
-        assert params.spec.bits == 4
-        plain = fake_quantize(problem.weight(name), params)
-        assert np.array_equal(fake_quantize(put.weights[name], params), put.weights[name])
-        assert feedback or np.array_equal(put.weights[name], plain)
-        assert np.array_equal(put.biases[name], problem.bias(name)) == (not feedback)
 
 
 @pytest.mark.parametrize("widths", [(4, 6), (8, 2)])

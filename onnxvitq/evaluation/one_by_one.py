@@ -1,0 +1,60 @@
+"""The output's error with one change of a network at a time, of many, within a number of runs.
+
+A change is seen by running the network from its own part on (``evaluation.probe``). Where even that takes too many runs, its
+error is carried a few parts on only; from there the output's error follows from that of all changes carried to the same
+place, made at once: errors that have come that far are passed on much alike. On the bundled model and its twin, the errors of
+layers measured so with one sample are as near to those over 16 samples as when that sample is run to the end (2.5 to 3 dB).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onnxvitq.evaluation.probe import OutputProbe
+from onnxvitq.numerics.allocate import Floats
+from onnxvitq.plan import QuantPlan
+
+PlanOf = Callable[[Sequence[int]], QuantPlan]  # of some changes, by their numbers, made at once
+
+
+class OneByOne:
+    """Plans the runs.
+
+    Args:
+        probe: made for a plan without any of the changes.
+        changes: each the linears whose weights it changes.
+        runs: of the whole network, that it may take; one sample is measured in any case.
+        most: samples.
+    """
+
+    def __init__(self, probe: OutputProbe, changes: Sequence[Sequence[str]], runs: float, most: int) -> None:
+        self._probe, self._places = probe, [probe.place(linears) for linears in changes]
+        parts = len(probe.shares)
+        costs = {ahead: self._cost(ahead) for ahead in range(parts)}
+        self.ahead = max((ahead for ahead, cost in costs.items() if cost <= runs), default=0)
+        self.count = max(1, min(most, int(runs / costs[self.ahead])))
+
+    def _cost(self, ahead: int) -> float:
+        """Runs of a sample: the network as it is, each change carried that many parts on, all to one place to the end."""
+        shares, last = self._probe.shares, len(self._probe.shares) - 1
+        each = sum(sum(shares[place : self._end(place, ahead) + 1]) for place in self._places)
+        together = {self._end(place, ahead): place for place in sorted(self._places, reverse=True)}
+        return 1.0 + each + sum(sum(shares[place:]) for end, place in together.items() if end < last)
+
+    def _end(self, place: int, ahead: int) -> int:
+        return min(place + ahead, len(self._probe.shares) - 1)
+
+    def powers(self, plan_of: PlanOf) -> Floats:
+        """Error power of the output with each change alone, in units of the output's; (U,)."""
+        return np.fromiter(self._powers(plan_of), np.float64, len(self._places))
+
+    def _powers(self, plan_of: PlanOf) -> Iterator[float]:
+        last = len(self._probe.shares) - 1
+        ends = [self._end(place, self.ahead) for place in self._places]
+        passed = {last: 1.0}  # of an error in what a part hands on, to the output
+        for end in sorted(set(ends) - {last}):
+            plan = plan_of([number for number, one in enumerate(ends) if one == end])
+            there, output = self._probe.carried(plan, (end, last), self.count)
+            passed[end] = output / max(there, np.finfo(np.float64).tiny)
+        for number, end in enumerate(ends):
+            yield self._probe.carried(plan_of([number]), (end,), self.count)[0] * passed[end]
