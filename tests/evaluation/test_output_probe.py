@@ -9,9 +9,9 @@ import pytest
 from fitted_cases import Case, build_case, correlated, seeded_transformer, with_bits
 
 from onnxvitq.errors import OutputError
-from onnxvitq.evaluation import probe as probing
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
+from onnxvitq.graph import scratch
 from onnxvitq.graph.io import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.steps.ranges import MinMaxRanges
@@ -90,7 +90,7 @@ def test_a_full_disk_is_said(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_pa
     def fail(proto: onnx.ModelProto, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(probing, "save_for_session", fail)
+    monkeypatch.setattr(scratch, "save_for_session", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     case, samples = made
     with pytest.raises(OutputError, match="temporary files cannot be written: No space left on device"):
