@@ -297,9 +297,10 @@ class Fitter:
                 write_stats(aside, self._stats)
             except OSError as error:
                 raise scratch_error(folder, error) from error
+            self._stats = Stats(count=self._stats.count)
             self._take(proposal.graph)
             if self._is_exact():
-                self._follow(before[0], before[1].blockmap, proposal.change)
+                self._follow(before[0], before[1].blockmap, proposal.change, aside)
                 self._plan, _ = self._minmax()
                 after = self._difference(self._plan) if self._config.judged else None
                 if self._does_no_harm(after, DOUBT_DB):
@@ -309,16 +310,16 @@ class Fitter:
             self._stats = read_stats(aside)
         return {"after": None if after is None else round(after.sqnr_db, 3)}
 
-    def _follow(self, graph: gs.Graph, blockmap: BlockMap, change: Change | None) -> None:
-        """Statistics of the graph as it is now; known are those of the graph before the change."""
-        wanted, known = (*mapped_requests(self._problem.blockmap), *self._requests()), self._stats
-        self._stats = Stats(count=known.count)
+    def _follow(self, graph: gs.Graph, blockmap: BlockMap, change: Change | None, known: Path) -> None:
+        """Statistics of the graph as it is now; those of the graph before the change are in a file."""
+        wanted = (*mapped_requests(self._problem.blockmap), *self._requests())
         if change is None:
-            del known
             self._stats = self._measurer.measure(self._graph, wanted, self._sampling, self._stats.count)
             return
         graphs, blockmaps = (graph, self._graph), (blockmap, self._problem.blockmap)
-        self._stats = self._measurer.measure_changed(graphs, blockmaps, change, known, (wanted, self._sampling))
+        self._stats = self._measurer.measure_changed(
+            graphs, blockmaps, change, read_stats(known), (wanted, self._sampling)
+        )
 
     @property
     def _sampling(self) -> Sampling:

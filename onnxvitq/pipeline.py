@@ -32,7 +32,7 @@ from onnxvitq.errors import DataError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
 from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random_feed
-from onnxvitq.evaluation.compare import compare
+from onnxvitq.evaluation.compare import COMPARED, compare
 from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
@@ -156,7 +156,7 @@ def quantize(
                 feeds,
                 reference,
                 threads=config.threads,
-                progress=_stage(progress, "compare", len(reference)),
+                progress=_stage(progress, "compare", min(len(reference), COMPARED)),
             )
         progress("finish", 1, 1)
     remove_checkpoints(output.with_name(f"{output.name}.learned"))

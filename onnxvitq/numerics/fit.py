@@ -68,7 +68,7 @@ def fit_linear(
         interval a layer.
     """
     steps, spec = weight_steps(weight, specs[1]), specs[1]
-    some = slice(None, None, -(-weight.shape[1] // OUTPUTS))  # evenly: of every layer, and of every head
+    some = some_outputs(weight.shape[1])
     looked_at, own = np.ascontiguousarray(weight[:, some]), steps if spec.axis is None else steps[some]
     loss = against(objective, times(rows, looked_at))
     fit = _alternate(
@@ -78,6 +78,11 @@ def fit_linear(
         search,
     )
     return replace(fit, right=params_from_steps(steps, spec, fit.multiplier))
+
+
+def some_outputs(count: int) -> slice:
+    """At most ``OUTPUTS`` of so many, evenly: of every layer that stands beside another, and of every head."""
+    return slice(None, None, -(-count // OUTPUTS))
 
 
 def times(rows: FloatArray, weight: FloatArray) -> FloatArray:

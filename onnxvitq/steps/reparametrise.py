@@ -19,13 +19,12 @@ from onnxvitq.blockmap import Attention, BlockMap, Linear
 from onnxvitq.fanout import fan_out
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
-from onnxvitq.numerics.fit import times
+from onnxvitq.numerics.fit import some_outputs, times
 from onnxvitq.numerics.transform import (
     balance_query_key,
     channel_shift,
     fold_into_linear,
     smoothing_scale,
-    value_to_proj,
 )
 from onnxvitq.plan import ChannelMap, Problem, QuantPlan
 from onnxvitq.spec import FloatArray, QuantSpec, StatRequest, Stats
@@ -132,11 +131,13 @@ def _best_norm_map(
 ) -> list[ChannelMap]:
     fitting, held = split_samples(rows)
     weight = np.concatenate([problem.weight(one.name) for one in readers], axis=1)
-    bias = np.concatenate([problem.bias(one.name) for one in readers])
+    spread, some = np.abs(weight).max(axis=1), some_outputs(weight.shape[1])
+    weight = np.ascontiguousarray(weight[:, some])
+    bias = np.concatenate([problem.bias(one.name) for one in readers])[some]
     read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
     beta = next((one.beta for one in problem.blockmap.norms if one.name == norm), "")
     may_shift = bool(beta) and all(one.bias for one in readers)
-    candidates = _candidates(fitting, np.abs(weight).max(axis=1), shifted=may_shift)
+    candidates = _candidates(fitting, spread, shifted=may_shift)
     reference = times(held, weight)
 
     def noise(candidate: Candidate) -> float:
@@ -161,12 +162,13 @@ def _best_value_map(
     )  # None where the product with V stays float: v has no error of its own
     shifted = bool(value.bias) and bool(proj.bias)
     candidates = _candidates(values[0], np.abs(weight).max(axis=1), shifted=shifted)
+    some = some_outputs(weight.shape[1])
+    weight, bias = np.ascontiguousarray(weight[:, some]), bias[some]
     reference = times(context[1], weight)
-    own = (problem.weight(value.name), problem.bias(value.name))
 
     def noise(candidate: Candidate) -> float:
         shift, scale = candidate
-        _, (moved, taken_back) = value_to_proj(own, (weight, bias), shift, scale)
+        moved, taken_back = fold_into_linear(weight, bias, shift, scale)
         rounded = _rounded(moved, weight_spec)
         seen = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
         power = _power(seen, reference)
