@@ -1,12 +1,11 @@
 """Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
 
 One probe judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
-held-out samples as ``PASSES`` over the calibration data allow, by running what of the network follows on the unit, and where
-even one sample would take more, not all of that (``evaluation.one_by_one``). The error
-with the other widths follows from what they do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of
-different units add up, so the best choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a
-budget, the smallest choice is taken whose predicted error loses no more decisions than were promised; solving the weights makes
-up for some of it.
+held-out samples as ``PASSES`` over the calibration data allow: what of the network follows on the unit is run, and where even
+one sample would take more, not all of that (``evaluation.one_by_one``). The error with the other widths follows from what they
+do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of different units add up, so the best choice
+within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a budget, the smallest choice is taken whose
+predicted error loses no more decisions than were promised; solving the weights makes up for some of it.
 
 Of the front, every point is reported with its size and predicted error. The proposed one is measured as well, and some that are
 spread evenly: one for every ``FRONT_EACH`` calibration samples, ``FRONT`` at most, or it would take longer than the fit.
