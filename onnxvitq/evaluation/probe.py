@@ -202,7 +202,7 @@ def _opened(stage: Stage, threads: int) -> _Part:
             save_for_session(to_proto(graph, {}), path)
         except OSError as error:
             raise scratch_error(folder, error) from error
-        session = Session(path, threads=threads)
+        session = Session(path, threads=threads, spare="cores")
     return _Part(
         session=session,
         inputs=frozenset(stage.inputs),

@@ -72,6 +72,8 @@ class UnitFits:
         wanted: dict[str, list[int]] = {}
         for name, width in sorted(asked - self._fits.keys()):
             wanted.setdefault(name, []).append(width)
+        if not wanted:
+            return
 
         def fit(rounder: Rounder, names: Sequence[str]) -> list[list[Rounded]]:
             fits = iter(rounder([self._format(name, width) for name in names for width in wanted[name]]))
