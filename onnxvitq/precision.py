@@ -1,12 +1,11 @@
 """Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
 
 One probe judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
-held-out samples as ``PASSES`` over the calibration data allow, by running what of the network follows on the unit, and where
-even one sample would take more, not all of that (``evaluation.one_by_one``). The error
-with the other widths follows from what they do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of
-different units add up, so the best choice within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a
-budget, the smallest choice is taken whose predicted error loses no more decisions than were promised; solving the weights makes
-up for some of it.
+held-out samples as ``PASSES`` over the calibration data allow: what of the network follows on the unit is run, and where even
+one sample would take more, not all of that (``evaluation.one_by_one``). The error with the other widths follows from what they
+do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of different units add up, so the best choice
+within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a budget, the smallest choice is taken whose
+predicted error loses no more decisions than were promised; solving the weights makes up for some of it.
 
 Of the front, every point is reported with its size and predicted error. The proposed one is measured as well, and some that are
 spread evenly: one for every ``FRONT_EACH`` calibration samples, ``FRONT`` at most, or it would take longer than the fit.
@@ -54,6 +53,7 @@ FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and c
 # dB: each layer is solved against what those before it left.
 WORTH_DB = 1.5
 DB_A_BIT = 20 * math.log10(2)  # what another bit gains
+UNPACKING = 8192  # bytes of nodes, at most, for weights of one width and number of outputs
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
 RECIPE = 4096  # bytes kept free for what the written file says of itself
@@ -137,9 +137,7 @@ class BitAllocator:
         if self._config.sized:
             proposed, uniform = self._within_budget(costs)
             gain = predicted(proposed.options) - predicted(uniform)
-            worth = costs.size(uniform) > proposed.budget or (
-                gain >= WORTH_DB and gain >= self._asked(costs, proposed, uniform)
-            )
+            worth = costs.size(uniform) > proposed.budget or self._worth(costs, proposed, uniform, gain)
         else:
             proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
             worth = costs.size(proposed.options) < costs.size(uniform)
@@ -305,12 +303,17 @@ class BitAllocator:
             raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
         return choice
 
-    def _asked(self, costs: BitCosts, choice: _Choice, uniform: Sequence[int]) -> float:
-        """What a choice has to gain over the same width for all in dB: several widths take more nodes to unpack, and for those
+    def _worth(self, costs: BitCosts, choice: _Choice, uniform: Sequence[int], gain: float) -> bool:
+        """Whether so many dB over the same width for all are enough: several widths take more nodes to unpack, and for those
         bytes the same width would gain as well.
         """
-        dearer = choice.rest - self._written(costs, uniform, choice.budget).rest
-        return WORTH_DB + DB_A_BIT * max(8 * dearer / self._total, 0.0)
+        if gain < WORTH_DB:
+            return False
+        outputs = {self._fitting.problem.constants[name].shape[-1] for unit in self.units for name in unit.weights}
+        dearer: float = UNPACKING * len(outputs) * len(set(choice.options))  # at most
+        if gain < WORTH_DB + DB_A_BIT * 8 * dearer / self._total:
+            dearer = choice.rest - self._written(costs, uniform, choice.budget).rest
+        return gain >= WORTH_DB + DB_A_BIT * 8 * max(dearer, 0) / self._total
 
     def _written(self, costs: BitCosts, options: Sequence[int], budget: float) -> _Choice:
         plan = self.plan(costs, options)

@@ -52,4 +52,4 @@ class OutputJudge:
                 save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-            return Session(path, threads=self.threads, lean=True)
+            return Session(path, threads=self.threads, spare="memory")

@@ -28,7 +28,7 @@ class OneByOne:
     """
 
     def __init__(self, probe: OutputProbe, changes: Sequence[Sequence[str]], runs: float, most: int) -> None:
-        self._probe, self._places = probe, [probe.place(linears) for linears in changes]
+        self._probe, self._places = probe, [probe.places(linears) for linears in changes]
         parts = len(probe.shares)
         costs = {ahead: self._cost(ahead) for ahead in range(parts)}
         self.ahead = max((ahead for ahead, cost in costs.items() if cost <= runs), default=0)
@@ -37,12 +37,16 @@ class OneByOne:
     def _cost(self, ahead: int) -> float:
         """Runs of a sample: the network as it is, each change carried that many parts on, all to one place to the end."""
         shares, last = self._probe.shares, len(self._probe.shares) - 1
-        each = sum(sum(shares[place : self._end(place, ahead) + 1]) for place in self._places)
-        together = {self._end(place, ahead): place for place in sorted(self._places, reverse=True)}
-        return 1.0 + each + sum(sum(shares[place:]) for end, place in together.items() if end < last)
+        ends = self._ends(ahead)
+        each = sum(sum(shares[first : end + 1]) for (first, _), end in zip(self._places, ends, strict=True))
+        together: dict[int, int] = {}
+        for (first, _), end in zip(self._places, ends, strict=True):
+            together[end] = min(first, together.get(end, first))
+        return 1.0 + each + sum(sum(shares[first:]) for end, first in together.items() if end < last)
 
-    def _end(self, place: int, ahead: int) -> int:
-        return min(place + ahead, len(self._probe.shares) - 1)
+    def _ends(self, ahead: int) -> list[int]:
+        """The part to which each change's error is carried."""
+        return [min(last + ahead, len(self._probe.shares) - 1) for _, last in self._places]
 
     def powers(self, plan_of: PlanOf) -> Floats:
         """Error power of the output with each change alone, in units of the output's; (U,)."""
@@ -50,7 +54,7 @@ class OneByOne:
 
     def _powers(self, plan_of: PlanOf) -> Iterator[float]:
         last = len(self._probe.shares) - 1
-        ends = [self._end(place, self.ahead) for place in self._places]
+        ends = self._ends(self.ahead)
         passed = {last: 1.0}  # of an error in what a part hands on, to the output
         for end in sorted(set(ends) - {last}):
             plan = plan_of([number for number, one in enumerate(ends) if one == end])

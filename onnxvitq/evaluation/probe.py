@@ -145,10 +145,11 @@ class OutputProbe:
         """Of each part in the whole network, 0 to 1."""
         return tuple(part.share for part in self._parts)
 
-    def place(self, linears: Iterable[str]) -> int:
-        """The first part that reads one of these linears' weights."""
+    def places(self, linears: Iterable[str]) -> tuple[int, int]:
+        """The first and the last part that read these linears' weights."""
         names = {weight_input(self._problem.blockmap.linear(name)) for name in linears}
-        return next(place for place, part in enumerate(self._parts) if part.inputs & names)
+        found = [place for place, part in enumerate(self._parts) if part.inputs & names]
+        return found[0], found[-1]
 
     def _own(self, index: int) -> dict[str, np.ndarray]:
         """What the parts hand on of a sample with the own plan; kept."""
@@ -198,7 +199,7 @@ def _opened(stage: Stage, threads: int) -> _Part:
     with scratch_folder() as folder:
         path = folder / "probe.onnx"
         save_in_scratch(to_proto(graph, {}), path)
-        session = Session(path, threads=threads)
+        session = Session(path, threads=threads, spare="cores")
     return _Part(
         session=session,
         inputs=frozenset(stage.inputs),

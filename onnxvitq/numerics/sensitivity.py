@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.numerics.affine import fake_quantize, quantize
+from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.moments import DoubleArray
 from onnxvitq.numerics.rounding import Format, RowFeedback
-from onnxvitq.spec import FloatArray, IntArray, QParams
+from onnxvitq.spec import FloatArray
 
 
 def nuclear_norm(features: FloatArray) -> float:
@@ -33,12 +33,11 @@ def omega(features: FloatArray, quantized: FloatArray) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rounded:
-    """A linear layer's weight rounded alone: its parameters, codes (I, O) int8, what its bias (O,) has to change by, and the
+    """A linear layer's weight rounded alone: its values (I, O), each a code's, what its bias (O,) has to change by, and the
     mean squared error of each output on held-out rows, (O,).
     """
 
-    params: QParams
-    codes: IntArray
+    values: FloatArray
     shift: FloatArray
     errors: DoubleArray
 
@@ -65,11 +64,10 @@ class Rounder:
             values = self._feedback.round(formats)
         else:
             values = [fake_quantize(weight, params) for weight, params in formats]
-        return [self._judged(weight, params, value) for (weight, params), value in zip(formats, values, strict=True)]
+        return [self._judged(weight, value) for (weight, _), value in zip(formats, values, strict=True)]
 
-    def _judged(self, weight: FloatArray, params: QParams, value: FloatArray) -> Rounded:
+    def _judged(self, weight: FloatArray, value: FloatArray) -> Rounded:
         error = value - weight
         shift = np.zeros(weight.shape[1], np.float32) if self._feedback is None else -(self._mean @ error)
         difference = (self._held @ error + shift).astype(np.float64)
-        codes = quantize(value, params)
-        return Rounded(params=params, codes=codes, shift=shift, errors=(difference**2).mean(axis=0))
+        return Rounded(values=value, shift=shift, errors=(difference**2).mean(axis=0))

@@ -36,7 +36,8 @@ class Session:
         path: the model file; a path, not bytes, so that external data and models over 2 GB work.
         level: graph optimisation, "disabled" (each node runs as written) or "all".
         threads: intra-operator threads; 0 lets onnxruntime take one a core.
-        lean: give memory back after each operator; a little slower.
+        spare: "memory", given back after each operator, a little slower; "cores", by threads that wait asleep for the next
+            run: of sessions that run in turn, those of one would take the cores of another's.
         optimized: where to write the optimised graph, for the audit.
         profile: a folder for the times of every node in every run; ``end_profile`` tells the file.
 
@@ -52,13 +53,15 @@ class Session:
         threads: int = 0,
         optimized: Path | None = None,
         profile: Path | None = None,
-        lean: bool = False,
+        spare: Literal["memory", "cores"] | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = FATAL_ONLY
-        options.enable_cpu_mem_arena = not lean
+        options.enable_cpu_mem_arena = spare != "memory"
+        if spare == "cores":
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         if profile is not None:

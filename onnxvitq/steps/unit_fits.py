@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from onnxvitq.fanout import fan_out
-from onnxvitq.numerics.affine import dequantize, least_squares_params, params_from_weight
+from onnxvitq.numerics.affine import least_squares_params, params_from_weight
 from onnxvitq.numerics.allocate import Floats
 from onnxvitq.numerics.sensitivity import Rounded, Rounder
 from onnxvitq.plan import Problem, QuantPlan
@@ -72,6 +72,8 @@ class UnitFits:
         wanted: dict[str, list[int]] = {}
         for name, width in sorted(asked - self._fits.keys()):
             wanted.setdefault(name, []).append(width)
+        if not wanted:
+            return
 
         def fit(rounder: Rounder, names: Sequence[str]) -> list[list[Rounded]]:
             fits = iter(rounder([self._format(name, width) for name in names for width in wanted[name]]))
@@ -90,9 +92,8 @@ class UnitFits:
         weights: dict[str, FloatArray] = {}
         biases: dict[str, FloatArray] = {}
         for name, width in (pair for unit in self._units for pair in _pairs(unit, bits)):
-            fit = self._fits[name, width]
-            weights[name] = dequantize(fit.codes, fit.params)
-            biases[name] = problem.bias(name) + fit.shift
+            weights[name] = self._fits[name, width].values
+            biases[name] = problem.bias(name) + self._fits[name, width].shift
         return plan.with_weights(weights).with_biases(biases)
 
     def _by_input(

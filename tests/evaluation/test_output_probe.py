@@ -61,9 +61,10 @@ def test_stages_give_the_figures_of_the_whole_and_run_less(made: Made) -> None:
     parts(nothing)
     assert len(parts.shares) == 3
     assert parts.runs == pytest.approx(len(samples.feeds))
-    places = [parts.place([linear.name]) for linear in linears]
+    places = [parts.places([linear.name])[0] for linear in linears]
     assert places == sorted(places)
     assert places[-1] == 2
+    assert parts.places([linear.name for linear in linears]) == (0, 2)
     for linear, place in zip(linears, places, strict=True):
         plan, before = only(case.plan, {linear.weight}), parts.runs
         assert parts(plan).sqnr_db == pytest.approx(whole(plan).sqnr_db, abs=0.01)

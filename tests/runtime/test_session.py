@@ -56,10 +56,12 @@ def test_the_optimised_graph_can_be_written_and_is_not_where_nothing_is_optimise
     assert "Identity" not in operators["all"]
 
 
-def test_a_lean_session_gives_the_same_answer(tmp_path: Path) -> None:
+def test_a_sparing_session_gives_the_same_answer(tmp_path: Path) -> None:
     model, feeds = saved(tmp_path), {"x": np.eye(4, dtype=np.float32)}
-    lean, ordinary = (Session(model, threads=1, lean=lean).run(feeds) for lean in (True, False))
-    assert all(np.array_equal(a, b) for a, b in zip(lean, ordinary, strict=True))
+    ordinary = Session(model, threads=2).run(feeds)
+    for spare in ("memory", "cores"):
+        sparing = Session(model, threads=2, spare=spare).run(feeds)  # type: ignore[arg-type]
+        assert all(np.array_equal(a, b) for a, b in zip(sparing, ordinary, strict=True))
 
 
 def test_external_data_is_found_beside_the_model(tmp_path: Path) -> None:
