@@ -43,12 +43,14 @@ def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
     """``dequantize(quantize(x))`` without the trip through integers; float32, same shape."""
     scale = _along_axis(params.scale, params, x.ndim)
     zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
-    y = np.rint(x / scale)
-    y += zero
+    y = np.asarray(x / scale)
+    np.rint(y, out=y)
+    y += zero  # also where it is 0: no -0
     np.clip(y, params.spec.qmin, params.spec.qmax, out=y)
     if params.spec.limits_pairs:
         limit_pairs(y)
-    y -= zero
+    if params.zero_point.any():
+        y -= zero
     y *= scale
     return y
 
@@ -117,10 +119,19 @@ def least_squares_params(weight: FloatArray, spec: QuantSpec) -> QParams:
         part = np.ascontiguousarray(weight[:, start : start + OUTPUTS])
         steps = weight_steps(part, spec)
         tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
-        errors = np.stack([((part - fake_quantize(part, one)) ** 2).sum(axis=0) for one in tried])
+        errors = np.stack([_squared_error(part, one) for one in tried])
         scales = np.stack([one.scale for one in tried])
         scale[start : start + OUTPUTS] = scales[errors.argmin(axis=0), np.arange(part.shape[1])]
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
+
+
+def _squared_error(weight: FloatArray, params: QParams) -> FloatArray:
+    """Of each output of (I, O), summed: (O,)."""
+    error = fake_quantize(weight, params)
+    np.subtract(weight, error, out=error)
+    np.multiply(error, error, out=error)
+    summed: FloatArray = error.sum(axis=0)
+    return summed
 
 
 def raise_for_bias(params: QParams, bias: FloatArray, input_scale: float) -> QParams:
