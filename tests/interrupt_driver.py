@@ -23,6 +23,7 @@ from onnxvitq.cli import quantize
 from onnxvitq.data import source
 from onnxvitq.evaluation import audit, judge
 from onnxvitq.evaluation import compare as comparison
+from onnxvitq.graph import scratch
 from onnxvitq.rebuild import pieces
 from onnxvitq.runtime import sweep
 from onnxvitq.steps.scales import SearchScales
@@ -33,8 +34,8 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("the model is read", pipeline, "load_model", 1, "before"),
     ("the first image is read", source.ImageReader, "read", 1, "before"),
     ("the folder for temporary files is made", Path, "mkdir", 1, "after"),
-    ("the observed model is half written", fitting, "save_for_session", 1, "half"),
-    ("the observed model is written", fitting, "save_for_session", 1, "after"),
+    ("the observed model is half written", scratch, "save_for_session", 1, "half"),
+    ("the observed model is written", scratch, "save_for_session", 1, "after"),
     ("the observed model is loaded", sweep, "Session", 1, "before"),
     ("the third image is calibrated", source.ImageReader, "read", 4, "after"),
     ("the folder for temporary files is removed", shutil, "rmtree", 1, "before"),

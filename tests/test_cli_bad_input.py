@@ -14,8 +14,9 @@ from commandline import ATTENTION, contents, run_cli, save_attention
 from onnx import TensorProto, helper
 from textgraph import model_of
 
-from onnxvitq import fitting, pipeline
+from onnxvitq import pipeline
 from onnxvitq.errors import RewriteError
+from onnxvitq.graph import scratch
 from onnxvitq.pipeline import Result
 
 Refused = Callable[..., str]
@@ -396,7 +397,7 @@ def test_full_temporary_folder(refused: Refused, monkeypatch: pytest.MonkeyPatch
         path.write_bytes(b"half a model")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fitting, "save_for_session", half)
+    monkeypatch.setattr(scratch, "save_for_session", half)
     line = refused("model.onnx", "--calib", "images", "-o", "old.onnx")
     assert "temporary files cannot be written: No space left on device (set TMPDIR" in line
 

@@ -141,23 +141,13 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(
-    ("number", "samples", "pattern"),
-    [
-        (signal.SIGINT, 20000, "scratch/onnxvitq_*/observed.onnx.data"),  # calibrating
-        (signal.SIGTERM, 1500, "out/.model_int8.onnx.*"),  # writing, auditing, comparing
-    ],
-    ids=["calibrating", "comparing"],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_from_outside(
-    tmp_path: Path,
-    started: Callable[[int], "subprocess.Popen[bytes]"],
-    number: signal.Signals,
-    samples: int,
-    pattern: str,
+    tmp_path: Path, started: Callable[[int], "subprocess.Popen[bytes]"], number: signal.Signals
 ) -> None:
-    process = started(samples)
-    wait_for(tmp_path, pattern, process)
+    """While it calibrates, which takes long enough to hit; what follows is hit by the driver, at exact moments."""
+    process = started(20000)
+    wait_for(tmp_path, "scratch/onnxvitq_*/observed.onnx.data", process)
     time.sleep(0.05)  # into the middle of it
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
