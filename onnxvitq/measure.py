@@ -58,7 +58,7 @@ class Measurer:
         """
         requests, sampling = wanted
         reach: set[str] = set()
-        for tensors, stops in change.bounds(blockmaps[0]):
+        for tensors, stops in change.starts_and_stops(blockmaps[0]):
             reach |= reached(graphs[0], tensors, stops)
         known, missing = carried(stats, blockmaps, change, reach, tuple(dict.fromkeys(requests)))
         del stats  # the caller's as well: a tenth of what a fit holds

@@ -8,6 +8,7 @@ divides late has the powers P / max P by rows. Whatever else a change reaches ha
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Change:
     maps: Sequence[ChannelMap] = ()
     late: Sequence[str] = ()
 
-    def bounds(self, blockmap: BlockMap) -> Iterator[tuple[set[str], set[str]]]:
+    def starts_and_stops(self, blockmap: BlockMap) -> Iterator[tuple[set[str], set[str]]]:
         """For each map the tensors whose values it changes first, and the nodes behind which all is as it was."""
         attentions = {one.query_linear: one for one in blockmap.attentions}
         for one in self.maps:
@@ -81,7 +82,7 @@ def carried(
     if len(before.attentions) != len(after.attentions):
         return Stats(count=stats.count), tuple(requests)
     relations = _relations(before, after, change)
-    found: dict[str, dict[str, object]] = {name: {} for name in FIELDS.values()}
+    found: dict[str, Any] = {name: {} for name in FIELDS.values()}
     missing: list[StatRequest] = []
     for request in requests:
         value = _value(stats, relations, reached, request)
@@ -89,7 +90,7 @@ def carried(
             missing.append(request)
         else:
             found[FIELDS[request.kind]][request.tensor] = value
-    return Stats(count=stats.count, **found), tuple(missing)  # type: ignore[arg-type]
+    return Stats(count=stats.count, **found), tuple(missing)
 
 
 def _value(
