@@ -195,7 +195,7 @@ class Whole:
         """Take in one sample's tensor."""
         self._room -= values.nbytes
         if sample == 0 or self._room >= 0:
-            self._kept.append(values)
+            self._kept.append(values.copy())  # as it is, it would keep all memory of the session that gave it
             return bool(np.isfinite(values).all())
         return True
 

@@ -43,7 +43,7 @@ INNER = QuantSpec(bits=8, signed=False, symmetric=False)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
 # Time of a branch, in multiplies of the large product: of every value it adds to, whatever its rank, and of its own multiplies.
-ADDED, SMALL = 200.0, 2.0
+ADDED, SMALL = 250.0, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ class Store:
         values = self._values.setdefault(name, [])
         if value.nbytes <= self._room:
             self._room -= value.nbytes
-            values.append(value)
+            values.append(value.copy())  # what a session gave would keep all of the session's memory
             return
         path = self._folder / f"tensor{self._files}.npy"
         self._files += 1

@@ -100,6 +100,8 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """Outputs in the order asked for (all by default).
 
+        They lie in the session's own memory, all of which lasts as long as any of them: who keeps one keeps a copy.
+
         Raises:
             InvalidGraphError: the model fails on this input.
         """

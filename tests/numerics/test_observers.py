@@ -163,12 +163,14 @@ def test_rows_are_drawn_evenly() -> None:
 
 def test_the_observed_array_may_be_reused() -> None:
     # onnxruntime may hand out one buffer again: what was kept must be a copy.
-    rows, operand, buffer = Rows(0), Operand(0, "right"), np.ones((2, 4, 4), np.float32)
+    rows, operand, whole, buffer = Rows(0), Operand(0, "right"), Whole(), np.ones((2, 4, 4), np.float32)
     rows.update(buffer, 0)
     operand.update(buffer, 0)
+    whole.update(buffer, 0)
     buffer[:] = 7
     assert rows.result().max() == 1
     assert operand.result().max() == 1
+    assert whole.result()[0].max() == 1
 
 
 def product(sample: int, heads: int, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

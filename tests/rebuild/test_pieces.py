@@ -31,6 +31,14 @@ def test_values_come_back_whatever_the_limit(tmp_path: Path, limit: int) -> None
             assert np.array_equal(found, expected)
 
 
+def test_what_is_kept_in_memory_is_a_copy(tmp_path: Path) -> None:
+    # An output of a session keeps all of the session's memory as long as it lasts: 260 MB at the size of a ViT-B.
+    store, value = Store(tmp_path), np.ones(6, np.float32)
+    store.append("a", value)
+    value[:] = 7
+    assert store.get("a", 0).max() == 1
+
+
 def test_what_does_not_fit_goes_to_files_and_what_is_dropped_is_gone(tmp_path: Path) -> None:
     store = Store(tmp_path, 100)
     for name in "ab":
