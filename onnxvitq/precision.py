@@ -44,7 +44,7 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES = 1.0  # over the calibration samples, that measuring one unit after the other may take
+PASSES = 0.75  # over the calibration samples, that measuring one unit after the other may take
 STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
 FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and calibration samples for each

@@ -4,6 +4,7 @@ Layers that read one tensor are rounded together, in all the formats that are wa
 widths some of a layer's outputs are enough; all of them are rounded with the widths that a plan asks for.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -20,6 +21,7 @@ from onnxvitq.steps.bits import FLOAT_BITS, BitUnit
 from onnxvitq.steps.step import split_samples
 
 OUTPUTS = 64  # of a layer, by which its widths are compared
+ROWS = 128  # sampled inputs, at most, that a weight is rounded by
 
 Found = TypeVar("Found")
 
@@ -108,7 +110,8 @@ class UnitFits:
         def ask(tensor: str) -> list[Found]:
             if tensor not in self._rounders:
                 fitting, held = (rows.reshape(-1, rows.shape[-1]) for rows in split_samples(stats.rows[tensor]))
-                self._rounders[tensor] = Rounder(fitting, held, feedback=self._feedback)
+                some = fitting[:: math.ceil(len(fitting) / ROWS)]
+                self._rounders[tensor] = Rounder(some, held, feedback=self._feedback)
             return function(self._rounders[tensor], groups[tensor])
 
         found = fan_out(ask, groups, self._threads)
