@@ -262,6 +262,11 @@ TOOLS = {
                 "onnxvitq --activations token --attention float --target x86-vnni",
                 {"activations": "token", "attention": "float", "target": "x86-vnni"},
             ),
+            (
+                "onnxvitq-token-linear",  # convolutions in float, as the best recipe and quantize_dynamic have them
+                "onnxvitq --activations token --attention float --nodes-to-exclude '*Conv*'",
+                {"activations": "token", "attention": "float", "nodes_to_exclude": ("*Conv*",)},
+            ),
         )
     },
 }
