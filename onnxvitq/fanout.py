@@ -6,7 +6,7 @@ result independent of the number of cores.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -19,8 +19,14 @@ Result = TypeVar("Result")
 
 def fan_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
     """``[function(item) for item in items]``, in that order; ``workers`` at a time, 0 takes one a core."""
+    return list(fanned_out(function, items, workers))
+
+
+def fanned_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """The same, each result as soon as it and those before it are there: what is handed on need not be kept."""
     with one_blas_thread():
-        return list(Parallel(n_jobs=workers or _cores(), prefer="threads")(delayed(function)(item) for item in items))
+        asked = (delayed(function)(item) for item in items)
+        yield from Parallel(n_jobs=workers or _cores(), prefer="threads", return_as="generator")(asked)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

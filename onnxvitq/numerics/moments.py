@@ -157,19 +157,19 @@ def centred(moments: Moments) -> Centred:
 
 
 def output_error(moments: Moments, weight: FloatArray, bias: FloatArray) -> DoubleArray:
-    """Sum over the rows of w (a W + b - t)^2, for each output: (O,) float64.
+    """Sum over the rows of w (a W + b - t)^2, for each output: (O,) float64, or (B, O) of so many biases.
 
     The square is expanded about the means, the deviations' part and the mean's part apart: less cancels than in raw sums.
 
     Args:
         moments: of the rows to judge on, which need not be those of a fit.
         weight: (I, O).
-        bias: (O,).
+        bias: (O,), or (B, O).
 
     Raises:
         ValueError: no row has weight, or shapes disagree.
     """
-    if weight.shape != moments.cross.shape or bias.shape != moments.sum_t.shape:
+    if weight.shape != moments.cross.shape or bias.shape[-1:] != moments.sum_t.shape:
         raise ValueError(f"expected a layer of shape {moments.cross.shape}, got {weight.shape} and bias {bias.shape}")
     about = centred(moments)
     W = weight.astype(np.float64)

@@ -18,7 +18,7 @@ Affine = tuple[FloatArray, FloatArray]  # weight (I, O) and bias (O,)
 def best_bias(moments: Moments, weight: FloatArray) -> FloatArray:
     """The bias that is best for a given weight: (O,), E[t - a W].
 
-    Paper A's bias correction (Eq. 16), exact: b + E[t - (a W + b)] whatever b was. ``ridge`` ends in it, and so should
+    Paper A's bias correction (Eq. 16), exact: b + E[t - (a W + b)] whatever b was. ``Ridge`` ends in it, and so should
     whatever changes a weight afterwards, such as rounding.
 
     Raises:
@@ -28,34 +28,39 @@ def best_bias(moments: Moments, weight: FloatArray) -> FloatArray:
     return _bias(means(moments), weight)
 
 
-def ridge(moments: Moments, weight: FloatArray, strength: float) -> Affine:
-    """The W and b that minimise the sum over rows of w |a W + b - t|^2, + lambda |W - W0|^2.
+class Ridge:
+    """The W and b that minimise the sum over rows of w |a W + b - t|^2, + lambda |W - W0|^2, for any lambda.
 
     lambda = strength * the mean diagonal of the centred gram, so strength has no unit and does not depend on the number of
     rows. Without a penalty on b the problem falls apart: W - W0 = (G + lambda)^-1 (C - G W0) with G and C about the means,
     then b = E[t - a W]. So a strong lambda leaves W0 with its bias corrected exactly, a weak one is least squares, and the
-    bias that the layer had plays no part.
+    bias that the layer had plays no part. C - G W0, as dear as a solution, is the same for all strengths.
 
     Args:
         moments: of the quantized inputs and the float outputs.
         weight: (I, O), W0, the float weight.
-        strength: >= 0; infinity corrects the bias only.
-
-    Returns:
-        Weight (I, O) and bias (O,), float32.
 
     Raises:
-        ValueError: a negative strength, no row has weight, or shapes disagree.
+        ValueError: no row has weight, or shapes disagree.
     """
-    _check(moments, weight)
-    about = centred(moments)
-    penalty = _penalty(about, strength)
-    start = weight.astype(np.float64)
-    if np.isinf(penalty):
-        return _with_bias(about, start)
-    wanted, gram = about.cross - about.gram @ start, about.gram  # nobody else's: the diagonal is raised in place
-    np.fill_diagonal(gram, gram.diagonal() + penalty)
-    return _with_bias(about, start + np.linalg.solve(gram, wanted))
+
+    def __init__(self, moments: Moments, weight: FloatArray) -> None:
+        _check(moments, weight)
+        self._about, self._start = centred(moments), weight.astype(np.float64)
+        self._wanted = self._about.cross - self._about.gram @ self._start  # (I, O)
+
+    def __call__(self, strength: float) -> Affine:
+        """Weight (I, O) and bias (O,), float32. strength: >= 0; infinity corrects the bias only.
+
+        Raises:
+            ValueError: a negative strength.
+        """
+        penalty = _penalty(self._about, strength)
+        if np.isinf(penalty):
+            return _with_bias(self._about, self._start)
+        gram = self._about.gram.copy()
+        np.fill_diagonal(gram, gram.diagonal() + penalty)
+        return _with_bias(self._about, self._start + np.linalg.solve(gram, self._wanted))
 
 
 def _check(moments: Moments, weight: FloatArray) -> None:

@@ -8,12 +8,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxvitq.blockmap import Linear
-from onnxvitq.fanout import fan_out
+from onnxvitq.fanout import fanned_out
 from onnxvitq.graph.segments import Gap, Segments
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import FloatArray
 
-SIDE_BY_SIDE = 8  # samples whose outputs are in memory at a time
 IN_MEMORY = 24 * 2**20  # bytes of stored tensors of one network; what comes after goes to files
 
 
@@ -118,10 +117,8 @@ class Pieces:
         def compute(sample: int) -> FloatArray:
             return apply(self.values.get(linear.input, sample))
 
-        for start in range(0, self.samples, SIDE_BY_SIDE):
-            part = range(start, min(start + SIDE_BY_SIDE, self.samples))
-            for value in fan_out(compute, part, self._threads):
-                self.values.append(linear.output, value)
+        for value in fanned_out(compute, range(self.samples), self._threads):
+            self.values.append(linear.output, value)
         self._segments.provide(_gap(linear))
 
     def _forget(self, kept: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from onnxvitq.fanout import fan_out, one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import DoubleArray, Moments, centred, output_error
-from onnxvitq.numerics.ridge import best_bias, ridge
+from onnxvitq.numerics.ridge import Ridge, best_bias
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rebuild.pieces import Pieces
@@ -166,7 +166,7 @@ class _Solved:
     changed: bool
 
 
-_Candidate = tuple[FloatArray, QParams, FloatArray]  # weight (I, O), its parameters, bias (O,)
+_Candidate = tuple[FloatArray, QParams, FloatArray]  # weight (I, O), its parameters, bias (O,), or some biases (B, O)
 
 
 class _Solver:
@@ -190,10 +190,8 @@ class _Solver:
     def solve(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> list[_Solved]:
         """For each layer the candidate with the least error on the held-out samples; the old weight is the first one."""
         fitting, held = self._moments(exact, coded, streams if self.options.stream else {})
-        candidates: list[_Candidate] = [
-            (self.weight, self.weight_params, self.old_bias),
-            (self.weight, self.weight_params, best_bias(fitting, fake_quantize(self.weight, self.weight_params))),
-        ]
+        corrected = best_bias(fitting, fake_quantize(self.weight, self.weight_params))
+        candidates: list[_Candidate] = [(self.weight, self.weight_params, np.stack([self.old_bias, corrected]))]
         weight = self.weight
         if self.options.ridge and fitting.rows >= ENOUGH * len(self.weight):
             weight = self._regressed(fitting, held)
@@ -206,18 +204,20 @@ class _Solver:
         def judge(one: _Candidate) -> DoubleArray:
             return output_error(held, fake_quantize(one[0], one[1]), one[2])
 
-        errors = np.stack(fan_out(judge, candidates, self.options.threads))  # (candidates, O)
+        errors = np.concatenate(fan_out(judge, candidates, self.options.threads))  # (all biases, O)
+        each = [(weight, params, bias) for weight, params, biases in candidates for bias in biases]
         signal = np.maximum(held.t2 - held.sum_t**2 / held.mass, 0.0)
         return [
-            self._chosen(linear, part, candidates, errors, signal)
+            self._chosen(linear, part, each, errors, signal)
             for linear, part in zip(self.linears, self.slices, strict=True)
         ]
 
     def _regressed(self, fitting: Moments, held: Moments) -> FloatArray:
         """The weight of the ridge whose strength suits the held-out samples best."""
+        ridge = Ridge(fitting, self.weight)
 
         def regress(strength: float) -> tuple[FloatArray, float]:
-            weight, bias = ridge(fitting, self.weight, strength)
+            weight, bias = ridge(strength)
             return weight, float(output_error(held, weight, bias).sum())
 
         return min(fan_out(regress, STRENGTHS, self.options.threads), key=lambda one: one[1])[0]
@@ -240,7 +240,7 @@ class _Solver:
         )
 
     def _with_bias(self, fitting: Moments, weight: FloatArray, params: QParams) -> _Candidate:
-        return weight, params, best_bias(fitting, fake_quantize(weight, params))
+        return weight, params, best_bias(fitting, fake_quantize(weight, params))[None]
 
     def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out."""

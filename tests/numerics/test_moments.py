@@ -89,6 +89,9 @@ def test_output_error_is_the_direct_sum(noise: float) -> None:
     assert found.dtype == np.float64
     # The expanded square loses digits in proportion to what cancels, the targets' own square.
     np.testing.assert_allclose(found, direct, rtol=1e-12, atol=1e-14 * moments.t2.max())
+    both = output_error(moments, weight, np.stack([bias, bias + 1]))
+    assert np.array_equal(both, [found, output_error(moments, weight, bias + 1)])
+    assert (both[0] < both[1]).all()
 
 
 def test_output_error_of_the_layer_itself_is_nothing() -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.moments import Moments, add, centred, empty, output_error
-from onnxvitq.numerics.ridge import best_bias, ridge
+from onnxvitq.numerics.ridge import Ridge, best_bias
 from onnxvitq.spec import QuantSpec
 
 INPUTS, OUTPUTS = 6, 4
@@ -41,7 +41,7 @@ def test_ridge_worked() -> None:
     # W = 1 + (6 - 2) / (2 + 2 strength). Strength 1: W = 2; the bias is the mean, 5, at every strength.
     a = np.array([[-1.0], [1.0]], np.float32)
     moments = moments_of(a, 5 + 3 * a, np.ones(2, np.float32))
-    weight, bias = ridge(moments, np.ones((1, 1), np.float32), 1.0)
+    weight, bias = Ridge(moments, np.ones((1, 1), np.float32))(1.0)
     assert (weight.item(), bias.item()) == pytest.approx((2, 5))
 
 
@@ -53,10 +53,10 @@ def test_infinite_strength_is_bias_correction(seed: int) -> None:
     corrected = bias - (w[:, None] * error).sum(axis=0) / w.sum()
     moments = moments_of(a, t, w)
     for strength in (1e12, np.inf):
-        new, new_bias = ridge(moments, weight, strength)
+        new, new_bias = Ridge(moments, weight)(strength)
         np.testing.assert_allclose(new, weight, rtol=1e-6)  # a float32's last digit
         np.testing.assert_allclose(new_bias, corrected, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(best_bias(moments, weight), ridge(moments, weight, np.inf)[1])
+    np.testing.assert_array_equal(best_bias(moments, weight), Ridge(moments, weight)(np.inf)[1])
 
 
 @SEEDS
@@ -65,7 +65,7 @@ def test_ridge_beats_bias_correction_which_beats_nothing(seed: int) -> None:
     moments = moments_of(a, t, w)
     plain = output_error(moments, weight, bias).sum()
     corrected = output_error(moments, weight, best_bias(moments, weight)).sum()
-    errors = [output_error(moments, *ridge(moments, weight, strength)).sum() for strength in STRENGTHS]
+    errors = [output_error(moments, *Ridge(moments, weight)(strength)).sum() for strength in STRENGTHS]
     assert errors == sorted(errors)
     assert errors[0] < errors[3] < errors[-1] == corrected < plain
 
@@ -75,7 +75,7 @@ def test_no_strength_is_least_squares(seed: int) -> None:
     a, t, w, weight, _ = rows(seed)
     root = np.sqrt(w.astype(np.float64))[:, None]
     oracle, *_ = np.linalg.lstsq(root * np.hstack([a, np.ones((len(a), 1))]), root * t, rcond=None)
-    new, bias = ridge(moments_of(a, t, w), weight, 0.0)
+    new, bias = Ridge(moments_of(a, t, w), weight)(0.0)
     np.testing.assert_allclose(new, oracle[:-1], rtol=0, atol=1e-5)  # float32 results of order 1
     np.testing.assert_allclose(bias, oracle[-1], rtol=0, atol=1e-5)
 
@@ -90,7 +90,7 @@ def test_ridge_oracle(seed: int, strength: float) -> None:
     penalty = np.sqrt(strength * centred(moments).gram.diagonal().mean())
     left = np.vstack([root * np.hstack([a, np.ones((len(a), 1))]), penalty * np.eye(INPUTS, INPUTS + 1)])
     oracle, *_ = np.linalg.lstsq(left, np.vstack([root * t, penalty * weight]), rcond=None)
-    new, bias = ridge(moments, weight, strength)
+    new, bias = Ridge(moments, weight)(strength)
     np.testing.assert_allclose(new, oracle[:-1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(bias, oracle[-1], rtol=0, atol=1e-5)
 
@@ -100,10 +100,10 @@ def test_ridge_oracle(seed: int, strength: float) -> None:
 def test_ridge_beats_baseline(seed: int, strength: float) -> None:
     a, t, w, weight, _ = rows(seed)
     moments = moments_of(a, t, w)
-    found = objective(moments, strength, weight, *ridge(moments, weight, strength))
+    found = objective(moments, strength, weight, *Ridge(moments, weight)(strength))
     assert found < objective(moments, strength, weight, weight, best_bias(moments, weight))
     rng = np.random.default_rng(seed)
-    new, new_bias = ridge(moments, weight, strength)
+    new, new_bias = Ridge(moments, weight)(strength)
     for _ in range(20):  # a minimum: no step off it is lower
         near = objective(moments, strength, weight, new + rng.normal(0, 1e-2, new.shape), new_bias)
         assert found < near
@@ -117,7 +117,7 @@ def test_rank_deficient_inputs(strength: float) -> None:
     a = np.concatenate([a, *extra], axis=1).astype(np.float32)
     start = np.concatenate([weight, np.ones((3, OUTPUTS), np.float32)])
     moments = moments_of(a, t, w)
-    new, bias = ridge(moments, start, strength)
+    new, bias = Ridge(moments, start)(strength)
     assert np.isfinite(new).all()
     assert np.abs(new - start).max() < 100
     np.testing.assert_array_equal(new[-2:], start[-2:])  # nothing to learn of them
@@ -130,7 +130,7 @@ def test_inputs_that_never_vary_change_the_bias_only() -> None:
     _, t, w, weight, _ = rows()
     moments = moments_of(np.full((200, INPUTS), 1e3, np.float32), t, w)
     for strength in STRENGTHS:
-        new, bias = ridge(moments, weight, strength)
+        new, bias = Ridge(moments, weight)(strength)
         np.testing.assert_array_equal(new, weight)
         np.testing.assert_array_equal(bias, best_bias(moments, weight))
 
@@ -139,15 +139,15 @@ def test_exact_inputs_need_no_correction() -> None:
     a, _, w, weight, bias = rows()
     t = read_only(a.astype(np.float64) @ weight + bias)
     for strength in STRENGTHS:
-        new, new_bias = ridge(moments_of(a, t, w), weight, strength)
+        new, new_bias = Ridge(moments_of(a, t, w), weight)(strength)
         np.testing.assert_allclose(new, weight, rtol=0, atol=1e-6)  # targets are rounded to float32
         np.testing.assert_allclose(new_bias, bias, rtol=0, atol=1e-5)
 
 
 def test_strength_has_no_unit() -> None:
     a, t, w, weight, _ = rows()
-    new, bias = ridge(moments_of(a, t, w), weight, 0.1)
-    again, again_bias = ridge(moments_of(4 * a, 4 * t, 8 * w), weight, 0.1)
+    new, bias = Ridge(moments_of(a, t, w), weight)(0.1)
+    again, again_bias = Ridge(moments_of(4 * a, 4 * t, 8 * w), weight)(0.1)
     np.testing.assert_allclose(again, new, rtol=0, atol=1e-6)
     np.testing.assert_allclose(again_bias, 4 * bias, rtol=0, atol=1e-5)
 
@@ -157,8 +157,8 @@ def test_bad_arguments_are_refused() -> None:
     moments = moments_of(a, t, w)
     for strength in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="strength"):
-            ridge(moments, weight, strength)
+            Ridge(moments, weight)(strength)
     with pytest.raises(ValueError, match="expected a weight"):
-        ridge(moments, weight.T, 0.1)
+        Ridge(moments, weight.T)(0.1)
     with pytest.raises(ValueError, match="no row has weight"):
         best_bias(empty(INPUTS, OUTPUTS), weight)
