@@ -391,14 +391,17 @@ class Fitter:
 
     def _rebuild(self) -> None:
         """Solve the weights again; all of them or none, as each is solved against those before it."""
-        self._stats = replace(self._stats, lefts={}, rights={})  # read by the search alone; a tenth of what is held
-        give_back()  # the graph before the last exact change
         options = Rebuild(positions=self._positions, threads=self._config.threads)
         with scratch_folder() as folder:
+            aside = folder / "statistics.npz"  # not read in between, and this holds more than any other step
             try:
+                write_stats(aside, replace(self._stats, lefts={}, rights={}))  # those are for the search alone
+                self._stats = Stats(count=self._stats.count)
+                give_back()  # the graph before the last exact change, too
                 plan, outcome = rebuild_weights(self._graph, self._problem, self._plan, self._feeds, folder, options)
             except OSError as error:
                 raise scratch_error(folder, error) from error
+            self._stats = read_stats(aside)
         self._record({**asdict(outcome), **self._accept(plan, DOUBT_DB), "parts": []})
 
     def _learn(self) -> None:

@@ -15,6 +15,7 @@ from onnxvitq.config import QuantConfig
 from onnxvitq.evaluation.judge import OutputJudge
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import constants, save_for_session, to_graph, to_proto, with_outputs
+from onnxvitq.numerics.moments import Moments, Sums
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.runtime.session import Session
 from onnxvitq.runtime.sweep import Sampling, sweep
@@ -114,3 +115,10 @@ def seeded_transformer(seed: int, **sizes: object) -> onnx.ModelProto:
             values = 0.2 * rng.normal(size=values.shape)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
     return model
+
+
+def moments_of(a: np.ndarray, t: np.ndarray, w: np.ndarray) -> Moments:
+    """Of inputs (N, I) and targets (N, O), of weights (N,)."""
+    sums = Sums(a.shape[1], t.shape[1])
+    sums.add(a, t, w)
+    return sums.about_means()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.numerics.moments import DoubleArray, Moments, centred
+from onnxvitq.numerics.moments import DoubleArray, Moments
 from onnxvitq.spec import FloatArray
 
 DAMPING = 1e-3  # of the gram, in units of its mean diagonal: directions that hardly vary are noise, and would ask for a large A
@@ -46,17 +46,16 @@ def low_rank(moments: Moments, rank: int, dampings: Sequence[float] = (DAMPING,)
         dampings: added to the gram's diagonal, in units of its mean; > 0. The gram is taken apart once for all.
 
     Raises:
-        ValueError: a negative rank, a damping <= 0, or no row has weight.
+        ValueError: a negative rank, or a damping <= 0.
     """
     if rank < 0 or not all(damping > 0 for damping in dampings):
         raise ValueError(f"expected rank >= 0 and damping > 0, got {rank} and {dampings}")
-    about = centred(moments)
     if not rank:
-        nothing = np.zeros((len(about.gram), 0), np.float32), np.zeros((0, len(about.mean_t)), np.float32)
+        nothing = np.zeros((len(moments.gram), 0), np.float32), np.zeros((0, len(moments.mean_t)), np.float32)
         return [LowRank(a=nothing[0], b=nothing[1], energy=np.zeros(0))] * len(dampings)
-    values, vectors = np.linalg.eigh(about.gram)
-    along = vectors.T @ about.cross  # (I, O)
-    mean, spread = float(about.gram.diagonal().mean()) or 1.0, np.sqrt(moments.mass)
+    values, vectors = np.linalg.eigh(moments.gram)
+    along = vectors.T @ moments.cross  # (I, O)
+    mean, spread = float(moments.gram.diagonal().mean()) or 1.0, np.sqrt(moments.mass)
     fits = []
     for damping in dampings:
         root = 1 / np.sqrt(np.maximum(values, 0.0) + damping * mean)  # columns of vectors * root whiten
@@ -98,13 +97,12 @@ def errors_by_rank(judged: Moments, fitted: Moments, fit: LowRank) -> DoubleArra
         fitted: of those that the bias is for.
         fit: not rounded yet.
     """
-    about, start = centred(judged), centred(fitted)
-    inputs, targets = about.mean_a - start.mean_a, about.mean_t - start.mean_t
+    inputs, targets = judged.mean_a - fitted.mean_a, judged.mean_t - fitted.mean_t
     a, b = fit.a.astype(np.float64), fit.b.astype(np.float64)
-    signal = judged.t2 - judged.sum_t * about.mean_t + judged.mass * targets**2
+    signal = judged.t2 + judged.mass * targets**2
     moved = inputs @ a  # (r,)
-    gram = a.T @ about.gram @ a + judged.mass * np.outer(moved, moved)  # (r, r)
-    cross = a.T @ about.cross + judged.mass * np.outer(moved, targets)  # (r, O)
+    gram = a.T @ judged.gram @ a + judged.mass * np.outer(moved, moved)  # (r, r)
+    cross = a.T @ judged.cross + judged.mass * np.outer(moved, targets)  # (r, O)
     along = np.cumsum([0.0, *(cross * b).sum(axis=1)])
     squares = np.diag(np.pad(np.cumsum(np.cumsum(gram * (b @ b.T), axis=0), axis=1), ((1, 0), (1, 0))))
     return np.maximum(float(signal.sum()) - 2 * along + squares, 0.0)

@@ -7,7 +7,7 @@ float32.
 
 import numpy as np
 
-from onnxvitq.numerics.moments import Centred, DoubleArray, Moments, centred, means
+from onnxvitq.numerics.moments import Moments
 from onnxvitq.spec import FloatArray
 
 FLOOR = 1e-10  # least strength: keeps a rank-deficient gram solvable and moves nothing that float32 would show
@@ -22,10 +22,10 @@ def best_bias(moments: Moments, weight: FloatArray) -> FloatArray:
     whatever changes a weight afterwards, such as rounding.
 
     Raises:
-        ValueError: no row has weight, or shapes disagree.
+        ValueError: shapes disagree.
     """
     _check(moments, weight)
-    return _bias(means(moments), weight)
+    return (moments.mean_t - moments.mean_a @ weight.astype(np.float64)).astype(np.float32)
 
 
 class Ridge:
@@ -41,13 +41,13 @@ class Ridge:
         weight: (I, O), W0, the float weight.
 
     Raises:
-        ValueError: no row has weight, or shapes disagree.
+        ValueError: shapes disagree.
     """
 
     def __init__(self, moments: Moments, weight: FloatArray) -> None:
         _check(moments, weight)
-        self._about, self._start = centred(moments), weight.astype(np.float64)
-        self._wanted = self._about.cross - self._about.gram @ self._start  # (I, O)
+        self._moments, self._start = moments, weight.astype(np.float64)
+        self._wanted = moments.cross - moments.gram @ self._start  # (I, O)
 
     def __call__(self, strength: float) -> Affine:
         """Weight (I, O) and bias (O,), float32. strength: >= 0; infinity corrects the bias only.
@@ -55,12 +55,13 @@ class Ridge:
         Raises:
             ValueError: a negative strength.
         """
-        penalty = _penalty(self._about, strength)
-        if np.isinf(penalty):
-            return _with_bias(self._about, self._start)
-        gram = self._about.gram.copy()
-        np.fill_diagonal(gram, gram.diagonal() + penalty)
-        return _with_bias(self._about, self._start + np.linalg.solve(gram, self._wanted))
+        penalty, moved = _penalty(self._moments, strength), self._start
+        if np.isfinite(penalty):
+            gram = self._moments.gram.copy()
+            np.fill_diagonal(gram, gram.diagonal() + penalty)
+            moved = self._start + np.linalg.solve(gram, self._wanted)
+        rounded = moved.astype(np.float32)
+        return rounded, best_bias(self._moments, rounded)  # for the float32 weight, rather than for the float64 weight
 
 
 def _check(moments: Moments, weight: FloatArray) -> None:
@@ -68,19 +69,8 @@ def _check(moments: Moments, weight: FloatArray) -> None:
         raise ValueError(f"expected a weight of shape {moments.cross.shape}, got {weight.shape}")
 
 
-def _penalty(about: Centred, strength: float) -> float:
+def _penalty(moments: Moments, strength: float) -> float:
     """lambda; positive also where no input varies, whose every lambda means no change."""
     if not strength >= 0:
         raise ValueError(f"strength: expected >= 0, got {strength}")
-    return max(strength, FLOOR) * (float(about.gram.diagonal().mean()) or 1.0)
-
-
-def _with_bias(about: Centred, weight: DoubleArray) -> Affine:
-    """The float32 weight and the best bias for it, rather than for the float64 weight."""
-    rounded = weight.astype(np.float32)
-    return rounded, _bias((about.mean_a, about.mean_t), rounded)
-
-
-def _bias(means: tuple[DoubleArray, DoubleArray], weight: FloatArray) -> FloatArray:
-    """E[t] - E[a] W."""
-    return (means[1] - means[0] @ weight.astype(np.float64)).astype(np.float32)
+    return max(strength, FLOOR) * (float(moments.gram.diagonal().mean()) or 1.0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxvitq.fanout import fan_out
-from onnxvitq.numerics.moments import CHUNK, Moments, add, empty, merge
+from onnxvitq.numerics.moments import CHUNK, Moments, Sums
 from onnxvitq.spec import FloatArray
 from onnxvitq.steps.step import HELD_OUT_EVERY, is_held_out
 
@@ -37,26 +37,29 @@ def summed(
         workers: threads.
     """
 
-    def sum_up(lane: int) -> list[Moments]:
-        sums = [empty(*shape), empty(*shape)]
+    def sum_up(lane: int) -> list[Sums]:
+        sums = [Sums(*shape), Sums(*shape)]
         waiting: list[list[Rows]] = [[], []]
         for sample in (one for one in range(samples) if one // HELD_OUT_EVERY % LANES == lane):
             side, rows = int(is_held_out(sample)), rows_of(sample)
             if sum(len(one.mass) for one in (*waiting[side], rows)) > CHUNK:
-                sums[side] = _added(sums[side], waiting[side])
+                _add(sums[side], waiting[side])
             waiting[side].append(rows)
-        return [_added(total, rows) for total, rows in zip(sums, waiting, strict=True)]
-
-    lanes = fan_out(sum_up, range(LANES), workers)
-    fitting, held = (merge(*(lane.pop(0) for lane in lanes)) for _ in range(2))  # what is merged is given back at once
-    return (fitting, held) if held.mass else (fitting, fitting)
-
-
-def _added(sums: Moments, waiting: list[Rows]) -> Moments:
-    """The sums with the waiting rows, which wait no longer: a few large products instead of many small ones."""
-    if not waiting:
+        for total, rest in zip(sums, waiting, strict=True):
+            _add(total, rest)
         return sums
-    columns = [[getattr(rows, name) for rows in waiting] for name in ("inputs", "targets", "mass")]
-    waiting.clear()
-    inputs, targets, mass = (np.concatenate(column) for column in columns)
-    return add(sums, inputs, targets, mass)
+
+    first, *others = fan_out(sum_up, range(LANES), workers)
+    for lane in others:
+        for side in first:
+            side.merge(lane.pop(0))  # what is merged is given back at once
+    fitting = first[0].about_means()
+    return fitting, first[1].about_means() if first[1].mass else fitting
+
+
+def _add(sums: Sums, waiting: list[Rows]) -> None:
+    """Take in the rows that wait: a few large products instead of many small ones."""
+    if waiting:
+        columns = [[getattr(rows, name) for rows in waiting] for name in ("inputs", "targets", "mass")]
+        waiting.clear()
+        sums.add(*(np.concatenate(column) for column in columns))

@@ -24,7 +24,7 @@ from onnxvitq.blockmap import Linear
 from onnxvitq.fanout import fan_out, one_blas_thread
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.fit import times
-from onnxvitq.numerics.moments import DoubleArray, Moments, centred, output_error
+from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.plan import Problem, QuantPlan
@@ -198,7 +198,7 @@ class _Solver:
             candidates.append(self._with_bias(fitting, weight, self._scales(weight)))
         if self.options.feedback:
             params = self._scales(weight)
-            rounded = round_with_feedback(weight, params, centred(fitting).gram)
+            rounded = round_with_feedback(weight, params, fitting.gram)
             candidates.append(self._with_bias(fitting, rounded, params))
 
         def judge(one: _Candidate) -> DoubleArray:
@@ -206,7 +206,7 @@ class _Solver:
 
         errors = np.concatenate(fan_out(judge, candidates, self.options.threads))  # (all biases, O)
         each = [(weight, params, bias) for weight, params, biases in candidates for bias in biases]
-        signal = np.maximum(held.t2 - held.sum_t**2 / held.mass, 0.0)
+        signal = np.maximum(held.t2, 0.0)
         return [
             self._chosen(linear, part, each, errors, signal)
             for linear, part in zip(self.linears, self.slices, strict=True)

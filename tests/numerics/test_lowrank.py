@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from fitted_cases import moments_of
 
 from onnxvitq.numerics.lowrank import errors_by_rank, low_rank, share_budget
-from onnxvitq.numerics.moments import Moments, add, centred, empty, output_error
+from onnxvitq.numerics.moments import Moments, output_error
 from onnxvitq.numerics.ridge import best_bias
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
@@ -18,7 +19,7 @@ def case(seed: int, rank: int = 6, noise: float = 0.3) -> tuple[np.ndarray, np.n
     z = (rng.standard_normal((400, 8)) @ rng.standard_normal((8, 8)) + 2).astype(np.float32)
     factors = rng.standard_normal((8, rank)) @ rng.standard_normal((rank, 5))
     target = (z @ factors + noise * rng.standard_normal((400, 5)) + 1).astype(np.float32)
-    return z, target, add(empty(8, 5), z, target, np.ones(len(z), np.float32))
+    return z, target, moments_of(z, target, np.ones(len(z), np.float32))
 
 
 def error(moments: Moments, product: np.ndarray) -> float:
@@ -68,12 +69,11 @@ def test_the_strongest_directions_are_those_of_the_full_decomposition(outputs: i
     rng = np.random.default_rng(outputs)
     z = rng.standard_normal((300, 8)).astype(np.float32)
     target = rng.standard_normal((300, outputs)).astype(np.float32)
-    moments = add(empty(8, outputs), z, target, np.ones(300, np.float32))
-    about = centred(moments)
-    values, vectors = np.linalg.eigh(about.gram)
+    moments = moments_of(z, target, np.ones(300, np.float32))
+    values, vectors = np.linalg.eigh(moments.gram)
     for damping, fit in zip((1e-3, 1.0), low_rank(moments, 2, (1e-3, 1.0)), strict=True):
-        whitener = vectors / np.sqrt(values + damping * about.gram.diagonal().mean())
-        left, strength, right = np.linalg.svd(whitener.T @ about.cross, full_matrices=False)
+        whitener = vectors / np.sqrt(values + damping * moments.gram.diagonal().mean())
+        left, strength, right = np.linalg.svd(whitener.T @ moments.cross, full_matrices=False)
         np.testing.assert_allclose(fit.energy, strength[:2] ** 2, rtol=1e-9)
         expected = whitener @ left[:, :2] @ np.diag(strength[:2]) @ right[:2]
         np.testing.assert_allclose(fit.a @ fit.b, expected, atol=1e-5 * np.abs(expected).max())
@@ -84,7 +84,7 @@ def test_it_weighs_inputs_by_how_much_they_vary() -> None:
     rng = np.random.default_rng(0)
     z = (rng.standard_normal((1000, 2)) * [10, 0.1]).astype(np.float32)
     factors = np.array([[1, 0], [0, 10]], np.float32)
-    fit = low_rank(add(empty(2, 2), z, z @ factors, np.ones(1000, np.float32)), 1)[0]
+    fit = low_rank(moments_of(z, z @ factors, np.ones(1000, np.float32)), 1)[0]
     assert np.abs(fit.a @ fit.b - [[1, 0], [0, 0]]).max() < 0.05
 
 
@@ -98,7 +98,7 @@ def test_fewer_ranks_where_fewer_explain_anything() -> None:
     fit = low_rank(moments, 5, [1e-9])[0]
     assert fit.energy[2:].sum() < 1e-6 * fit.energy.sum()
     constant = np.ones((50, 8), np.float32)
-    nothing = low_rank(add(empty(8, 5), constant, constant[:, :5], np.ones(50, np.float32)), 5)[0]
+    nothing = low_rank(moments_of(constant, constant[:, :5], np.ones(50, np.float32)), 5)[0]
     assert nothing.a.shape == (8, 0)
     assert nothing.b.shape == (0, 5)
 
