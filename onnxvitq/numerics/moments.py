@@ -53,11 +53,9 @@ class Sums:
     """Where moments are summed up. Memory: (I + O) I doubles."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        self._gram, self._cross = (
-            np.zeros((inputs, inputs)),
-            np.zeros((inputs, outputs)),
-        )  # of gram: blocks on and above ..
-        self._a, self._t, self._t2 = np.zeros(inputs), np.zeros(outputs), np.zeros(outputs)  # .. the diagonal
+        self._gram = np.zeros((inputs, inputs))  # its blocks on and above the diagonal
+        self._cross = np.zeros((inputs, outputs))
+        self._a, self._t, self._t2 = np.zeros(inputs), np.zeros(outputs), np.zeros(outputs)
         self._blocks = [slice(start, min(start + BLOCK, inputs)) for start in range(0, inputs, BLOCK)]
         self.mass, self.rows = 0.0, 0
 
