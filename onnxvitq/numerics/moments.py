@@ -14,7 +14,7 @@ from onnxvitq.spec import FloatArray
 
 DoubleArray = NDArray[np.float64]
 
-CHUNK = 2048  # rows made float64 at a time: bounds the copy, 50 MB at 3072 inputs
+CHUNK = 1024  # rows made float64 at a time: bounds the copy, 25 MB at 3072 inputs
 BLOCK = 1024  # inputs whose products are made at a time: bounds what is added to the sums, 8 MB
 CONSTANT = 1e-12  # variance of an input over its mean square below which it is rounding noise of a constant
 
@@ -122,7 +122,7 @@ class Sums:
         for number, one in enumerate(self._blocks):
             self._cross[one] -= np.outer(self._a[one], mean_t)
             for other in self._blocks[number:]:
-                self._gram[one, other] -= np.outer(self._a[one], mean_a[other])
+                self._gram[one, other] -= np.outer(self._a[one], self._a[other]) / self.mass
                 if other is not one:
                     self._gram[other, one] = self._gram[one, other].T
         constant = self._gram.diagonal() <= CONSTANT * square
