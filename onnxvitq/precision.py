@@ -44,7 +44,8 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES = 0.75  # over the calibration samples, that measuring one unit after the other may take
+PASSES, FEW_PASSES = 1.0, 0.75  # over the calibration samples, that measuring one unit after the other may take ..
+FEW = 64  # .. the second of fewer samples than these, of which rounding takes as long as most passes
 STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
 FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and calibration samples for each
@@ -110,7 +111,8 @@ class BitAllocator:
         names = dict.fromkeys(tensor for tensor, _ in self._watched)
         inside = Inside(watched=tuple(names), stages=STAGES)
         self._weights = OutputProbe(fitting.graph, problem, only(plan, ()), samples, config.threads, inside)
-        runs = PASSES * fitting.stats.count
+        count = fitting.stats.count
+        runs = count * (FEW_PASSES if count < FEW else PASSES)
         linears = [unit.linears for unit in self.units]
         self._one_by_one = OneByOne(self._weights, linears, runs, len(samples.feeds))
         self._judged = max(1, min(len(samples.feeds), fitting.stats.count // JUDGED))

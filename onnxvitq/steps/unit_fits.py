@@ -4,7 +4,6 @@ Layers that read one tensor are rounded together, in all the formats that are wa
 widths some of a layer's outputs are enough; all of them are rounded with the widths that a plan asks for.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -21,7 +20,6 @@ from onnxvitq.steps.bits import FLOAT_BITS, BitUnit
 from onnxvitq.steps.step import split_samples
 
 OUTPUTS = 32  # of a layer, by which its widths are compared: each layer's error relative to another width is 0.3 dB off
-ROWS = 128  # sampled inputs, at most, that a weight is rounded by
 
 Found = TypeVar("Found")
 
@@ -110,8 +108,7 @@ class UnitFits:
         def ask(tensor: str) -> list[Found]:
             if tensor not in self._rounders:
                 fitting, held = (rows.reshape(-1, rows.shape[-1]) for rows in split_samples(stats.rows[tensor]))
-                some = fitting[:: math.ceil(len(fitting) / ROWS)]
-                self._rounders[tensor] = Rounder(some, held, feedback=self._feedback)
+                self._rounders[tensor] = Rounder(fitting, held, feedback=self._feedback)
             return function(self._rounders[tensor], groups[tensor])
 
         found = fan_out(ask, groups, self._threads)
