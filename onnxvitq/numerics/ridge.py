@@ -46,8 +46,8 @@ class Ridge:
 
     def __init__(self, moments: Moments, weight: FloatArray) -> None:
         _check(moments, weight)
-        self._moments, self._start = moments, weight.astype(np.float64)
-        self._wanted = moments.cross - moments.gram @ self._start  # (I, O)
+        self._moments, self._start = moments, weight
+        self._wanted = moments.cross - moments.gram @ weight.astype(np.float64)  # (I, O)
 
     def __call__(self, strength: float) -> Affine:
         """Weight (I, O) and bias (O,), float32. strength: >= 0; infinity corrects the bias only.
@@ -55,13 +55,12 @@ class Ridge:
         Raises:
             ValueError: a negative strength.
         """
-        penalty, moved = _penalty(self._moments, strength), self._start
+        penalty, weight = _penalty(self._moments, strength), self._start
         if np.isfinite(penalty):
             gram = self._moments.gram.copy()
             np.fill_diagonal(gram, gram.diagonal() + penalty)
-            moved = self._start + np.linalg.solve(gram, self._wanted)
-        rounded = moved.astype(np.float32)
-        return rounded, best_bias(self._moments, rounded)  # for the float32 weight, rather than for the float64 weight
+            weight = (self._start + np.linalg.solve(gram, self._wanted)).astype(np.float32)
+        return weight, best_bias(self._moments, weight)  # for the float32 weight, rather than for the float64 weight
 
 
 def _check(moments: Moments, weight: FloatArray) -> None:

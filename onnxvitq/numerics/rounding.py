@@ -104,7 +104,8 @@ def _check(weight: FloatArray, params: QParams, gram: DoubleArray) -> None:
 def _unit_upper(gram: DoubleArray) -> DoubleArray:
     """U of gram = U D U^T, unit upper triangular: Cholesky from the last row up."""
     upper = _upper(gram)
-    return upper / upper.diagonal()
+    upper /= upper.diagonal().copy()
+    return upper
 
 
 def _upper(gram: DoubleArray) -> DoubleArray:

@@ -190,11 +190,13 @@ class _Solver:
     def solve(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> list[_Solved]:
         """For each layer the candidate with the least error on the held-out samples; the old weight is the first one."""
         fitting, held = self._moments(exact, coded, streams if self.options.stream else {})
+        give_back(cycles=False)
         corrected = best_bias(fitting, fake_quantize(self.weight, self.weight_params))
         candidates: list[_Candidate] = [(self.weight, self.weight_params, np.stack([self.old_bias, corrected]))]
         weight = self.weight
         if self.options.ridge and fitting.rows >= ENOUGH * len(self.weight):
             weight = self._regressed(fitting, held)
+            give_back(cycles=False)
             candidates.append(self._with_bias(fitting, weight, self._scales(weight)))
         if self.options.feedback:
             params = self._scales(weight)
