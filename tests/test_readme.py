@@ -22,7 +22,7 @@ def tables() -> ModuleType:
 
 
 def test_tables_are_the_tools_results(tables: ModuleType) -> None:
-    assert len(tables.MARKER.findall(README)) == 22
+    assert len(tables.MARKER.findall(README)) == 23
     assert tables.fill(README) == README
 
 
