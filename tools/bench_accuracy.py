@@ -153,7 +153,7 @@ def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespa
     """The lines of one model's table: every tool and number of samples of which the folder holds something."""
     columns = ("tool", "samples", "draws", "SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")
     columns += () if args.untimed else ("seconds", "times float")
-    yield f"## {model.title[0].upper()}{model.title[1:]}"
+    yield f"#### {model.title[0].upper()}{model.title[1:]}"
     yield ""
     yield f"{model.about[0].upper()}{model.about[1:]}."
     yield ""
@@ -204,8 +204,8 @@ def margin(name: str, args: argparse.Namespace) -> Iterator[str]:
             best = max(others, key=lambda tool: others[tool])
             yield ""
             for ours in (tool for tool in means if tool.startswith(OURS)):
-                yield f"{samples} samples, {TOOLS[ours].title}: {means[ours] - others[best]:+.2f} dB against the best other, "
-                yield f"{TOOLS[best].title}."
+                gain = f"{means[ours] - others[best]:+.2f} dB"
+                yield f"* {samples} samples, {TOOLS[ours].title}: {gain} against the best other, {TOOLS[best].title}."
 
 
 def versions(folder: Path) -> str:
