@@ -4,6 +4,7 @@ As small as each allows: two blocks or stages, 16 to 96 wide. Names and options 
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,138 +51,118 @@ DETR = {
     "num_labels": 10,
 }
 DETECTED = ("logits", "pred_boxes")
+MASKS = ("class_queries_logits", "masks_queries_logits")
 STEM3 = {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
 VIDEO = {**VIT, "num_frames": 4}
 NO_ATTENTION = "there is no attention in it"
+# Outputs of a class by the end of its name; of others that of a tower.
+OUTPUTS = {
+    "ForImageClassification": ("logits",),
+    "ForVideoClassification": ("logits",),
+    "ForSemanticSegmentation": ("logits",),
+    "ForObjectDetection": DETECTED,
+    "ForDepthEstimation": ("predicted_depth",),
+    "ForInstanceSegmentation": MASKS,
+    "ForUniversalSegmentation": MASKS,
+    "ForImageSuperResolution": ("reconstruction",),
+    "ForPoseEstimation": ("heatmaps",),
+}
+
+
+def _of(name: str, prefix: str, end: str, options: Mapping[str, Any], **fields: Any) -> Architecture:
+    """A class whose name and its configuration's begin alike; ``fields`` are the others of an architecture."""
+    outputs = {"outputs": OUTPUTS[end]} if end in OUTPUTS else {}
+    return Architecture(
+        name=name, model=f"{prefix}{end}", config=f"{prefix}Config", options=options, **(outputs | fields)
+    )
 
 
 def _vit(name: str, prefix: str, **options: Any) -> Architecture:
     """A vision tower that is configured like ViT."""
-    return Architecture(name=name, model=f"{prefix}Model", config=f"{prefix}Config", options={**VIT, **options})
+    return _of(name, prefix, "Model", {**VIT, **options})
+
+
+def _square(side: int) -> tuple[int, int, int]:
+    """The shape of an image."""
+    return 3, side, side
 
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(
-        name="vit",
-        model="ViTForImageClassification",
-        config="ViTConfig",
-        options={**VIT, **LABELS},
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="deit",
-        model="DeiTForImageClassificationWithTeacher",
-        config="DeiTConfig",
-        options={**VIT, **LABELS},
+    _of("vit", "ViT", "ForImageClassification", {**VIT, **LABELS}),
+    _of(
+        "deit",
+        "DeiT",
+        "ForImageClassificationWithTeacher",
+        {**VIT, **LABELS},
         outputs=("cls_logits", "distillation_logits"),
     ),
-    Architecture(
-        name="beit",
-        model="BeitForImageClassification",
-        config="BeitConfig",
-        options={**VIT, **LABELS, "use_relative_position_bias": True, "layer_scale_init_value": 0.1},
-        outputs=("logits",),
+    _of(
+        "beit",
+        "Beit",
+        "ForImageClassification",
+        {**VIT, **LABELS, "use_relative_position_bias": True, "layer_scale_init_value": 0.1},
     ),
-    Architecture(
-        name="data2vec_vision",
-        model="Data2VecVisionForImageClassification",
-        config="Data2VecVisionConfig",
-        options={**VIT, **LABELS, "use_shared_relative_position_bias": True},
-        outputs=("logits",),
+    _of(
+        "data2vec_vision",
+        "Data2VecVision",
+        "ForImageClassification",
+        {**VIT, **LABELS, "use_shared_relative_position_bias": True},
     ),
-    Architecture(
-        name="dinov2",
-        model="Dinov2ForImageClassification",
-        config="Dinov2Config",
-        options={**VIT, **LABELS, "mlp_ratio": 2},
-        outputs=("logits",),
-    ),
+    _of("dinov2", "Dinov2", "ForImageClassification", {**VIT, **LABELS, "mlp_ratio": 2}),
     _vit("dinov2_swiglu", "Dinov2", mlp_ratio=2, use_swiglu_ffn=True),
     _vit("dinov2_with_registers", "Dinov2WithRegisters", mlp_ratio=2),
     _vit("dinov3_vit", "DINOv3ViT", num_register_tokens=2),
     _vit("dinov3_vit_gated", "DINOv3ViT", num_register_tokens=2, use_gated_mlp=True, hidden_act="silu"),
-    Architecture(
-        name="swin",
-        model="SwinForImageClassification",
-        config="SwinConfig",
-        options={**SWIN, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
+    _of("swin", "Swin", "ForImageClassification", {**SWIN, **LABELS}, shape=_square(64)),
+    _of("swinv2", "Swinv2", "ForImageClassification", {**SWIN, **LABELS}, shape=_square(64)),
+    _of(
+        "swin2sr",
+        "Swin2SR",
+        "ForImageSuperResolution",
+        {**SWIN, "image_size": 32, "patch_size": 1, "window_size": 8, "upscale": 2, "num_heads": [2, 2]},
     ),
-    Architecture(
-        name="swinv2",
-        model="Swinv2ForImageClassification",
-        config="Swinv2Config",
-        options={**SWIN, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
+    _of("donut_swin", "DonutSwin", "Model", SWIN, shape=_square(64)),
+    _of("maskformer_swin", "MaskFormerSwin", "Model", SWIN, shape=_square(64)),
+    _of(
+        "pvt",
+        "Pvt",
+        "ForImageClassification",
+        {"image_size": 64, **PYRAMID, "sequence_reduction_ratios": [4, 2, 2, 1], **LABELS},
+        shape=_square(64),
     ),
-    Architecture(
-        name="swin2sr",
-        model="Swin2SRForImageSuperResolution",
-        config="Swin2SRConfig",
-        options={**SWIN, "image_size": 32, "patch_size": 1, "window_size": 8, "upscale": 2, "num_heads": [2, 2]},
-        outputs=("reconstruction",),
+    _of("pvt_v2", "PvtV2", "ForImageClassification", {"image_size": 64, **PYRAMID, **LABELS}, shape=_square(64)),
+    _of(
+        "pvt_v2_linear",
+        "PvtV2",
+        "ForImageClassification",
+        {"image_size": 224, **PYRAMID, "linear_attention": True, **LABELS},
+        shape=_square(224),
     ),
-    Architecture(name="donut_swin", model="DonutSwinModel", config="DonutSwinConfig", options=SWIN, shape=(3, 64, 64)),
-    Architecture(
-        name="maskformer_swin",
-        model="MaskFormerSwinModel",
-        config="MaskFormerSwinConfig",
-        options=SWIN,
-        shape=(3, 64, 64),
+    _of(
+        "segformer",
+        "Segformer",
+        "ForSemanticSegmentation",
+        {**PYRAMID, "decoder_hidden_size": 32, **LABELS},
+        shape=_square(64),
     ),
-    Architecture(
-        name="pvt",
-        model="PvtForImageClassification",
-        config="PvtConfig",
-        options={"image_size": 64, **PYRAMID, "sequence_reduction_ratios": [4, 2, 2, 1], **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="pvt_v2",
-        model="PvtV2ForImageClassification",
-        config="PvtV2Config",
-        options={"image_size": 64, **PYRAMID, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="pvt_v2_linear",
-        model="PvtV2ForImageClassification",
-        config="PvtV2Config",
-        options={"image_size": 224, **PYRAMID, "linear_attention": True, **LABELS},
-        shape=(3, 224, 224),
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="segformer",
-        model="SegformerForSemanticSegmentation",
-        config="SegformerConfig",
-        options={**PYRAMID, "decoder_hidden_size": 32, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="cvt",
-        model="CvtForImageClassification",
-        config="CvtConfig",
-        options={
+    _of(
+        "cvt",
+        "Cvt",
+        "ForImageClassification",
+        {
             "embed_dim": [16, 32, 64],
             "num_heads": [1, 2, 4],
             "depth": [1, 2, 3],
             "mlp_ratio": [2.0, 2.0, 2.0],
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("logits",),
+        shape=_square(64),
     ),
-    Architecture(
-        name="levit",
-        model="LevitForImageClassificationWithTeacher",
-        config="LevitConfig",
-        options={
+    _of(
+        "levit",
+        "Levit",
+        "ForImageClassificationWithTeacher",
+        {
             "image_size": 128,
             "hidden_sizes": [32, 48, 64],
             "num_attention_heads": [2, 3, 4],
@@ -190,14 +171,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "down_ops": [["Subsample", 16, 2, 4, 2, 2], ["Subsample", 16, 3, 4, 2, 2]],
             **LABELS,
         },
-        shape=(3, 128, 128),
+        shape=_square(128),
         outputs=("logits",),
     ),
-    Architecture(
-        name="mobilevit",
-        model="MobileViTForImageClassification",
-        config="MobileViTConfig",
-        options={
+    _of(
+        "mobilevit",
+        "MobileViT",
+        "ForImageClassification",
+        {
             "image_size": 128,
             "hidden_sizes": [24, 32, 48],
             "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 64],
@@ -205,37 +186,29 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "expand_ratio": 2.0,
             **LABELS,
         },
-        shape=(3, 128, 128),
-        outputs=("logits",),
+        shape=_square(128),
     ),
-    Architecture(
-        name="mobilevitv2",
-        model="MobileViTV2ForImageClassification",
-        config="MobileViTV2Config",
-        options={
+    _of(
+        "mobilevitv2",
+        "MobileViTV2",
+        "ForImageClassification",
+        {
             "image_size": 64,
             "width_multiplier": 0.25,
             "n_attn_blocks": [1, 1, 1],
             "base_attn_unit_dims": [128, 192, 256],
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("logits",),
+        shape=_square(64),
     ),
     _vit("clip_vision", "CLIPVision"),
     _vit("siglip_vision", "SiglipVision"),
-    Architecture(
-        name="siglip_pooled",
-        model="SiglipVisionModel",
-        config="SiglipVisionConfig",
-        options=VIT,
-        outputs=("pooler_output",),
-    ),
-    Architecture(
-        name="siglip2_vision",
-        model="Siglip2VisionModel",
-        config="Siglip2VisionConfig",
-        options={**VIT, "num_patches": 16},
+    _of("siglip_pooled", "SiglipVision", "Model", VIT, outputs=("pooler_output",)),
+    _of(
+        "siglip2_vision",
+        "Siglip2Vision",
+        "Model",
+        {**VIT, "num_patches": 16},
         shape=(16, 192),
         outputs=("last_hidden_state", "pooler_output"),
         extra={
@@ -247,14 +220,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _vit("clipseg_vision", "CLIPSegVision"),
     _vit("altclip_vision", "AltCLIPVision"),
     _vit("chinese_clip_vision", "ChineseCLIPVision"),
-    Architecture(
-        name="x_clip_vision",
-        model="XCLIPVisionModel",
-        config="XCLIPVisionConfig",
-        options={**VIDEO, "mit_hidden_size": 64},
-        shape=(4, 3, 32, 32),
-        batched=False,
-    ),
+    _of("x_clip_vision", "XCLIPVision", "Model", {**VIDEO, "mit_hidden_size": 64}, shape=(4, 3, 32, 32), batched=False),
     _vit("blip_vision", "BlipVision"),
     _vit("blip2_vision", "Blip2Vision"),
     _vit("instructblip_vision", "InstructBlipVision"),
@@ -262,11 +228,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _vit("flava_image", "FlavaImage"),
     _vit("owlvit_vision", "OwlViTVision"),
     _vit("owlv2_vision", "Owlv2Vision"),
-    Architecture(
-        name="groupvit_vision",
-        model="GroupViTVisionModel",
-        config="GroupViTVisionConfig",
-        options={
+    _of(
+        "groupvit_vision",
+        "GroupViTVision",
+        "Model",
+        {
             **VIT,
             "depths": [1, 1, 1],
             "num_group_tokens": [8, 4, 0],
@@ -275,11 +241,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         },
     ),
     _vit("vit_msn", "ViTMSN"),
-    Architecture(
-        name="vit_mae",
-        model="ViTMAEModel",
-        config="ViTMAEConfig",
-        options={**VIT, "mask_ratio": 0.0},
+    _of(
+        "vit_mae",
+        "ViTMAE",
+        "Model",
+        {**VIT, "mask_ratio": 0.0},
         random=True,
         refused="it permutes its patches at random",
     ),
@@ -288,11 +254,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _vit("mlcd_vision", "MLCDVision", num_key_value_groups=1),
     _vit("aimv2_vision", "Aimv2Vision"),
     _vit("janus_vision", "JanusVision", mlp_ratio=2.0),
-    Architecture(
-        name="internvl_vision",
-        model="InternVLVisionModel",
-        config="InternVLVisionConfig",
-        options={**VIT, "image_size": [32, 32], "patch_size": [8, 8], "use_qk_norm": True},
+    _of(
+        "internvl_vision",
+        "InternVLVision",
+        "Model",
+        {**VIT, "image_size": [32, 32], "patch_size": [8, 8], "use_qk_norm": True},
     ),
     Architecture(
         name="idefics2_vision",
@@ -307,14 +273,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         options=VIT,
     ),
     _vit("phi4_vision", "Phi4MultimodalVision"),
-    Architecture(
-        name="pixtral_vision",
-        model="PixtralVisionModel",
-        config="PixtralVisionConfig",
-        options=VIT,
-        shape=(1, 3, 32, 32),
-        batched=False,
-    ),
+    _of("pixtral_vision", "PixtralVision", "Model", VIT, shape=(1, 3, 32, 32), batched=False),
     Architecture(
         name="qwen2_vl_vision",
         model="qwen2_vl.modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel",
@@ -326,18 +285,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         outputs=("pooler_output",),
         extra={"grid_thw": lambda _: torch.tensor([[1, 4, 4]])},
     ),
-    Architecture(
-        name="yolos",
-        model="YolosForObjectDetection",
-        config="YolosConfig",
-        options={**VIT, "image_size": [32, 32], "num_detection_tokens": 5, **LABELS},
-        outputs=DETECTED,
-    ),
-    Architecture(
-        name="dpt",
-        model="DPTForDepthEstimation",
-        config="DPTConfig",
-        options={
+    _of("yolos", "Yolos", "ForObjectDetection", {**VIT, "image_size": [32, 32], "num_detection_tokens": 5, **LABELS}),
+    _of(
+        "dpt",
+        "DPT",
+        "ForDepthEstimation",
+        {
             **VIT,
             "num_hidden_layers": 4,
             "backbone_out_indices": [0, 1, 2, 3],
@@ -345,13 +298,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "fusion_hidden_size": 16,
         },
         seed=1,
-        outputs=("predicted_depth",),
     ),
-    Architecture(
-        name="depth_anything",
-        model="DepthAnythingForDepthEstimation",
-        config="DepthAnythingConfig",
-        options={
+    _of(
+        "depth_anything",
+        "DepthAnything",
+        "ForDepthEstimation",
+        {
             "backbone_config": {
                 "model_type": "dinov2",
                 **VIT,
@@ -366,53 +318,23 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "fusion_hidden_size": 16,
             "head_hidden_size": 16,
         },
-        outputs=("predicted_depth",),
     ),
-    Architecture(
-        name="glpn",
-        model="GLPNForDepthEstimation",
-        config="GLPNConfig",
-        options={**PYRAMID, "decoder_hidden_size": 16},
-        shape=(3, 64, 64),
-        outputs=("predicted_depth",),
+    _of("glpn", "GLPN", "ForDepthEstimation", {**PYRAMID, "decoder_hidden_size": 16}, shape=_square(64)),
+    _of("detr", "Detr", "ForObjectDetection", DETR, shape=_square(64)),
+    _of("conditional_detr", "ConditionalDetr", "ForObjectDetection", DETR, shape=_square(64)),
+    _of("table_transformer", "TableTransformer", "ForObjectDetection", DETR, shape=_square(64)),
+    _of(
+        "deformable_detr",
+        "DeformableDetr",
+        "ForObjectDetection",
+        {**DETR, "backbone_config": STEM3, "num_feature_levels": 3},
+        shape=_square(64),
     ),
-    Architecture(
-        name="detr",
-        model="DetrForObjectDetection",
-        config="DetrConfig",
-        options=DETR,
-        shape=(3, 64, 64),
-        outputs=DETECTED,
-    ),
-    Architecture(
-        name="conditional_detr",
-        model="ConditionalDetrForObjectDetection",
-        config="ConditionalDetrConfig",
-        options=DETR,
-        shape=(3, 64, 64),
-        outputs=DETECTED,
-    ),
-    Architecture(
-        name="table_transformer",
-        model="TableTransformerForObjectDetection",
-        config="TableTransformerConfig",
-        options=DETR,
-        shape=(3, 64, 64),
-        outputs=DETECTED,
-    ),
-    Architecture(
-        name="deformable_detr",
-        model="DeformableDetrForObjectDetection",
-        config="DeformableDetrConfig",
-        options={**DETR, "backbone_config": STEM3, "num_feature_levels": 3},
-        shape=(3, 64, 64),
-        outputs=DETECTED,
-    ),
-    Architecture(
-        name="rt_detr",
-        model="RTDetrForObjectDetection",
-        config="RTDetrConfig",
-        options={
+    _of(
+        "rt_detr",
+        "RTDetr",
+        "ForObjectDetection",
+        {
             "backbone_config": {
                 "model_type": "rt_detr_resnet",
                 "embedding_size": 16,
@@ -435,14 +357,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "num_denoising": 0,
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=DETECTED,
+        shape=_square(64),
     ),
-    Architecture(
-        name="maskformer",
-        model="MaskFormerForInstanceSegmentation",
-        config="MaskFormerConfig",
-        options={
+    _of(
+        "maskformer",
+        "MaskFormer",
+        "ForInstanceSegmentation",
+        {
             "backbone_config": {"model_type": "swin", **SWIN, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]},
             "decoder_config": {
                 "model_type": "detr",
@@ -457,14 +378,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "mask_feature_size": 32,
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("class_queries_logits", "masks_queries_logits"),
+        shape=_square(64),
     ),
-    Architecture(
-        name="mask2former",
-        model="Mask2FormerForUniversalSegmentation",
-        config="Mask2FormerConfig",
-        options={
+    _of(
+        "mask2former",
+        "Mask2Former",
+        "ForUniversalSegmentation",
+        {
             "backbone_config": {
                 "model_type": "swin",
                 **SWIN,
@@ -483,14 +403,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "num_queries": 7,
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("class_queries_logits", "masks_queries_logits"),
+        shape=_square(64),
     ),
-    Architecture(
-        name="sam_vision",
-        model="SamVisionModel",
-        config="SamVisionConfig",
-        options={
+    _of(
+        "sam_vision",
+        "SamVision",
+        "Model",
+        {
             **VIT,
             "mlp_dim": 96,
             "output_channels": 32,
@@ -499,13 +418,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "image_size": 64,
             "patch_size": 8,
         },
-        shape=(3, 64, 64),
+        shape=_square(64),
     ),
-    Architecture(
-        name="hiera",
-        model="HieraForImageClassification",
-        config="HieraConfig",
-        options={
+    _of(
+        "hiera",
+        "Hiera",
+        "ForImageClassification",
+        {
             "embed_dim": 16,
             "image_size": [64, 64],
             "depths": [1, 1, 2, 1],
@@ -514,14 +433,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "masked_unit_size": [8, 8],
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("logits",),
+        shape=_square(64),
     ),
-    Architecture(
-        name="vitdet",
-        model="VitDetModel",
-        config="VitDetConfig",
-        options={
+    _of(
+        "vitdet",
+        "VitDet",
+        "Model",
+        {
             **VIT,
             "mlp_ratio": 2,
             "use_relative_position_embeddings": True,
@@ -529,11 +447,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "window_size": 2,
         },
     ),
-    Architecture(
-        name="vitpose",
-        model="VitPoseForPoseEstimation",
-        config="VitPoseConfig",
-        options={
+    _of(
+        "vitpose",
+        "VitPose",
+        "ForPoseEstimation",
+        {
             "backbone_config": {
                 "model_type": "vitpose_backbone",
                 **VIT,
@@ -547,13 +465,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "use_simple_decoder": True,
         },
         shape=(3, 32, 24),
-        outputs=("heatmaps",),
     ),
-    Architecture(
-        name="perceiver",
-        model="PerceiverForImageClassificationLearned",
-        config="PerceiverConfig",
-        options={
+    _of(
+        "perceiver",
+        "Perceiver",
+        "ForImageClassificationLearned",
+        {
             "num_latents": 8,
             "d_latents": 64,
             "num_blocks": 1,
@@ -563,34 +480,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "image_size": 8,
             **LABELS,
         },
-        shape=(3, 8, 8),
+        shape=_square(8),
         outputs=("logits",),
         input="inputs",
     ),
-    Architecture(
-        name="timesformer",
-        model="TimesformerForVideoClassification",
-        config="TimesformerConfig",
-        options={**VIDEO, **LABELS},
-        shape=(4, 3, 32, 32),
-        outputs=("logits",),
+    _of("timesformer", "Timesformer", "ForVideoClassification", {**VIDEO, **LABELS}, shape=(4, 3, 32, 32)),
+    _of(
+        "vivit", "Vivit", "ForVideoClassification", {**VIDEO, "tubelet_size": [2, 8, 8], **LABELS}, shape=(4, 3, 32, 32)
     ),
-    Architecture(
-        name="vivit",
-        model="VivitForVideoClassification",
-        config="VivitConfig",
-        options={**VIDEO, "tubelet_size": [2, 8, 8], **LABELS},
-        shape=(4, 3, 32, 32),
-        outputs=("logits",),
-    ),
-    Architecture(
-        name="videomae",
-        model="VideoMAEForVideoClassification",
-        config="VideoMAEConfig",
-        options={**VIDEO, "tubelet_size": 2, **LABELS},
-        shape=(4, 3, 32, 32),
-        outputs=("logits",),
-    ),
+    _of("videomae", "VideoMAE", "ForVideoClassification", {**VIDEO, "tubelet_size": 2, **LABELS}, shape=(4, 3, 32, 32)),
     Architecture(
         name="florence2_vision",
         model="florence2.modeling_florence2.Florence2VisionBackbone",
@@ -607,11 +505,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         input="hidden_states",
         shape=(3, 64, 64),
     ),
-    Architecture(
-        name="vjepa2",
-        model="VJEPA2Model",
-        config="VJEPA2Config",
-        options={
+    _of(
+        "vjepa2",
+        "VJEPA2",
+        "Model",
+        {
             "patch_size": 8,
             "crop_size": 32,
             "frames_per_clip": 4,
@@ -627,11 +525,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         input="pixel_values_videos",
         extra={"skip_predictor": lambda _: True},
     ),
-    Architecture(
-        name="eomt",
-        model="EomtForUniversalSegmentation",
-        config="EomtConfig",
-        options={
+    _of(
+        "eomt",
+        "Eomt",
+        "ForUniversalSegmentation",
+        {
             "hidden_size": 64,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
@@ -643,13 +541,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "num_upscale_blocks": 1,
             **LABELS,
         },
-        outputs=("class_queries_logits", "masks_queries_logits"),
     ),
-    Architecture(
-        name="videoprism_vision",
-        model="VideoPrismVisionModel",
-        config="VideoPrismVisionConfig",
-        options={
+    _of(
+        "videoprism_vision",
+        "VideoPrismVision",
+        "Model",
+        {
             **VIT,
             "num_frames": 4,
             "tubelet_size": [1, 8, 8],
@@ -660,11 +557,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         shape=(4, 3, 32, 32),
         input="pixel_values_videos",
     ),
-    Architecture(
-        name="radio",
-        model="RadioModel",
-        config="RadioConfig",
-        options={**VIT, "mlp_ratio": 2.0, "max_img_size": 64, "num_cls_tokens": 2, "num_registers": 2},
+    _of(
+        "radio",
+        "Radio",
+        "Model",
+        {**VIT, "mlp_ratio": 2.0, "max_img_size": 64, "num_cls_tokens": 2, "num_registers": 2},
         outputs=("features",),
     ),
     Architecture(
@@ -673,11 +570,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         config="kosmos2.configuration_kosmos2.Kosmos2VisionConfig",
         options=VIT,
     ),
-    Architecture(
-        name="llama4_vision",
-        model="Llama4VisionModel",
-        config="Llama4VisionConfig",
-        options={
+    _of(
+        "llama4_vision",
+        "Llama4Vision",
+        "Model",
+        {
             **VIT,
             "projector_input_dim": 64,
             "projector_output_dim": 64,
@@ -685,11 +582,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "intermediate_size": 256,
         },
     ),
-    Architecture(
-        name="dab_detr",
-        model="DabDetrForObjectDetection",
-        config="DabDetrConfig",
-        options={
+    _of(
+        "dab_detr",
+        "DabDetr",
+        "ForObjectDetection",
+        {
             "backbone_config": RESNET,
             "hidden_size": 64,
             "encoder_layers": 2,
@@ -701,16 +598,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "num_queries": 7,
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=DETECTED,
+        shape=_square(64),
     ),
-    Architecture(
-        name="swiftformer",
-        model="SwiftFormerForImageClassification",
-        config="SwiftFormerConfig",
-        options={"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 32, 48, 64], "mlp_ratio": 2, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
+    _of(
+        "swiftformer",
+        "SwiftFormer",
+        "ForImageClassification",
+        {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 32, 48, 64], "mlp_ratio": 2, **LABELS},
+        shape=_square(64),
     ),
     Architecture(
         name="torch_encoder",
@@ -726,20 +621,19 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         options={"width": 64, "heads": 4, "layers": 2, "batch_first": False, "norm_first": False, "activation": "relu"},
         outputs=("",),
     ),
-    Architecture(
-        name="poolformer",
-        model="PoolFormerForImageClassification",
-        config="PoolFormerConfig",
-        options={"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "mlp_ratio": 2.0, **LABELS},
-        shape=(3, 64, 64),
-        outputs=("logits",),
+    _of(
+        "poolformer",
+        "PoolFormer",
+        "ForImageClassification",
+        {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "mlp_ratio": 2.0, **LABELS},
+        shape=_square(64),
         refused=NO_ATTENTION,
     ),
-    Architecture(
-        name="focalnet",
-        model="FocalNetForImageClassification",
-        config="FocalNetConfig",
-        options={
+    _of(
+        "focalnet",
+        "FocalNet",
+        "ForImageClassification",
+        {
             "image_size": 64,
             "embed_dim": 16,
             "depths": [1, 1],
@@ -747,8 +641,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "focal_windows": [3, 3],
             **LABELS,
         },
-        shape=(3, 64, 64),
-        outputs=("logits",),
+        shape=_square(64),
         refused=NO_ATTENTION,
     ),
 )
