@@ -148,6 +148,7 @@ def quantize(
         with watch("write"):
             sizes["quantized"] = save_model(proto, temporary) / 1e6
             del proto
+            give_back()
         with watch("audit"):
             audited = audit(temporary, blockmap, plan, config.threads)
         with watch("compare"):

@@ -1,7 +1,9 @@
 """Float against quantized: the figures move with the outputs, and a wrong canonical form or a NaN is an error."""
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,6 +72,20 @@ def test_what_the_optimiser_changes_is_optimised_vs_plain(monkeypatch: pytest.Mo
     result = run((model, model), FEEDS)
     assert result.optimised_vs_plain == 0.333  # of the plain output's norm, three digits
     assert result.cosine == 1.0
+
+
+def test_one_session_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    opened: list[weakref.ref[comparing.Session]] = []
+
+    class Session(comparing.Session):
+        def __init__(self, path: Path, **options: Any) -> None:
+            assert [one for one in opened if one() is not None] == []
+            super().__init__(path, **options)
+            opened.append(weakref.ref(self))
+
+    monkeypatch.setattr(comparing, "Session", Session)
+    run((model, model), FEEDS)
+    assert len(opened) == 3
 
 
 def test_as_many_feeds_are_read_as_there_are_references(model: Path) -> None:
