@@ -54,9 +54,9 @@ def compare(
         RewriteError: on the first feeds the canonical graph, which everything was fitted to, does not give what the
             user's model gives; or the quantized model gives a NaN or an infinity.
     """
-    difference, drift, parity = OutputDifference(), OutputDifference(), OutputDifference()
+    difference, samples = OutputDifference(), 0
     first: list[tuple[Mapping[str, np.ndarray], FloatArray, FloatArray]] = []
-    session, samples = Session(models[1], threads=threads), 0
+    session = Session(models[1], threads=threads)
     for count, (feed, expected) in enumerate(zip(feeds, reference[:COMPARED], strict=False)):
         output = session.run(feed)[0].copy()  # onnxruntime's own would keep its session's memory
         if not np.isfinite(output).all():
@@ -68,15 +68,13 @@ def compare(
         samples += len(next(iter(feed.values())))
         if progress is not None:
             progress(count + 1)
-    del session  # one after the other: each holds the weights, the float one in float
-    session = Session(models[1], level="disabled", threads=threads)
-    for feed, _, output in first:
-        drift.update(session.run(feed)[0], output)
-    del session
-    session = Session(models[0], threads=threads)
-    for feed, expected, _ in first:
-        parity.update(session.run(feed)[0], expected)
-    if parity.relative > PARITY and _is_random(session, first[0][0]):
+    del session  # one is open at a time: each holds the weights, the float one in float
+    plain = Session(models[1], level="disabled", threads=threads)
+    drift = _against(plain, [(feed, output) for feed, _, output in first])
+    del plain
+    original = Session(models[0], threads=threads)
+    parity = _against(original, [(feed, expected) for feed, expected, _ in first])
+    if parity.relative > PARITY and _is_random(original, first[0][0]):
         raise UnsupportedModelError(str(models[0]), "the float model is random: two runs on one input differ")
     if parity.relative > PARITY:
         problem = f"its canonical form differs by {parity.relative:.1e} of the output's norm, allowed {PARITY:.0e}"
@@ -88,6 +86,14 @@ def compare(
         top1_agreement=difference.agreement,
         optimised_vs_plain=float(f"{drift.relative:.3g}"),
     )
+
+
+def _against(model: Session, outputs: Iterable[tuple[Mapping[str, np.ndarray], FloatArray]]) -> OutputDifference:
+    """Of other outputs, one a feed, from what the model gives."""
+    difference = OutputDifference()
+    for feed, output in outputs:
+        difference.update(model.run(feed)[0], output)
+    return difference
 
 
 def _is_random(model: Session, feed: Mapping[str, np.ndarray]) -> bool:
