@@ -18,7 +18,9 @@ RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
 StepName = Literal["rotation", "channels", "online-channels", "softmax", "outer-linears", "scales", "bias", "weights"]
 InputForm = Literal["static", "dynamic", "token", "auto"]
+Products = Literal["int8", "mixed", "float", "auto"]
 Effort = Literal["fast", "default", "best"]
+Preset = Literal["performance", "accuracy"]
 Granularity = Literal["module", "layer"]
 Criterion = Literal["measured", "nuclear"]
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", FLOAT)
@@ -64,6 +66,8 @@ class QuantConfig:
     bias and weights fit). also: steps to run although the effort leaves them out (no effort
     rotates). candidates, rounds: size of the search; None goes with the effort.
     acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
+    preset: what is done where options leave it open. "accuracy": activations "token", attention "float", and the layers outside
+    the blocks (patch embedding and head, too) in float unless a pattern says otherwise or outer-linears is skipped.
     activations: "static" calibrates the range of every linear's input, "dynamic" measures it at run time, "token" the same
     after each token was divided by its largest value (more accurate, costs time), "auto" takes for each kind of layer the
     cheapest that costs the output little on held-out samples; None goes with the effort. attention: "int8" quantizes both
@@ -103,8 +107,9 @@ class QuantConfig:
     candidates: int | None = None
     rounds: int | None = None
     acceptance: Literal["held-out", "always"] = "held-out"
+    preset: Preset = "performance"
     activations: InputForm | None = None
-    attention: Literal["int8", "mixed", "float", "auto"] = "auto"
+    attention: Products = "auto"
     bits: str = "w8a8"
     bit_overrides: tuple[tuple[str, str], ...] = ()
     edges_at_8_bits: bool = True
@@ -135,7 +140,8 @@ class QuantConfig:
         _one_of("acceptance", self.acceptance, ("held-out", "always"))
         if self.activations is not None:
             _one_of("activations", self.activations, get_args(InputForm))
-        _one_of("attention", self.attention, ("int8", "mixed", "float", "auto"))
+        _one_of("attention", self.attention, get_args(Products))
+        _one_of("preset", self.preset, get_args(Preset))
         _one_of("effort", self.effort, get_args(Effort))
         _one_of("target", self.target, get_args(Target))
         self._check_steps()
@@ -202,11 +208,24 @@ class QuantConfig:
     @property
     def chooses_products(self) -> bool:
         """Whether the output says which products of attentions stay float; unasked not where the fit is to be quick."""
-        return self.attention == "mixed" or (self.attention == "auto" and self.judged and self.effort != "fast")
+        form = self.product_form
+        return form == "mixed" or (form == "auto" and self.judged and self.effort != "fast")
+
+    @property
+    def product_form(self) -> Products:
+        """How the products of attentions are quantized."""
+        return "float" if self.attention == "auto" and self.preset == "accuracy" else self.attention
+
+    @property
+    def outer_in_float(self) -> bool:
+        """Whether layers outside the blocks stay float whatever the output gains from it."""
+        return self.preset == "accuracy" and "outer-linears" not in self.skip
 
     @property
     def input_form(self) -> InputForm:
         """How the inputs of linears are quantized: static unless said otherwise, or no effort is spared."""
+        if self.preset == "accuracy":
+            return self.activations or "token"
         return self.activations or ("auto" if self.effort == "best" else "static")
 
     @property

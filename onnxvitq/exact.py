@@ -68,7 +68,7 @@ def propose(
     if "online-channels" in steps:
         maps += choose_online_maps(problem, plan, stats, config.threads)
     late: dict[str, float] = {}
-    if "softmax" in steps and config.attention != "mixed":  # there a product in float is as fast, and exact
+    if "softmax" in steps and config.product_form != "mixed":  # there a product in float is as fast, and exact
         late = attentions_to_divide_late(problem, plan, stats)
     parts = [{"part": f"{one.kind} {one.source}", "gain_db": one.gain_db} for one in maps]
     parts += [{"part": f"softmax {name}", "gain_db": gain} for name, gain in late.items()]

@@ -6,6 +6,7 @@ these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,7 +51,13 @@ from onnxvitq.steps.accept import DOUBT_DB, PartOutcome, accept_parts, drop_harm
 from onnxvitq.steps.bias import CorrectBias
 from onnxvitq.steps.bits import starting_formats, without_nodes
 from onnxvitq.steps.carry import Change
-from onnxvitq.steps.formats import choose_contexts, choose_inputs, choose_outer_linears, most_accurate, outer_linears
+from onnxvitq.steps.formats import (
+    choose_contexts,
+    choose_inputs,
+    choose_outer_linears,
+    most_accurate,
+    outer_linears_of_8_bits,
+)
 from onnxvitq.steps.policy import make_plan
 from onnxvitq.steps.ranges import MinMaxRanges
 from onnxvitq.steps.reparametrise import mapped_requests
@@ -143,6 +150,7 @@ class Fitter:
         self.decisions: Decisions | None = None  # on other data than these, where they judge a promise
         self._output = loaded.outputs[0]
         self._outcomes: list[dict[str, Any]] = []
+        self._begun = 0.0  # when what is recorded next began
         self._steps = _steps(config)
         self._score: OutputDifference | None = None  # of the plan so far; None where nothing is judged
         self._best = -CAP_DB  # the highest SQNR of what was kept so far
@@ -184,6 +192,7 @@ class Fitter:
         """All steps in order."""
         stages = self._stages()
         for done, stage in enumerate(stages, start=1):
+            self._begun = time.perf_counter()
             stage()
             give_back()
             self._progress("fit", done, len(stages))
@@ -230,7 +239,9 @@ class Fitter:
 
     def _record(self, entry: Mapping[str, Any]) -> None:
         """What the report says of a step; the agreement is that of what was kept so far."""
-        self._outcomes.append({**entry, "agreement": None if self._score is None else self._score.agreement})
+        agreement, now = None if self._score is None else self._score.agreement, time.perf_counter()
+        self._outcomes.append({**entry, "agreement": agreement, "seconds": round(now - self._begun, 3)})
+        self._begun = now
 
     def _start(self) -> None:
         """Min-max for every site, and the output with it."""
@@ -337,7 +348,7 @@ class Fitter:
 
     def _choose_outer_linears(self) -> None:
         """Layers outside the blocks stay float where they ruin the output."""
-        linears = outer_linears(self._plan, self._problem.blockmap)
+        linears = outer_linears_of_8_bits(self._plan, self._problem.blockmap)
         if self._score is None or not linears:
             return
         # Nothing is fitted yet, so every sample may judge: a ruined output is one on which few samples decide otherwise.
@@ -355,7 +366,7 @@ class Fitter:
         if self._config.chooses_products:
             # What floats gain must not be hidden under an error of the inputs that is about to go.
             plan = most_accurate(self._plan) if open_inputs else self._plan
-            worth = WORTH_DB_IN_FLOAT[self._config.attention]
+            worth = WORTH_DB_IN_FLOAT[self._config.product_form]
             self._accept_formats("attention", *choose_contexts(plan, self._problem.blockmap, self._judge(), worth))
         if open_inputs:
             self._accept_formats("activations", *choose_inputs(self._plan, self._judge()))

@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "acceptance": "always",
     "activations": "dynamic",
     "attention": "float",
+    "preset": "accuracy",
     "bits": "w4a6",
     "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
     "edges_at_8_bits": False,

@@ -252,6 +252,7 @@ TOOLS = {
             ),
             ("onnxvitq-fast", "onnxvitq --effort fast", {"effort": "fast"}),
             ("onnxvitq-best", "onnxvitq --effort best", {"effort": "best"}),
+            ("onnxvitq-accuracy", "onnxvitq --preset accuracy", {"preset": "accuracy"}),
             (
                 "onnxvitq-token",
                 "onnxvitq --activations token --attention float",

@@ -26,8 +26,11 @@ from onnxvitq.config import (
     Criterion,
     Effort,
     Granularity,
+    InputForm,
     Method,
     ObjectiveName,
+    Preset,
+    Products,
     QuantConfig,
     RankSearchName,
     StepName,
@@ -176,12 +179,9 @@ def _quantize_parser() -> argparse.ArgumentParser:
     fitting.add_argument(
         "--acceptance", choices=("held-out", "always"), help="keep of a step what does no harm, or everything"
     )
-    fitting.add_argument(
-        "--activations", choices=("static", "dynamic", "token", "auto"), help="ranges of the linears' inputs"
-    )
-    fitting.add_argument(
-        "--attention", choices=("int8", "mixed", "float", "auto"), help="the two products of each attention"
-    )
+    fitting.add_argument("--preset", choices=get_args(Preset), help="what the next two say where they are not given")
+    fitting.add_argument("--activations", choices=get_args(InputForm), help="ranges of the linears' inputs")
+    fitting.add_argument("--attention", choices=get_args(Products), help="the two products of each attention")
     fitting.add_argument("--bits", metavar="wNaM", help="bits of weights and of activations, 2 to 8 each")
     fitting.add_argument("--weight-bits", type=integer(2, 8), metavar="N", help="the N of --bits; 7 is safe on AVX2")
     fitting.add_argument(

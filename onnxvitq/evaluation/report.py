@@ -185,13 +185,13 @@ def summary(report: Mapping[str, Any]) -> Table:
 def ablation_table(report: Mapping[str, Any]) -> Table:
     """What each step did to the output on held-out samples; "not kept" shows what it would have done."""
     table = Table(title="steps, output on held-out calibration samples", title_justify="left")
-    for name in ("step", "part", "kept", "SQNR before, dB", "SQNR after, dB", "gain, dB", "agreement after, %"):
+    for name in ("step", "part", "kept", "SQNR before, dB", "SQNR after, dB", "gain, dB", "agreement after, %", "s"):
         table.add_column(name, overflow="fold")
     for step in report["steps"]:
-        table.add_row(step["name"], "", *_gain(step), _percent(step["agreement"]))
+        table.add_row(step["name"], "", *_gain(step), _percent(step["agreement"]), f"{step['seconds']:.1f}")
         for part in step["parts"]:
             if "before" in part:
-                table.add_row("", part["part"], *_gain(part), "")
+                table.add_row("", part["part"], *_gain(part), "", "")
     return table
 
 

@@ -19,7 +19,7 @@ from onnxvitq.blockmap import Attention, BlockMap, Linear, Product
 from onnxvitq.plan import QuantPlan
 from onnxvitq.steps.accept import Judge, PartOutcome, part_name, without
 from onnxvitq.steps.bits import without_nodes
-from onnxvitq.steps.policy import dynamic_inputs, token_inputs
+from onnxvitq.steps.policy import dynamic_inputs, outer_linears, token_inputs
 
 FREE_DB = 0.1  # of the output's SQNR: the loss that a form without a run time of its own must spare
 TOKEN_DB = 0.5  # the loss that dividing tokens must spare, for one kind of layer
@@ -87,23 +87,15 @@ def choose_contexts(
     return _fewest_in_float(plan, found, _contexts_in_float, judge, (worth, worth))
 
 
-def outer_linears(plan: QuantPlan, blockmap: BlockMap) -> tuple[Linear, ...]:
-    """Linear layers of 8 bits before the first attention and between the blocks; patch embedding and head are not among them.
-
-    In hybrids these are the pointwise convolutions of a convolutional part.
-    """
-    first = next((index for index, one in enumerate(blockmap.linears) if ".attn." in one.role), 0)
-    return tuple(
-        one
-        for index, one in enumerate(blockmap.linears)
-        if (index < first or one.role == "linear") and one.kind == "linear" and _has_8_bits(plan, one)
-    )
+def outer_linears_of_8_bits(plan: QuantPlan, blockmap: BlockMap) -> tuple[Linear, ...]:
+    """Of the layers outside the blocks those that are quantized, and not asked to be coarse."""
+    return tuple(one for one in outer_linears(blockmap) if _has_8_bits(plan, one))
 
 
 def choose_outer_linears(
     plan: QuantPlan, linears: Sequence[Linear], judge: Judge
 ) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
-    """Layers of ``outer_linears`` in float, if they ruin the output: it has less than ``RUINED_DB``, and ``OUTER_DB`` more
+    """Layers outside the blocks in float, if they ruin the output: it has less than ``RUINED_DB``, and ``OUTER_DB`` more
     without them.
 
     The activations of a convolutional part have no normalisation to bound them and no residual stream to drown their error: of
@@ -168,7 +160,7 @@ def _contexts_in_float(plan: QuantPlan, attentions: Sequence[Attention]) -> Quan
 
 
 def _has_8_bits(plan: QuantPlan, linear: Linear) -> bool:
-    """Whether a layer is quantized, and not asked to be coarse."""
+    """Whether both what a layer reads and its weight have them."""
     sites = [plan.decisions.get(tensor) for tensor in (linear.input, linear.weight)]
     readers = [(linear.name, port) for port in range(2)]
     return all(

@@ -18,6 +18,7 @@ from onnxvitq.plan import QuantPlan, SiteDecision
 from onnxvitq.spec import QuantSpec, Site
 
 ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+OUTSIDE = "outside the blocks, and accuracy is preferred"
 Bits = tuple[int, int]  # of the weight (of a product: unused), of the activations
 
 
@@ -45,15 +46,15 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
             _add(sites, linear.weight, "weight", f"{linear.role}.weight", (linear.name, 1))
     for attention in blockmap.attentions:
         for node, port, tensor, role in operand_sites(attention):
-            if config.attention != "float" and node not in excluded:
+            if config.product_form != "float" and node not in excluded:
                 _add(sites, tensor, "activation", f"block{attention.block}.attn.{role}", (node, port))
     for number, product in enumerate(blockmap.products):
         for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
-            if config.attention != "float" and product.name not in excluded:
+            if config.product_form != "float" and product.name not in excluded:
                 _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
     decisions = {name: SiteDecision(site=site, spec=_spec(site, bits, config)) for name, site in sites.items()}
     kept_float = {**excluded}
-    if config.attention == "float":
+    if config.product_form == "float":
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
         nodes += [product.name for product in blockmap.products]
         kept_float.update(dict.fromkeys(nodes, "attention kept float"))
@@ -87,6 +88,19 @@ def edges(blockmap: BlockMap) -> tuple[str, ...]:
     )
 
 
+def outer_linears(blockmap: BlockMap) -> tuple[Linear, ...]:
+    """Linear layers before the first attention and between the blocks; patch embedding and head are not among them.
+
+    In hybrids these are the pointwise convolutions of a convolutional part.
+    """
+    first = next((index for index, one in enumerate(blockmap.linears) if ".attn." in one.role), 0)
+    return tuple(
+        one
+        for index, one in enumerate(blockmap.linears)
+        if (index < first or one.role == "linear") and one.kind == "linear"
+    )
+
+
 def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dict[str, str]]:
     """Bits of every linear and product by its name, and those that stay float, with the reason."""
     names = dict(_names(blockmap))
@@ -99,6 +113,8 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dic
         hits = _matching(names, pattern, "--nodes-to-exclude")
         excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
     in_float: dict[str, str] = {}
+    if config.outer_in_float:
+        in_float = dict.fromkeys((*edges(blockmap), *(one.name for one in outer_linears(blockmap))), OUTSIDE)
     for pattern, asked in config.bit_overrides:
         for node in _matching(names, pattern, "--bits-for"):
             in_float.pop(node, None)

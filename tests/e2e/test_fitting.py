@@ -1,6 +1,7 @@
 """The order of the steps, what is accepted, and graphs that only a run tells the shapes of."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnxvitq.config import QuantConfig
 from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
-from onnxvitq.pipeline import quantize
+from onnxvitq.pipeline import inspect, quantize
 from onnxvitq.replay import KEPT_FEEDS, Replay
 from onnxvitq.steps import formats
 from onnxvitq.steps.accept import DOUBT_DB
@@ -216,7 +217,7 @@ def test_a_generator_serves_where_every_sample_judges(
     outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More samples are measured than an iterable that is read once can give again."""
-    monkeypatch.setattr(fitting, "outer_linears", lambda plan, blockmap: blockmap.linears)
+    monkeypatch.setattr(fitting, "outer_linears_of_8_bits", lambda plan, blockmap: blockmap.linears)
     monkeypatch.setattr(formats, "RUINED_DB", np.inf)
     generated = (correlated(index, 1)[0]["tokens"] for index in range(KEPT_FEEDS + 4))
     assert "outer-linears" in steps_of(outlying, tmp_path, generated)
@@ -366,3 +367,16 @@ def test_run_time_ranges_serve_every_step(outlying: Path, tmp_path: Path, activa
     static = steps_of(outlying, tmp_path, activations="static")
     assert list(steps) == STEPS
     assert steps["channels"]["before"] > static["channels"]["before"]
+
+
+def test_the_preset_for_accuracy_gains_three_decibels(outlying: Path, tmp_path: Path) -> None:
+    """The output's error is at most half as large, by a model whose audit passes and whose blocks are integer."""
+    config = QuantConfig(candidates=3, rounds=1, threads=1)
+    plain, accurate = (
+        quantize(outlying, FEEDS, tmp_path / "out.onnx", one).report
+        for one in (config, replace(config, preset="accuracy"))
+    )
+    assert accurate["compare"]["sqnr_db"] > plain["compare"]["sqnr_db"] + 3
+    outside = {linear.name for linear in inspect(outlying)[1].linears if not linear.role.startswith("block")}
+    assert {layer["name"] for layer in accurate["linears"]["float"]} == outside != set()
+    assert accurate["audit_passed"]

@@ -57,6 +57,9 @@ def test_values_are_of_their_units(report: dict[str, Any]) -> None:
     assert 0 < report["size_mb"]["quantized"] < report["size_mb"]["float"] < 1  # megabytes
     stages = [value for name, value in report["seconds"].items() if name != "total"]
     assert sum(stages) <= report["seconds"]["total"] + 0.001 * len(stages)  # each rounded to a millisecond
+    steps = [step["seconds"] for step in report["steps"]]
+    assert min(steps) > 0
+    assert sum(steps) <= report["seconds"]["fit"] + 0.001 * len(steps)
 
 
 def test_json_round_trips(report: dict[str, Any]) -> None:
@@ -163,15 +166,16 @@ def test_a_narrow_terminal_cuts_nothing(report: dict[str, Any]) -> None:
 
 def test_the_ablation_names_every_step_with_what_it_did(report: dict[str, Any]) -> None:
     steps = [
-        {"name": "scales", "accepted": True, "before": 30.0, "after": 31.5, "agreement": 0.75, "parts": [
+        {"name": "scales", "accepted": True, "before": 30.0, "after": 31.5, "agreement": 0.75, "seconds": 2.34, "parts": [
             {"part": "fc1.input", "accepted": False, "before": 30.0, "after": 29.25}]},
-        {"name": "weights", "accepted": False, "before": 31.5, "after": None, "agreement": None, "parts": []},
+        {"name": "weights", "accepted": False, "before": 31.5, "after": None, "agreement": None, "seconds": 0.04,
+         "parts": []},
     ]  # fmt: skip
     file = io.StringIO()
     Console(file=file, width=160).print(reports.ablation_table({**report, "steps": steps}))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in file.getvalue().splitlines() if "│" in line]
     assert lines == [
-        ["scales", "", "yes", "30.00", "31.50", "1.50", "75.00"],
-        ["", "fc1.input", "no", "30.00", "29.25", "-0.75", ""],
-        ["weights", "", "no", "31.50", "", "", ""],
+        ["scales", "", "yes", "30.00", "31.50", "1.50", "75.00", "2.3"],
+        ["", "fc1.input", "no", "30.00", "29.25", "-0.75", "", ""],
+        ["weights", "", "no", "31.50", "", "", "", "0.0"],
     ]

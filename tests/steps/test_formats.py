@@ -17,7 +17,7 @@ from onnxvitq.steps.formats import (
     choose_inputs,
     choose_outer_linears,
     most_accurate,
-    outer_linears,
+    outer_linears_of_8_bits,
 )
 from onnxvitq.steps.policy import make_plan
 
@@ -139,7 +139,7 @@ def floats(plan: QuantPlan) -> set[str]:
 def test_layers_outside_the_blocks_are_float_where_they_ruin_the_output(hybrid: BlockMap) -> None:
     plan, costs = make_plan(hybrid, QuantConfig()), {"stem": 7.0, "gate": 7.0, "between": 7.0}
     chosen, parts = choose_outer_linears(
-        plan, outer_linears(plan, hybrid), lambda one: sum(costs[name] for name in floats(one))
+        plan, outer_linears_of_8_bits(plan, hybrid), lambda one: sum(costs[name] for name in floats(one))
     )
     assert floats(chosen) == {"stem", "gate", "between"}
     assert (parts[0].accepted, {part.accepted for part in parts[1:]}) == (True, {False})
@@ -149,7 +149,7 @@ def test_layers_outside_the_blocks_are_float_where_they_ruin_the_output(hybrid: 
 def test_those_that_do_no_harm_go_back_to_integers(hybrid: BlockMap) -> None:
     plan, costs = make_plan(hybrid, QuantConfig()), {"stem": 1.1 * OUTER_DB, "gate": 0.2 * RETURN_DB, "between": 0.0}
     chosen, _ = choose_outer_linears(
-        plan, outer_linears(plan, hybrid), lambda one: sum(costs[name] for name in floats(one))
+        plan, outer_linears_of_8_bits(plan, hybrid), lambda one: sum(costs[name] for name in floats(one))
     )
     assert floats(chosen) == {"stem"}
 
@@ -157,11 +157,14 @@ def test_those_that_do_no_harm_go_back_to_integers(hybrid: BlockMap) -> None:
 @pytest.mark.parametrize(("gain", "bits"), [(0.9 * OUTER_DB, "w8a8"), (2 * OUTER_DB, "w4a8"), (2 * OUTER_DB, "w8a4")])
 def test_layers_that_cost_less_or_were_asked_to_be_coarse_stay(hybrid: BlockMap, gain: float, bits: str) -> None:
     plan = make_plan(hybrid, QuantConfig(bits=bits, edges_at_8_bits=False))
-    assert choose_outer_linears(plan, outer_linears(plan, hybrid), lambda one: gain * bool(floats(one)))[0] is plan
+    assert (
+        choose_outer_linears(plan, outer_linears_of_8_bits(plan, hybrid), lambda one: gain * bool(floats(one)))[0]
+        is plan
+    )
 
 
 def test_an_output_that_is_not_ruined_leaves_all_as_it_is(hybrid: BlockMap) -> None:
     plan = make_plan(hybrid, QuantConfig())
-    linears, gain = outer_linears(plan, hybrid), 2 * OUTER_DB
+    linears, gain = outer_linears_of_8_bits(plan, hybrid), 2 * OUTER_DB
     assert choose_outer_linears(plan, linears, lambda one: RUINED_DB + gain * bool(floats(one)))[0] is plan
     assert choose_outer_linears(plan, linears, lambda one: 0.99 * RUINED_DB + gain * bool(floats(one)))[0] is not plan

@@ -1,8 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from onnxvitq.blockmap import BlockMap
+from onnxvitq.blockmap import BlockMap, Linear
 from onnxvitq.config import QuantConfig, Target
 from onnxvitq.errors import ConfigError
 from onnxvitq.plan import Problem, QuantPlan
@@ -215,6 +216,38 @@ def test_the_edges_keep_eight_bits(blockmap: BlockMap) -> None:
     assert bits_of(outer, bits="w4a5", bit_overrides=(("head", "w2a3"),))[last.weight] == 2
     assert bits_of(outer, bits="w7a8")[last.weight] == 7  # for processors on which 8 bits saturate
     assert bits_of(blockmap, bits="w4a5")[last.weight] == 4  # inside a block it is no edge
+
+
+def with_outer_layers(blockmap: BlockMap) -> BlockMap:
+    """A layer before the block, one after it, and a head."""
+
+    def like(name: str, role: str) -> Linear:
+        return replace(blockmap.linears[-1], name=name, role=role, input=f"{name}.input", weight=f"{name}.weight")
+
+    return replace(
+        blockmap, linears=(like("stem", "linear"), *blockmap.linears, like("between", "linear"), like("last", "head"))
+    )
+
+
+def test_the_preset_for_accuracy_leaves_in_float_what_is_outside_the_blocks(blockmap: BlockMap) -> None:
+    plan = make_plan(with_outer_layers(blockmap), QuantConfig(preset="accuracy"))
+    assert set(plan.kept_float) == {"stem", "between", "last", SCORES, CONTEXT}
+    assert plan.per_token == {"x", "h"}
+    assert list(plan.decisions) == EVERYTHING[:5]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"skip": ("outer-linears",)}, {SCORES, CONTEXT}),
+        ({"attention": "int8"}, {"stem", "between", "last"}),
+        ({"bit_overrides": (("last", "w8a8"),)}, {"stem", "between", SCORES, CONTEXT}),
+    ],
+)
+def test_what_the_options_say_goes_before_a_preset(blockmap: BlockMap, options: dict[str, Any], kept: set[str]) -> None:
+    config = QuantConfig(preset="accuracy", activations="static", **options)
+    plan = make_plan(with_outer_layers(blockmap), config)
+    assert (set(plan.kept_float), plan.dynamic) == (kept, frozenset())
 
 
 def test_bits_for_nothing_is_an_error(blockmap: BlockMap) -> None:
