@@ -1,18 +1,23 @@
 """What quantizing costs: seconds in float passes over the calibration images, peak memory, and a second run with the cache.
 
     python tools/fit_cost.py [--geometry S B] [--exporter dynamo] [--images 32] [--effort fast default] [--threads 2]
-        [--folder bench_peers] [--write]
+        [--average-bits N] [--folder bench_peers] [--write]
 
 Geometries are those of tools/bench_peers.py (random weights: this measures time and memory, never accuracy), images are noise.
 Every run is a process of its own; imports are not counted. A float pass is onnxruntime over all images, one by one, with as
 many threads; a part of the images is timed before and after each run, since other work on the machine stretches both alike.
 Seconds of the processor stand beside those of the clock: they say less about the waiting and more about the work. The first
 run fills an empty cache at w8a8, the second reads it at w6a6. With --write the table goes to tools/results/fit_cost.md.
+
+With --average-bits the table is of mixed precision instead: what choosing the bits of each layer takes on top of the fit, by
+the clock of the report's step, of ``CHOICES`` runs the median. It goes to tools/results/choosing_cost.md.
 """
 
 import argparse
+import itertools
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,10 +37,20 @@ from onnxvitq.evaluation.report import environment
 from onnxvitq.runtime.footprint import peak_resident
 from onnxvitq.runtime.session import Session
 
-RESULTS = Path(__file__).parent / "results" / "fit_cost.md"
+RESULTS = Path(__file__).parent / "results"
+CHOICES = 3
 TIMED = 8  # images of a float pass that are timed
 SEED = 0
 ALLOWED = {"fast": (5, 10), "default": (15, 60)}  # float passes and seconds on top of them
+FIT_COLUMNS = (
+    "| model | images | effort | float pass s | seconds | float passes | allowed s | processor s | float passes "
+    "| peak MB | float file MB | allowed MB | second run, other bits, s | of the first | of its processor time |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+CHOOSING_COLUMNS = (
+    "| model | images | float pass s | choosing bits, s | float passes | least to most |",
+    "|---|---|---|---|---|---|",
+)
 BITS = ("w8a8", "w6a6")  # of the first run and of the second
 
 
@@ -62,10 +77,13 @@ def float_pass(model: str, count: int, threads: int) -> dict[str, float]:
 
 
 def quantize(model: str, count: int, config: dict[str, Any]) -> dict[str, float]:
-    """One run, in this process."""
+    """One run, in this process; ``choosing``: of its seconds those of choosing bits."""
+    report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         output, data = Path(name) / "int8.onnx", {INPUT: images(count)}
-        return clocked(lambda: onnxvitq.pipeline.quantize(model, data, output, QuantConfig.from_dict(config)))
+        options = QuantConfig.from_dict(config)
+        found = clocked(lambda: report.update(onnxvitq.pipeline.quantize(model, data, output, options).report))
+    return found | {"choosing": sum(step["seconds"] for step in report["steps"] if step["name"] == "bits")}
 
 
 def apart(function: str, *arguments: object) -> dict[str, float]:
@@ -91,6 +109,23 @@ def measure(model: Path, effort: str, count: int, threads: int) -> list[dict[str
     return runs
 
 
+def choosing_row(geometry: str, model: Path, count: int, threads: int, mean: float) -> str:
+    """A line of the table for mixed precision. Scales and biases come after the choice, which is made for weights that are
+    solved again.
+    """
+    config = {"average_bits": mean, "threads": threads, "skip": ["scales", "bias"]}
+    taken, passes = [], []
+    for _ in range(CHOICES):
+        before = apart("float_pass", str(model), min(TIMED, count), threads)["seconds"]
+        taken.append(apart("quantize", str(model), count, config)["choosing"])
+        passes.append(count * (before + apart("float_pass", str(model), min(TIMED, count), threads)["seconds"]) / 2)
+    ratios = sorted(one / two for one, two in zip(taken, passes, strict=True))
+    return (
+        f"| {GEOMETRIES[geometry][0]} | {count} | {statistics.median(passes):.1f} | {statistics.median(taken):.1f} "
+        f"| {statistics.median(ratios):.1f} | {ratios[0]:.1f} to {ratios[-1]:.1f} |"
+    )
+
+
 def row(geometry: str, model: Path, effort: str, count: int, runs: list[dict[str, float]]) -> str:
     """A line of the table."""
     first, second = runs
@@ -111,9 +146,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", nargs="+", choices=GEOMETRIES, default=["S", "B"])
     parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo")
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, nargs="+", default=[32])
     parser.add_argument("--effort", nargs="+", choices=ALLOWED, default=list(ALLOWED))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--average-bits", type=float)
     parser.add_argument("--folder", type=Path, default=Path("bench_peers"))
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -127,18 +163,20 @@ def main() -> None:
     lines = [
         f"onnxruntime {env['onnxruntime']}, {env['processor']}; {args.threads} threads, {args.exporter} graphs, noise",
         "",
-        "| model | images | effort | float pass s | seconds | float passes | allowed s | processor s | float passes "
-        "| peak MB | float file MB | allowed MB | second run, other bits, s | of the first | of its processor time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *(FIT_COLUMNS if args.average_bits is None else CHOOSING_COLUMNS),
     ]
     print("\n".join(lines), flush=True)
     for geometry in args.geometry:
         model = export(args.folder, geometry, args.exporter)
-        for effort in args.effort:
-            lines.append(row(geometry, model, effort, args.images, measure(model, effort, args.images, args.threads)))
+        for count, effort in itertools.product(args.images, args.effort if args.average_bits is None else [None]):
+            if effort is None:
+                lines.append(choosing_row(geometry, model, count, args.threads, args.average_bits))
+            else:
+                lines.append(row(geometry, model, effort, count, measure(model, effort, count, args.threads)))
             print(lines[-1], flush=True)
     if args.write:
-        RESULTS.write_text("\n".join(lines) + "\n")
+        name = "fit_cost.md" if args.average_bits is None else "choosing_cost.md"
+        (RESULTS / name).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def _resolved(spec: str, image_size: int | None, seed: int) -> Source:
     path = Path(spec)
     if spec.startswith("timm:"):
         return timm_source(spec.removeprefix("timm:"), image_size, seed)
-    if (path / "config.json").is_file() or (path.name == "config.json" and path.is_file()):
+    if (path / "config.json").is_file() or (path.suffix == ".json" and path.is_file()):
         return huggingface_source(path, image_size, seed)
     if ":" in spec:
         return factory_source(spec, image_size)

@@ -108,9 +108,9 @@ def _unit_upper(gram: DoubleArray) -> DoubleArray:
     return upper
 
 
-def _upper(gram: DoubleArray) -> DoubleArray:
-    """U of gram = U U^T, upper triangular."""
-    return np.asarray(np.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1], np.float64)
+def _upper(gram: np.ndarray) -> np.ndarray:
+    """U of gram = U U^T, upper triangular, in the type of the gram."""
+    return np.asarray(np.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1])
 
 
 def _feed_back(weight: Format, upper: DoubleArray, order: NDArray[np.intp]) -> FloatArray:
@@ -188,8 +188,9 @@ class RowFeedback:
     error R (n, O) of the output that those before it left. With P = (1 + X_> X_>^T)^-1 of the inputs after the block
     (Woodbury, from the last block up) and 1 + X_b^T P X_b = U D U^T, it wants w + D^-1 U^-1 X_b^T P R, and U serves within
     it. U and D are made of squares of ``TOGETHER``: so many inputs are rounded at once, without feedback among them, and
-    pairs of codes are limited at the end. Factored in float64, rounded in float32. To choose by, not to write: errors are
-    1 to 5 % larger than one by one (MiniLM, bundled model), at all widths alike.
+    pairs of codes are limited at the end. To choose by, not to write: errors are 1 to 5 % larger than one by one (MiniLM,
+    bundled model), at all widths alike. For that float32 is enough: no direction of X X^T is more than I / damping times the
+    1 that is added to it.
 
     Args:
         rows: (n, I), sampled inputs about their means; fewer than inputs are what this is for.
@@ -200,14 +201,13 @@ class RowFeedback:
         power = np.einsum("ni,ni->i", rows, rows, dtype=np.float64)  # (I,): diagonal of n times the gram
         self._dead = not power.any()
         self._order = np.argsort(-power, kind="stable")
-        scaled = rows[:, self._order].astype(np.float64) / (np.sqrt(damping * power.mean()) or 1.0)
-        self._rows = np.ascontiguousarray(scaled, np.float32)
+        self._rows = rows[:, self._order] / np.float32(np.sqrt(damping * power.mean()) or 1.0)
         self._blocks: list[tuple[slice, FloatArray, FloatArray]] = []  # inputs, (B, n) owed of R, U
-        inverse = np.eye(len(rows))
-        for start in reversed(range(0, scaled.shape[1], ROWS_BLOCK)):
-            block = slice(start, min(start + ROWS_BLOCK, scaled.shape[1]))
-            seen = inverse @ scaled[:, block]  # P X_b
-            gram = scaled[:, block].T @ seen
+        inverse = np.eye(len(rows), dtype=np.float32)
+        for start in reversed(range(0, rows.shape[1], ROWS_BLOCK)):
+            block = slice(start, min(start + ROWS_BLOCK, rows.shape[1]))
+            seen = inverse @ self._rows[:, block]  # P X_b
+            gram = self._rows[:, block].T @ seen
             np.fill_diagonal(gram, gram.diagonal() + 1.0)
             upper = _upper(gram)
             half = np.linalg.inv(upper) @ seen.T
@@ -217,31 +217,23 @@ class RowFeedback:
                 some = slice(first, first + TOGETHER)
                 root = np.linalg.inv(upper[some, some])
                 owed[some], within[:, some] = root.T @ half[some], upper[:, some] @ root
-            self._blocks.append((block, owed.astype(np.float32), within.astype(np.float32)))
+            self._blocks.append((block, owed, within))
         self._blocks.reverse()
 
     def round(self, formats: Sequence[Format]) -> list[FloatArray]:
-        """Each weight's values, (I, O) float32; an output whose plain rounding has the lower error on the rows keeps that."""
-        plain = [fake_quantize(weight, params) for weight, params in formats]
+        """Each weight's values, (I, O) float32."""
         if self._dead:
-            return plain
+            return [fake_quantize(weight, params) for weight, params in formats]
         columns = _Columns(formats, self._order, np.float32)
         left = np.zeros((len(self._rows), columns.weight.shape[1]), np.float32)
         more = np.empty_like(left)
         for block, owed, upper in self._blocks:
             columns.round(block, columns.weight[block] + owed @ left, upper, TOGETHER)
             left += np.matmul(self._rows[:, block], columns.error[block], out=more)
-        found = []
-        for part, values, kept, (_, params) in zip(columns.parts, columns.values(), plain, formats, strict=True):
-            worse = _power(left[:, part]) >= _power(self._rows @ (columns.weight[:, part] - kept[self._order]))
-            values[:, worse] = kept[:, worse]
-            found.append(fake_quantize(values, params) if params.spec.limits_pairs else values)
-        return found
-
-
-def _power(values: np.ndarray) -> np.ndarray:
-    """(n, O) -> (O,): sum of squares."""
-    return np.einsum("no,no->o", values, values)
+        return [
+            fake_quantize(values, params) if params.spec.limits_pairs else values
+            for values, (_, params) in zip(columns.values(), formats, strict=True)
+        ]
 
 
 def _errors(weight: FloatArray, rounded: FloatArray, gram: DoubleArray) -> DoubleArray:

@@ -188,9 +188,9 @@ def test_rows_feedback_beats_baseline_and_differs(seed: int, inputs: int) -> Non
     before = after = 0.0
     for (weight, params), rounded in zip(formats, RowFeedback(rows).round(formats), strict=True):
         plain = fake_quantize(weight, params)
-        worse, better = output_error(rows, weight, plain), output_error(rows, weight, rounded)
-        assert (better <= worse * (1 + 1e-4)).all()  # float32: output by output
-        before, after = before + worse.sum(), after + better.sum()
+        worse, better = (output_error(rows, weight, one).sum() for one in (plain, rounded))
+        assert better < worse  # of a weight; a single output may lose
+        before, after = before + worse, after + better
         assert (rounded != plain).any()
         np.testing.assert_array_equal(fake_quantize(rounded, params), rounded)
     assert after < 0.9 * before
@@ -241,6 +241,17 @@ def test_rows_feedback_limits_pairs() -> None:
     )
     codes = quantize(RowFeedback(rows).round([(weight, params)])[0], params).astype(int)
     assert np.abs(codes[0::2] + codes[1::2])[codes[0::2] * codes[1::2] > 0].max() <= 128
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e6])
+def test_one_direction_may_have_all_of_the_rows_power(factor: float) -> None:
+    """float32 holds what the damping leaves of it."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 40)) + factor * rng.standard_normal((60, 1)) * rng.standard_normal(40)
+    rows, weight = rows.astype(np.float32), rng.standard_normal((40, 8)).astype(np.float32)
+    params = params_from_weight(weight, spec_of(4))
+    rounded, plain = RowFeedback(rows).round([(weight, params)])[0], fake_quantize(weight, params)
+    assert output_error(rows, weight, rounded).sum() < 0.05 * output_error(rows, weight, plain).sum()
 
 
 def test_rows_feedback_rounds_dead_inputs_plainly() -> None:
