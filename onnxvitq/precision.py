@@ -44,7 +44,7 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES, FEW_PASSES = 1.0, 0.4  # over the calibration samples, that measuring one unit after the other may take ..
+PASSES, FEW_PASSES = 1.0, 0.3  # over the calibration samples, that measuring one unit after the other may take ..
 FEW = 64  # .. the second of fewer samples than these, of which rounding takes as long as most passes
 STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices
