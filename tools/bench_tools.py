@@ -253,21 +253,6 @@ TOOLS = {
             ("onnxvitq-fast", "onnxvitq --effort fast", {"effort": "fast"}),
             ("onnxvitq-best", "onnxvitq --effort best", {"effort": "best"}),
             ("onnxvitq-accuracy", "onnxvitq --preset accuracy", {"preset": "accuracy"}),
-            (
-                "onnxvitq-token",
-                "onnxvitq --activations token --attention float",
-                {"activations": "token", "attention": "float"},
-            ),
-            (
-                "onnxvitq-token-vnni",  # weights of the full range, as all others here have
-                "onnxvitq --activations token --attention float --target x86-vnni",
-                {"activations": "token", "attention": "float", "target": "x86-vnni"},
-            ),
-            (
-                "onnxvitq-token-linear",  # convolutions in float, as the best recipe and quantize_dynamic have them
-                "onnxvitq --activations token --attention float --nodes-to-exclude '*Conv*'",
-                {"activations": "token", "attention": "float", "nodes_to_exclude": ("*Conv*",)},
-            ),
         )
     },
 }
