@@ -111,3 +111,17 @@ def with_products(problem: Problem) -> Problem:
 def more_stats(stats: Stats) -> Stats:
     """Ranges of the products' operands as well."""
     return replace(stats, ranges={**stats.ranges, "a": (-1.0, 3.0), "b": (0.0, 2.0)})
+
+
+@pytest.fixture
+def hybrid(blockmap: BlockMap) -> BlockMap:
+    """A stem of two layers, one of them in an MLP of its own, a patch embedding, a layer after the block, and a head."""
+
+    def like(name: str, role: str) -> Linear:
+        return replace(blockmap.linears[-1], name=name, role=role, input=f"{name}.input", weight=f"{name}.weight")
+
+    stem = (like("stem", "linear"), like("gate", "block0.mlp.fc1"))
+    patches = replace(like("patches", "patch_embed"), kind="patch_embedding")
+    return replace(
+        blockmap, linears=(*stem, patches, *blockmap.linears, like("between", "linear"), like("head", "head"))
+    )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.blockmap import BlockMap
 from onnxvitq.config import QuantConfig
 from onnxvitq.plan import QuantPlan
 from onnxvitq.steps.formats import (
@@ -116,20 +116,6 @@ def test_groups_that_gain_nothing_go_back_to_integers(blockmap: BlockMap, plan: 
 def test_without_a_planned_product_there_is_nothing_to_choose(blockmap: BlockMap) -> None:
     plan = make_plan(blockmap, QuantConfig(attention="float"))
     assert choose_contexts(plan, blockmap, lambda one: float(len(one.decisions)), WORTH_DB)[0] is plan
-
-
-@pytest.fixture
-def hybrid(blockmap: BlockMap) -> BlockMap:
-    """A stem of two layers, one of them in an MLP of its own, a patch embedding, a layer after the block, and a head."""
-
-    def like(name: str, role: str) -> Linear:
-        return replace(blockmap.linears[-1], name=name, role=role, input=f"{name}.input", weight=f"{name}.weight")
-
-    stem = (like("stem", "linear"), like("gate", "block0.mlp.fc1"))
-    patches = replace(like("patches", "patch_embed"), kind="patch_embedding")
-    return replace(
-        blockmap, linears=(*stem, patches, *blockmap.linears, like("between", "linear"), like("head", "head"))
-    )
 
 
 def floats(plan: QuantPlan) -> set[str]:

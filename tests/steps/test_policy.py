@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from onnxvitq.blockmap import BlockMap, Linear
+from onnxvitq.blockmap import BlockMap
 from onnxvitq.config import QuantConfig, Target
 from onnxvitq.errors import ConfigError
 from onnxvitq.plan import Problem, QuantPlan
@@ -218,20 +218,9 @@ def test_the_edges_keep_eight_bits(blockmap: BlockMap) -> None:
     assert bits_of(blockmap, bits="w4a5")[last.weight] == 4  # inside a block it is no edge
 
 
-def with_outer_layers(blockmap: BlockMap) -> BlockMap:
-    """A layer before the block, one after it, and a head."""
-
-    def like(name: str, role: str) -> Linear:
-        return replace(blockmap.linears[-1], name=name, role=role, input=f"{name}.input", weight=f"{name}.weight")
-
-    return replace(
-        blockmap, linears=(like("stem", "linear"), *blockmap.linears, like("between", "linear"), like("last", "head"))
-    )
-
-
-def test_the_preset_for_accuracy_leaves_in_float_what_is_outside_the_blocks(blockmap: BlockMap) -> None:
-    plan = make_plan(with_outer_layers(blockmap), QuantConfig(preset="accuracy"))
-    assert set(plan.kept_float) == {"stem", "between", "last", SCORES, CONTEXT}
+def test_the_preset_for_accuracy_leaves_in_float_what_is_outside_the_blocks(hybrid: BlockMap) -> None:
+    plan = make_plan(hybrid, QuantConfig(preset="accuracy"))
+    assert set(plan.kept_float) == {"stem", "gate", "patches", "between", "head", SCORES, CONTEXT}
     assert plan.per_token == {"x", "h"}
     assert list(plan.decisions) == EVERYTHING[:5]
 
@@ -240,13 +229,13 @@ def test_the_preset_for_accuracy_leaves_in_float_what_is_outside_the_blocks(bloc
     ("options", "kept"),
     [
         ({"skip": ("outer-linears",)}, {SCORES, CONTEXT}),
-        ({"attention": "int8"}, {"stem", "between", "last"}),
-        ({"bit_overrides": (("last", "w8a8"),)}, {"stem", "between", SCORES, CONTEXT}),
+        ({"attention": "int8"}, {"stem", "gate", "patches", "between", "head"}),
+        ({"bit_overrides": (("head", "w8a8"),)}, {"stem", "gate", "patches", "between", SCORES, CONTEXT}),
     ],
 )
-def test_what_the_options_say_goes_before_a_preset(blockmap: BlockMap, options: dict[str, Any], kept: set[str]) -> None:
+def test_what_the_options_say_goes_before_a_preset(hybrid: BlockMap, options: dict[str, Any], kept: set[str]) -> None:
     config = QuantConfig(preset="accuracy", activations="static", **options)
-    plan = make_plan(with_outer_layers(blockmap), config)
+    plan = make_plan(hybrid, config)
     assert (set(plan.kept_float), plan.dynamic) == (kept, frozenset())
 
 
