@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,7 @@ def measure(model: Path, effort: str, count: int, threads: int) -> list[dict[str
 
 
 def choosing_row(geometry: str, model: Path, count: int, threads: int, mean: float) -> str:
-    """A line of the table for mixed precision. Scales and biases come after the choice, which is made for weights that are
-    solved again.
-    """
+    """A line of it. Scales and biases come after the choice, which is made for weights that are solved again."""
     config = {"average_bits": mean, "threads": threads, "skip": ["scales", "bias"]}
     taken, passes = [], []
     for _ in range(CHOICES):
@@ -141,6 +139,22 @@ def row(geometry: str, model: Path, effort: str, count: int, runs: list[dict[str
     )
 
 
+def fit_rows(args: argparse.Namespace) -> Iterator[str]:
+    """Of the table of fits."""
+    for geometry in args.geometry:
+        model = export(args.folder, geometry, args.exporter)
+        for count, effort in itertools.product(args.images, args.effort):
+            yield row(geometry, model, effort, count, measure(model, effort, count, args.threads))
+
+
+def choosing_rows(args: argparse.Namespace) -> Iterator[str]:
+    """Of the table for mixed precision."""
+    for geometry in args.geometry:
+        model = export(args.folder, geometry, args.exporter)
+        for count in args.images:
+            yield choosing_row(geometry, model, count, args.threads, args.average_bits)
+
+
 def main() -> None:
     """Make the models, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -159,24 +173,21 @@ def main() -> None:
         print(json.dumps(float_pass(*arguments) if function == "float_pass" else quantize(*arguments)))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
+    name, columns, rows = ("fit_cost", FIT_COLUMNS, fit_rows)
+    if args.average_bits is not None:
+        name, columns, rows = ("choosing_cost", CHOOSING_COLUMNS, choosing_rows)
     env = environment(args.threads)
     lines = [
         f"onnxruntime {env['onnxruntime']}, {env['processor']}; {args.threads} threads, {args.exporter} graphs, noise",
         "",
-        *(FIT_COLUMNS if args.average_bits is None else CHOOSING_COLUMNS),
+        *columns,
     ]
     print("\n".join(lines), flush=True)
-    for geometry in args.geometry:
-        model = export(args.folder, geometry, args.exporter)
-        for count, effort in itertools.product(args.images, args.effort if args.average_bits is None else [None]):
-            if effort is None:
-                lines.append(choosing_row(geometry, model, count, args.threads, args.average_bits))
-            else:
-                lines.append(row(geometry, model, effort, count, measure(model, effort, count, args.threads)))
-            print(lines[-1], flush=True)
+    for line in rows(args):
+        lines.append(line)
+        print(line, flush=True)
     if args.write:
-        name = "fit_cost.md" if args.average_bits is None else "choosing_cost.md"
-        (RESULTS / name).write_text("\n".join(lines) + "\n")
+        (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
