@@ -1,8 +1,8 @@
 """Mixed precision: the bits of each layer's weights under a budget, from the output's error with one unit quantized at a time.
 
 One probe judges all candidates (``evaluation.probe``). Each unit is quantized alone, with one reference width, on as many
-held-out samples as ``PASSES`` over the calibration data allow: what of the network follows on the unit is run, and where even
-one sample would take more, not all of that (``evaluation.one_by_one``). The error with the other widths follows from what they
+held-out samples as ``PASSES`` over the calibration data allow: what of the network follows on the unit is run, and where a
+few samples would take more, not all of that (``evaluation.one_by_one``). The error with the other widths follows from what they
 do to the unit's own output, which costs no run (``steps.unit_fits``). Errors of different units add up, so the best choice
 within a budget is a knapsack's, solved exactly (``numerics.allocate``). Without a budget, the smallest choice is taken whose
 predicted error loses no more decisions than were promised; solving the weights makes up for some of it.
@@ -44,7 +44,7 @@ from onnxvitq.steps.bits import (
 from onnxvitq.steps.sensitivity import error_power, only
 from onnxvitq.steps.unit_fits import UnitFits
 
-PASSES, FEW_PASSES = 1.0, 0.3  # over the calibration samples, that measuring one unit after the other may take ..
+PASSES, FEW_PASSES = 1.0, 0.75  # over the calibration samples, that measuring one unit after the other may take ..
 FEW = 64  # .. the second of fewer samples than these, of which rounding takes as long as most passes
 STAGES = 8  # of the network, from one of which on it is run to measure a unit
 JUDGED = 16  # of the calibration samples, one in so many judges whole choices

@@ -1,9 +1,10 @@
 """The output's error with one change of a network at a time, of many, within a number of runs.
 
-A change is seen by running the network from its own part on (``evaluation.probe``). Where even that takes too many runs, its
+A change is seen by running the network from its own part on (``evaluation.probe``). Where that takes too many runs, its
 error is carried a few parts on only; from there the output's error follows from that of all changes carried to the same
-place, made at once: errors that have come that far are passed on much alike. On the bundled model and its twin, the errors of
-layers measured so with one sample are as near to those over 16 samples as when that sample is run to the end (2.5 to 3 dB).
+place, made at once: errors that have come that far are passed on much alike. Samples come first: with 32 calibration samples,
+four of them carried no further rank choices of layers' bits better (Spearman 0.65 to 0.78, bundled model and its twin) than one
+that is carried to the end (0.29 to 0.63) in half as many runs a sample.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 from onnxvitq.evaluation.probe import OutputProbe
 from onnxvitq.numerics.allocate import Floats
 from onnxvitq.plan import QuantPlan
+
+ENOUGH = 4  # samples, before the errors of any are carried further
 
 PlanOf = Callable[[Sequence[int]], QuantPlan]  # of some changes, by their numbers, made at once
 
@@ -31,7 +34,8 @@ class OneByOne:
         self._probe, self._places = probe, [probe.places(linears) for linears in changes]
         parts = len(probe.shares)
         costs = {ahead: self._cost(ahead) for ahead in range(parts)}
-        self.ahead = max((ahead for ahead, cost in costs.items() if cost <= runs), default=0)
+        enough = min(ENOUGH, most)
+        self.ahead = max((ahead for ahead, cost in costs.items() if enough * cost <= runs), default=0)
         self.count = max(1, min(most, int(runs / costs[self.ahead])))
 
     def _cost(self, ahead: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fitted_cases import Case, build_case, correlated, seeded_transformer
 
-from onnxvitq.evaluation.one_by_one import OneByOne
+from onnxvitq.evaluation.one_by_one import ENOUGH, OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import save_for_session, to_proto
 from onnxvitq.plan import QuantPlan
@@ -54,16 +54,26 @@ def test_with_runs_enough_it_is_the_outputs_error(made: tuple[Case, Samples]) ->
 
 def test_with_fewer_errors_are_carried_less_far(made: tuple[Case, Samples]) -> None:
     changes = Changes(*made)
-    exact = changes.one_by_one(0.7 * len(changes.linears))
-    assert exact.count == 1
+    each = ENOUGH * len(changes.linears)  # runs, if every change of every sample took the whole network
+    exact = changes.one_by_one(0.7 * each)
     expected, before = exact.powers(changes.plan_of), changes.probe.runs
-    few = changes.one_by_one(0.4 * len(changes.linears))
-    assert (few.count, few.ahead < exact.ahead) == (1, True)
+    few = changes.one_by_one(0.4 * each)
+    assert exact.count == few.count == ENOUGH
+    assert few.ahead < exact.ahead
     powers = few.powers(changes.plan_of)
-    assert changes.probe.runs - before <= 0.4 * len(changes.linears)
+    assert changes.probe.runs - before <= 0.4 * each
     assert powers.sum() == pytest.approx(expected.sum(), rel=0.5)
     late = [n for n, one in enumerate(changes.linears) if changes.probe.places([one.name])[1] == 5]
     np.testing.assert_allclose(powers[late], expected[late])  # they are carried to the end in any case
+
+
+def test_more_samples_come_before_the_way(made: tuple[Case, Samples]) -> None:
+    changes = Changes(*made)
+    runs = 0.9 * len(changes.linears)  # one sample could be carried to the end
+    found = changes.one_by_one(runs)
+    assert (found.count, found.ahead) == (2, 0)
+    found.powers(changes.plan_of)
+    assert changes.probe.runs <= runs
 
 
 def test_a_sample_is_measured_in_any_case(made: tuple[Case, Samples]) -> None:
