@@ -69,11 +69,10 @@ def main() -> None:
         for draw in range(args.draws):
             default, rotated = (QuantConfig(bits=bits, seed=draw, **{key: ("rotation",)}) for key in ("skip", "also"))
             for name, model in models.items():
-                judged = model.calibration(args.samples, (draw + 1) % DRAWS)
-                reached = [sqnr(model, default, args.samples, judged, draw)]
+                reached = [sqnr(model, default, args.samples, draw)]
                 with mock.patch(IDENTITY, unturned):
-                    reached.append(sqnr(model, rotated, args.samples, judged, draw))
-                reached.append(sqnr(model, rotated, args.samples, judged, draw))
+                    reached.append(sqnr(model, rotated, args.samples, draw))
+                reached.append(sqnr(model, rotated, args.samples, draw))
                 rows.append((bits, name, draw, reached[0], reached[1], reached[2]))
                 print(rows[-1], flush=True)
     text = table(rows, args.samples)
