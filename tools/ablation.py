@@ -4,8 +4,8 @@
         [--write]
 
 Models and data are those of tools/bench_accuracy.py. Each draw of samples calibrates in turn, and the next one judges, which is
-disjoint; no test sample is looked at. Figures are means over the draws: one alone moves the recogniser by 6 dB. The last column is the
-mean over the models: a step that is not below zero there does not help.
+disjoint; no test sample is looked at. Figures are means over the draws: one alone moves the recogniser by 6 dB. The last column
+is the mean over the models: a step that is not below zero there does not help.
 Needs torch. With --write the table also goes to tools/results/ablation.md.
 """
 
