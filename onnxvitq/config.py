@@ -223,10 +223,14 @@ class QuantConfig:
 
     @property
     def input_form(self) -> InputForm:
-        """How the inputs of linears are quantized: static unless said otherwise, or no effort is spared."""
+        """How the inputs of linears are quantized: static unless said otherwise, or accuracy is preferred, or no effort is
+        spared.
+        """
+        if self.activations is not None:
+            return self.activations
         if self.preset == "accuracy":
-            return self.activations or "token"
-        return self.activations or ("auto" if self.effort == "best" else "static")
+            return "token"
+        return "auto" if self.effort == "best" else "static"
 
     @property
     def sized(self) -> bool:

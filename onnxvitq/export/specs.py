@@ -1,7 +1,7 @@
 """SPEC -> module, example inputs and names. The first form that fits is taken, in this order.
 
 1. ``timm:NAME``
-2. a folder with a ``config.json``, or a path to one: a Hugging Face checkpoint or configuration
+2. a folder with a ``config.json``, or a path to a .json file: a Hugging Face checkpoint or configuration
 3. ``module.path:factory`` or ``path/to/file.py:factory``
 4. a bundled name: ``models/<name>`` of the source checkout
 """
