@@ -6,6 +6,7 @@ these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -69,6 +70,7 @@ from onnxvitq.steps.step import Step
 WORTH_DB_IN_FLOAT = {"mixed": 0.3, "auto": 1.0}  # of the output, that products with V in float must spare
 EXACT = 1e-4  # of the largest output: how far a reparametrised float model may be off, by rounding
 SEEN = 64  # samples at most, that judge which layers ruin the output
+JUDGED = 16  # held-out samples at most, that a plan's output is judged on: each judgement runs all of them
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
 DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
 
@@ -484,13 +486,14 @@ class Fitter:
         self._sensitivity = {**described, "parts": parts}
 
     def _held_out(self, most: int | None = None) -> Samples:
-        """Held-out samples with their float outputs."""
-        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)][:most]
+        """Held-out samples with their float outputs; ``most`` of them at most, spread evenly: folders are sorted."""
+        held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
+        held = held[:: math.ceil(len(held) / most)] if most else held
         return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
 
     def _judge(self, samples: Samples | None = None) -> OutputJudge:
-        """On these samples, or on those held out."""
-        samples = samples or self._held_out()
+        """On these samples, or on some of those held out."""
+        samples = samples or self._held_out(JUDGED)
         return OutputJudge(
             graph=self._graph,
             problem=self._problem,

@@ -74,14 +74,18 @@ class Fitting:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Choice:
-    """The number of each unit's option, the plan, the bytes in the file that are no weights of the units, and the bits that
-    these may take.
-    """
+    """The number of each unit's option, and the bits that their weights may take."""
 
     options: tuple[int, ...]
+    budget: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Written:
+    """The plan of a choice, and the bytes in the file that are no weights of the units."""
+
     plan: QuantPlan
     rest: float
-    budget: float
 
 
 class BitAllocator:
@@ -120,6 +124,7 @@ class BitAllocator:
         self._fits = UnitFits(
             (problem, plan, fitting.stats), self.units, feedback=config.runs("weights"), threads=config.threads
         )
+        self._files: dict[tuple[int, ...], _Written] = {}
 
     def choose(self) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan with the chosen formats and min-max parameters, and what the report says.
@@ -143,11 +148,12 @@ class BitAllocator:
         else:
             proposed, uniform = self._within_drop(costs, options, predicted, self._allowed_db(probe, costs))
             worth = costs.size(proposed.options) < costs.size(uniform)
-        choice = proposed if worth else self._written(costs, uniform, proposed.budget)
+        chosen = proposed.options if worth else uniform
+        written = self._written(costs, chosen)
 
         def point(choice: Sequence[int]) -> dict[str, Any]:
             size = costs.size(choice)
-            entry = {"size_mb": round((rest + size / 8) / 1e6, 4), "average_bits": round(size / self._total, 3)}
+            entry = {"size_mb": round((written.rest + size / 8) / 1e6, 4), "average_bits": round(size / self._total, 3)}
             entry["predicted_db"] = round(predicted(choice), 2)
             return entry | ({} if costs is measured else {"omega": float(f"{costs.predicted(choice):.6g}")})
 
@@ -155,18 +161,17 @@ class BitAllocator:
         near |= {proposed.options, uniform}
         self._fits.make(costs.bits(one) for one in near)
         seen = {one: round(self.measure(probe, costs, one, self._judged), 2) for one in near}
-        rest = choice.rest
 
         def judged(choice: tuple[int, ...]) -> dict[str, Any]:
             return point(choice) | ({"measured_db": seen[choice]} if choice in seen else {})
 
-        return choice.plan, {
+        return written.plan, {
             "criterion": self._config.criterion,
             "granularity": self._config.granularity,
             "mixed": worth,
             **{
                 name: {**judged(one), "bits": costs.bits(one)}
-                for name, one in (("chosen", choice.options), ("proposed", proposed.options), ("uniform", uniform))
+                for name, one in (("chosen", chosen), ("proposed", proposed.options), ("uniform", uniform))
             },
             "front": [judged(one) for one in options],
             "samples": self._one_by_one.count,
@@ -249,7 +254,7 @@ class BitAllocator:
         """
         same = [(option,) * len(self.units) for option in range(len(self._widths))]
         best, uniform = (next((one for one in some if predicted(one) >= db), some[-1]) for some in (front, same))
-        return self._written(costs, best, costs.size(best)), uniform
+        return _Choice(options=best, budget=costs.size(best)), uniform
 
     def _allowed_db(self, probe: OutputProbe, costs: BitCosts) -> float:
         """The least output SQNR that is expected to keep the promise: of errors like those with one width, but smaller or
@@ -277,35 +282,36 @@ class BitAllocator:
         assert bits is not None  # or there is a size
         try:
             budget = bits * self._total
-            return self._written(costs, least_error(list(costs.sizes), list(costs.errors), budget), budget)
+            options = least_error(list(costs.sizes), list(costs.errors), budget)
         except ValueError as error:
             problem = f"expected at least {self._widths[0]} bits, got {bits:.4g}"
             raise ConfigError("average_bits", problem, "allow fewer bits with bit_candidates") from error
+        return _Choice(options=tuple(options), budget=budget)
 
     def _within_size(self, costs: BitCosts) -> _Choice:
         """The best choice whose file is small enough. It is met by writing: what unpacking adds depends on the widths."""
         assert self._config.target_size is not None  # config.mixed said so
         asked = self._config.target_size * 1e6
-        rest = self._written(costs, [len(self._widths) - 1] * len(self.units), 0).rest
+        rest = self._written(costs, (len(self._widths) - 1,) * len(self.units)).rest
         for _ in range(SIZE_TRIES):
             try:
                 budget = 8 * (asked - rest)
-                options = least_error(list(costs.sizes), list(costs.errors), budget)
+                options = tuple(least_error(list(costs.sizes), list(costs.errors), budget))
             except ValueError:
                 break
-            choice = self._written(costs, options, budget)
-            excess = choice.rest + costs.size(options) / 8 - asked
+            written = self._written(costs, options)
+            excess = written.rest + costs.size(options) / 8 - asked
             if excess <= 0:
-                return choice
-            rest = max(choice.rest, rest + excess)
-        choice = self._written(costs, [0] * len(self.units), 0)
-        least = choice.rest + costs.size(choice.options) / 8
+                return _Choice(options=options, budget=budget)
+            rest = max(written.rest, rest + excess)
+        smallest = (0,) * len(self.units)
+        least = self._written(costs, smallest).rest + costs.size(smallest) / 8
         if least > asked:
             problem = f"expected at least {least / 1e6:.4g} MB, got {asked / 1e6:.4g}"
             raise ConfigError("target_size", problem, "allow fewer bits with bit_candidates")
-        return choice
+        return _Choice(options=smallest, budget=0)
 
-    def _worth(self, costs: BitCosts, choice: _Choice, uniform: Sequence[int], gain: float) -> bool:
+    def _worth(self, costs: BitCosts, choice: _Choice, uniform: tuple[int, ...], gain: float) -> bool:
         """Whether so many dB over the same width for all are enough: several widths take more nodes to unpack, and for those
         bytes the same width would gain as well.
         """
@@ -314,14 +320,16 @@ class BitAllocator:
         outputs = {self._fitting.problem.constants[name].shape[-1] for unit in self.units for name in unit.weights}
         dearer: float = UNPACKING * len(outputs) * len(set(choice.options))  # at most
         if gain < WORTH_DB + DB_A_BIT * 8 * dearer / self._total:
-            dearer = choice.rest - self._written(costs, uniform, choice.budget).rest
+            dearer = self._written(costs, choice.options).rest - self._written(costs, uniform).rest
         return gain >= WORTH_DB + DB_A_BIT * 8 * max(dearer, 0) / self._total
 
-    def _written(self, costs: BitCosts, options: Sequence[int], budget: float) -> _Choice:
-        plan = self.plan(costs, options)
-        proto = to_proto(apply_plan(self._fitting.graph, self._fitting.problem, plan, packed=True), {})
-        rest = proto.ByteSize() + RECIPE - costs.size(options) / 8
-        return _Choice(options=tuple(options), plan=plan, rest=rest, budget=budget)
+    def _written(self, costs: BitCosts, options: tuple[int, ...]) -> _Written:
+        """The file of a choice is made when it is first asked for: most choices never are."""
+        if options not in self._files:
+            plan = self.plan(costs, options)
+            proto = to_proto(apply_plan(self._fitting.graph, self._fitting.problem, plan, packed=True), {})
+            self._files[options] = _Written(plan=plan, rest=proto.ByteSize() + RECIPE - costs.size(options) / 8)
+        return self._files[options]
 
 
 def _watched(problem: Problem, unit: BitUnit) -> tuple[str, Feature]:

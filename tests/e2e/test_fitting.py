@@ -15,10 +15,13 @@ from transformer_text import transformer
 
 from onnxvitq import fitting
 from onnxvitq.config import QuantConfig
+from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.pipeline import inspect, quantize
+from onnxvitq.plan import QuantPlan
 from onnxvitq.replay import KEPT_FEEDS, Replay
 from onnxvitq.steps import formats
 from onnxvitq.steps.accept import DOUBT_DB
@@ -259,6 +262,23 @@ def test_one_sample_judges_itself() -> None:
     replay = Replay(Counted(1), again=True)  # type: ignore[arg-type]
     assert first_values(replay) == [0]
     assert [index for index, _ in replay.held_out()] == [0]
+
+
+@pytest.mark.parametrize(("count", "judging"), [(64, list(range(3, 64, 4))), (80, list(range(3, 80, 8)))])
+def test_a_few_held_out_samples_judge_spread_over_all(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, judging: list[int]
+) -> None:
+    judged: set[tuple[float, ...]] = set()
+
+    class Noting(OutputJudge):
+        def difference(self, plan: QuantPlan) -> OutputDifference:
+            judged.add(tuple(float(feed["tokens"].mean()) for feed in self.feeds))
+            return super().difference(plan)
+
+    monkeypatch.setattr(fitting, "OutputJudge", Noting)
+    feeds = [feed["tokens"] for feed in correlated(0, count)]
+    steps_of(model, tmp_path, feeds, effort="fast")
+    assert judged == {tuple(float(feeds[index].mean()) for index in judging)}
 
 
 # ------------------------------------------------------------------------------------------- shapes that only a run tells

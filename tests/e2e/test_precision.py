@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from fitted_cases import correlated, seeded_transformer
 
@@ -13,6 +14,8 @@ from onnxvitq import precision as allocation
 from onnxvitq.config import QuantConfig
 from onnxvitq.errors import ConfigError
 from onnxvitq.pipeline import Result, quantize
+from onnxvitq.plan import Problem, QuantPlan
+from onnxvitq.rewrite.qdq import apply_plan
 
 FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
 QUICK: dict[str, Any] = {"threads": 1, "skip": ("channels", "online-channels", "softmax", "scales", "bias", "weights")}
@@ -140,6 +143,22 @@ def test_layers_may_stay_float(model: Path, tmp_path: Path) -> None:
     assert in_float
     assert len(result.report["linears"]["float"]) == len(in_float)
     assert result.report["audit_passed"]
+
+
+@pytest.mark.parametrize("budget", [{"average_bits": 4.0}, {"max_drop": 0.5}])
+def test_of_many_choices_the_chosen_one_alone_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
+) -> None:
+    written: list[QuantPlan] = []
+
+    def noting(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bool) -> gs.Graph:
+        written.append(plan)
+        return apply_plan(graph, problem, plan, packed=packed)
+
+    monkeypatch.setattr(allocation, "apply_plan", noting)
+    monkeypatch.setattr(allocation, "WORTH_DB", 100.0)
+    run(model, tmp_path, bit_candidates=("2", "3", "4", "8"), **budget)
+    assert len(written) == 1
 
 
 def test_choosing_takes_less_than_three_passes(model: Path, tmp_path: Path) -> None:
