@@ -125,8 +125,8 @@ class UnitFits:
         weight = weight if outputs is None else weight[:, outputs]
         spec = replace(plan.decisions[problem.blockmap.linear(name).weight].spec, bits=width)
         # Finer scales that clip are for few bits; at more they gain little, and looking for them takes time. Not for plain
-        # rounding: alone, a layer's error is smaller with them; but clipped weights shrink what every layer writes, these errors
-        # add up in the same direction, and together they lost 1 to 1.5 dB at 3 and 4 bits.
+        # rounding: alone, a layer's error is smaller with them; but clipped weights shrink what every layer writes, these
+        # errors add up in the same direction, and together they lost 1 to 1.5 dB at 3 and 4 bits.
         if self._feedback and width <= FEW_BITS:
             return weight, least_squares_params(weight, spec)
         return weight, params_from_weight(weight, spec)
