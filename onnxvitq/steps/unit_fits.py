@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from onnxvitq.fanout import fan_out
-from onnxvitq.numerics.affine import FEW_BITS, least_squares_params, params_from_weight
+from onnxvitq.numerics.affine import least_squares_params, params_from_weight
 from onnxvitq.numerics.allocate import Floats
 from onnxvitq.numerics.sensitivity import Rounded, Rounder
 from onnxvitq.plan import Problem, QuantPlan
@@ -124,12 +124,9 @@ class UnitFits:
         weight = problem.weight(name)
         weight = weight if outputs is None else weight[:, outputs]
         spec = replace(plan.decisions[problem.blockmap.linear(name).weight].spec, bits=width)
-        # Finer scales that clip are for few bits; at more they gain little, and looking for them takes time. Not for plain
-        # rounding: alone, a layer's error is smaller with them; but clipped weights shrink what every layer writes, these
-        # errors add up in the same direction, and together they lost 1 to 1.5 dB at 3 and 4 bits.
-        if self._feedback and width <= FEW_BITS:
-            return weight, least_squares_params(weight, spec)
-        return weight, params_from_weight(weight, spec)
+        # Plain scales that clip: alone, a layer's error is smaller with them; but clipped weights shrink what every layer
+        # writes, these errors add up in the same direction, and together they lost 1 to 1.5 dB at 3 and 4 bits.
+        return weight, least_squares_params(weight, spec) if self._feedback else params_from_weight(weight, spec)
 
 
 def drawn_outputs(errors: Floats, most: int) -> tuple[np.ndarray, Floats]:
