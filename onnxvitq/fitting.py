@@ -6,7 +6,6 @@ these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -488,7 +487,8 @@ class Fitter:
     def _held_out(self, most: int | None = None) -> Samples:
         """Held-out samples with their float outputs; ``most`` of them at most, spread evenly: folders are sorted."""
         held = [(feed, self._wholes[i]) for i, feed in self._feeds.held_out() if i < len(self._wholes)]
-        held = held[:: math.ceil(len(held) / most)] if most else held
+        if most is not None and most < len(held):
+            held = [held[place * len(held) // most] for place in range(most)]
         return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
 
     def _judge(self, samples: Samples | None = None) -> OutputJudge:

@@ -264,7 +264,9 @@ def test_one_sample_judges_itself() -> None:
     assert [index for index, _ in replay.held_out()] == [0]
 
 
-@pytest.mark.parametrize(("count", "judging"), [(64, list(range(3, 64, 4))), (80, list(range(3, 80, 8)))])
+@pytest.mark.parametrize(
+    ("count", "judging"), [(64, list(range(3, 64, 4))), (80, [3 + 4 * (one * 20 // 16) for one in range(16)])]
+)
 def test_a_few_held_out_samples_judge_spread_over_all(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, judging: list[int]
 ) -> None:
