@@ -63,7 +63,7 @@ class QuantConfig:
     objective: how scales are chosen; "minmax" searches nothing. effort: "fast" leaves the two slow steps out, "best" searches
     finer and chooses the form of every input. skip: steps to leave out (rotation, channels, online-channels and softmax change
     the float model exactly; outer-linears leaves layers outside the blocks in float where these make most of the error; scales,
-    bias and weights fit). also: steps to run although the effort leaves them out (no effort
+    bias and weights fit; bias runs where weights does not). also: steps to run although they are left out otherwise (no effort
     rotates). candidates, rounds: size of the search; None goes with the effort.
     acceptance: of what a step proposes, keep what does the model's output no harm on held-out samples, or everything.
     preset: what is done where options leave it open. "accuracy": activations "token", attention "float", and the layers outside
@@ -193,10 +193,15 @@ class QuantConfig:
         return self.acceptance == "held-out" and self.objective != "minmax"
 
     def runs(self, step: StepName) -> bool:
-        """Whether a step is to run. The baseline "minmax" runs bias correction alone."""
-        wanted = step not in self.skip and (step in self.also or step not in SKIPPED[self.effort])
-        wanted = wanted and not (step == "weights" and self.method == "search")
-        return wanted and (step == "bias" or self.objective != "minmax")
+        """Whether a step is to run. The baseline "minmax" runs bias correction alone.
+
+        Where weights are solved again, each with its bias, a correction before it gains nothing (tools/ablation.py).
+        """
+        if step in self.skip or (step not in self.also and step in SKIPPED[self.effort]):
+            return False
+        if step == "bias":
+            return "bias" in self.also or not self.runs("weights")
+        return self.objective != "minmax" and not (step == "weights" and self.method == "search")
 
     @property
     def saturation_free(self) -> bool:

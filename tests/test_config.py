@@ -226,6 +226,14 @@ def test_the_baseline_runs_none_of_what_is_not_published_with_it() -> None:
     assert QuantConfig().judged
 
 
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [({"skip": ("weights",)}, True), ({"method": "search"}, True), ({"also": ("bias",)}, True), ({}, False)],
+)
+def test_biases_are_corrected_where_nothing_else_fits_them(options: dict[str, Any], runs: bool) -> None:
+    assert QuantConfig(**options).runs("bias") == runs
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_each_step_can_be_left_out_alone(step: StepName) -> None:
     others = tuple(one for one in STEPS if one != step)
@@ -235,7 +243,7 @@ def test_each_step_can_be_left_out_alone(step: StepName) -> None:
 def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
     fast, default, best = (QuantConfig(effort=effort) for effort in get_args(Effort))
     assert [step for step in STEPS if not fast.runs(step)] == ["rotation", "scales", "weights"]
-    assert [step for step in STEPS if not (default.runs(step) and best.runs(step))] == ["rotation"]
+    assert [step for step in STEPS if not (default.runs(step) and best.runs(step))] == ["rotation", "bias"]
     assert default.search < best.search
     assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
     assert not QuantConfig(acceptance="always").judged

@@ -30,6 +30,7 @@ SETTINGS = {
     "min-max": QuantConfig(objective="minmax", skip=("bias",)),
     "default": QuantConfig(),
     **{f"without {step}": QuantConfig(skip=(step,)) for step in get_args(StepName) if QuantConfig().runs(step)},
+    "with bias": QuantConfig(also=("bias",)),
     "with rotation": QuantConfig(also=("rotation",)),
     "everything kept": QuantConfig(acceptance="always"),
     "effort fast": QuantConfig(effort="fast"),

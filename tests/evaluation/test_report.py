@@ -44,7 +44,6 @@ def test_every_documented_key_is_there(report: dict[str, Any]) -> None:
         "softmax",
         "scales",
         "attention",
-        "bias",
         "weights",
     ]
     assert all({"name", "accepted", "before", "after"} <= set(step) for step in report["steps"])
