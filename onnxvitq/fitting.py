@@ -1,8 +1,8 @@
 """From a loaded float model and calibration data to a graph, what was found in it, and a fitted plan.
 
 Order: layers outside the blocks that ruin the output stay in float, streams are rotated and channels mapped (exact), bits
-chosen where they may differ, scales searched, formats chosen, weights solved again (or biases corrected), blocks learned. Each of
-these is kept unless it harms the model's *output* on held-out samples.
+chosen where they may differ, scales searched, formats chosen, weights solved again (or biases corrected), blocks learned. Each
+of these is kept unless it harms the model's *output* on held-out samples.
 """
 
 import logging
