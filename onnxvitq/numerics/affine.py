@@ -109,13 +109,11 @@ def params_from_steps(steps: FloatArray, spec: QuantSpec, multiplier: float) -> 
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
-def least_squares_params(weight: FloatArray, spec: QuantSpec, step: int = 1) -> QParams:
+def least_squares_params(weight: FloatArray, spec: QuantSpec) -> QParams:
     """Symmetric quantizer of a weight (I, O), an output channel's scale that with the least squared error of its weights of
     those that go from a share of the largest weight to all of it. A finer step is worth clipping the more, the fewer bits.
-
-    step: 2 tries every second of them, the whole largest weight among these.
     """
-    grid = (WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID)[::-step][::-1]
+    grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
     scale = np.empty(weight.shape[1], np.float32)
     for start in range(0, weight.shape[1], OUTPUTS):
         part = np.ascontiguousarray(weight[:, start : start + OUTPUTS])
