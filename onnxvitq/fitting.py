@@ -277,7 +277,8 @@ class Fitter:
         if accepted:
             self._plan = plan
             self._keep(after if self._config.judged else None)
-        return {"accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
+        tried = {"accepted": accepted, "before": before, "after": round(after.sqnr_db, 3)}
+        return tried if accepted else {**tried, "kept": 0}
 
     def _does_no_harm(self, after: OutputDifference | None, doubt: float) -> bool:
         """Whether the output is less than ``doubt`` dB below the best so far; also where nothing is judged."""

@@ -31,7 +31,7 @@ from onnxvitq.data.source import Source, open_source
 from onnxvitq.errors import DataError
 from onnxvitq.evaluation import report as reports
 from onnxvitq.evaluation.audit import Audit, audit
-from onnxvitq.evaluation.bench import Timing, bench, footprints, profile, random_feed
+from onnxvitq.evaluation.bench import Loading, Timing, bench, footprints, profile, random_feed
 from onnxvitq.evaluation.compare import COMPARED, compare
 from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
@@ -50,7 +50,6 @@ from onnxvitq.learn.checkpoint import remove_checkpoints
 from onnxvitq.plan import QuantPlan
 from onnxvitq.replay import Replay
 from onnxvitq.rewrite.qdq import apply_plan
-from onnxvitq.runtime.footprint import Footprint
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.profile import OperatorTime
 from onnxvitq.runtime.session import Session
@@ -370,7 +369,7 @@ class Benchmark:
     """timings: number of threads -> one a model. operators, by model: operator -> its time; empty where not asked for."""
 
     timings: Mapping[int, list[Timing]]
-    footprints: list[Footprint]
+    footprints: list[Loading]
     operators: list[dict[str, OperatorTime]]
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_models import BENCHES, Bench, data
+from bench_models import BENCHES, IMAGE_DRAWS, Bench, data
 
 from onnxvitq.config import Method, QuantConfig
 from onnxvitq.data.source import open_source
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["bundled", "outliers"], choices=["bundled", "outliers"])
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(3))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(IMAGE_DRAWS))
     parser.add_argument("--iterations", type=int, default=QuantConfig().iterations)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
     parser.add_argument("--limit", type=int, help="test images")

@@ -20,7 +20,7 @@ from onnxvitq.blocks.patterns import (
     PATCHES,
     SEPARABLE,
 )
-from onnxvitq.blocks.walk import linear_ahead, linears_behind, made_by_layers
+from onnxvitq.blocks.walk import is_mixed, linear_ahead, linears_behind, made_by_layers
 from onnxvitq.errors import NoBlocksFoundError
 from onnxvitq.graph.pattern import Match, Miss, match
 from onnxvitq.graph.query import is_output
@@ -262,7 +262,9 @@ def _separable(graph: gs.Graph) -> bool:
 def _mlps(
     graph: gs.Graph, linears: Mapping[str, Linear], contexts: Sequence[int], order: Mapping[str, int]
 ) -> list[Mlp]:
-    """Linears with an activation between them, gated or not; each belongs to the last attention before it."""
+    """Linears with an activation between them, gated or not; each belongs to the last attention before it. Those that nothing
+    is mixed into after them are a head.
+    """
     tensors = graph.tensors()
     by_output = {linear.output: linear.name for linear in linears.values()}
     mlps: list[Mlp] = []
@@ -274,7 +276,7 @@ def _mlps(
                 continue
             gate = next(iter(linears_behind(found.tensors["gate"], BEFORE_ACTIVATION, by_output)), "")
         first = linears_behind(found.tensors["x"], BEFORE_ACTIVATION, by_output)
-        if not first or first[0] == linear.name:
+        if not first or first[0] == linear.name or not is_mixed(graph, tensors[linear.output]):
             continue
         block = max(sum(position < order[linear.name] for position in contexts) - 1, 0)
         gate = "" if gate == first[0] else gate  # packed: one linear makes both

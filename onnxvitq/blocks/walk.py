@@ -5,8 +5,12 @@ from collections.abc import Iterator, Mapping
 import onnx_graphsurgeon as gs
 
 from onnxvitq.graph.pattern import producer
+from onnxvitq.graph.query import reached
 
 MAX_NODES = 64  # looked at on one way; a rotary embedding has about a dozen, a pooled projection with its norm as many
+
+PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention"})
+SUMS = frozenset({"Add", "Sum", "Concat"})
 
 
 def linears_behind(tensor: gs.Tensor, kinds: frozenset[str], by_output: Mapping[str, str]) -> list[str]:
@@ -52,6 +56,21 @@ def linear_ahead(tensor: gs.Tensor, kinds: frozenset[str], by_input: Mapping[str
         level = [out for one in level for out in _further(one, kinds) if out.name not in seen]
         seen.update(one.name for one in level)
     return ""
+
+
+def is_mixed(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether anything on the ways from a tensor to the outputs adds another computed tensor to it, or multiplies computed
+    tensors: a residual stream, an attention. After a head nothing does.
+    """
+    made = reached(graph, {tensor.name}, ())
+    return any(_mixes(node, made) for node in graph.nodes)
+
+
+def _mixes(node: gs.Node, made: set[str]) -> bool:
+    computed = [one.name for one in node.inputs if one.name and not isinstance(one, gs.Constant)]
+    if made.isdisjoint(computed):
+        return False
+    return len(computed) > 1 if node.op in PRODUCTS else node.op in SUMS and not made.issuperset(computed)
 
 
 def _further(tensor: gs.Tensor, kinds: frozenset[str]) -> Iterator[gs.Tensor]:

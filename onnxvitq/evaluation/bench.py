@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from onnxvitq.graph.scratch import scratch_folder
-from onnxvitq.runtime.footprint import Footprint, footprint
+from onnxvitq.runtime.footprint import footprint
 from onnxvitq.runtime.profile import OperatorTime, operator_times
 from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
 WARM_UP = 2
-LOADS = 3  # fresh processes a model
+LOADS = (
+    7  # fresh processes a model: where the allocator puts things differs from one to the next, by a quarter of the peak
+)
 FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
@@ -30,6 +32,16 @@ class Timing:
     lower_ms: float
     upper_ms: float
     speedup: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """One model in fresh processes: medians of cold load in ms and of the memory at its peak in MB, and the largest peak."""
+
+    model: str
+    load_ms: float
+    peak_mb: float
+    largest_mb: float
 
 
 def bench(
@@ -62,8 +74,8 @@ def bench(
     ]
 
 
-def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int) -> list[Footprint]:
-    """Median load and largest peak of ``LOADS`` fresh processes a model, in turn."""
+def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int) -> list[Loading]:
+    """What ``LOADS`` fresh processes a model took, in turn."""
     with scratch_folder() as folder:
         files = [folder / f"{index}.npz" for index in range(len(models))]
         for file, feed in zip(files, feeds, strict=True):
@@ -72,10 +84,11 @@ def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]]
             [footprint(model, file, threads) for model, file in zip(models, files, strict=True)] for _ in range(LOADS)
         ]
     return [
-        Footprint(
+        Loading(
             model=taken[0].model,
             load_ms=float(np.median([one.load_ms for one in taken])),
-            peak_mb=max(one.peak_mb for one in taken),
+            peak_mb=float(np.median([one.peak_mb for one in taken])),
+            largest_mb=max(one.peak_mb for one in taken),
         )
         for taken in zip(*rounds, strict=True)
     ]

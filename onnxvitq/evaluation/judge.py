@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import save_model, to_proto
+from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
@@ -17,7 +18,7 @@ from onnxvitq.spec import FloatArray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OutputJudge:
-    """Called with a plan, gives the SQNR in dB of the model's first output.
+    """Called with a plan, gives the SQNR in dB of the model's first output, or of what that is a softmax of.
 
     graph, problem: the canonical float graph and what was found in it; never changed.
     feeds, references: held-out samples and the float model's output for each.
@@ -35,7 +36,8 @@ class OutputJudge:
 
     def difference(self, plan: QuantPlan) -> OutputDifference:
         """Write, load and run."""
-        difference, session = OutputDifference(), self._session(plan)
+        difference = OutputDifference(probabilities=is_probabilities(self.graph.outputs[0]))
+        session = self._session(plan)
         for feed, reference in zip(self.feeds, self.references, strict=True):
             difference.update(reference, session.run(feed)[0])
         return difference

@@ -6,6 +6,7 @@ import numpy as np
 
 from onnxvitq.spec import FloatArray
 
+SMALLEST = 1e-12  # of a probability: what is less is of no class that could be chosen
 CAP_DB = 120.0  # equal outputs would be infinitely many dB; JSON has no infinity
 
 
@@ -14,15 +15,21 @@ class OutputDifference:
 
     ``update`` takes one batch of each; agreement counts rows (B, classes) whose largest entry is the same, and is None
     for outputs of another rank.
+
+    Args:
+        probabilities: take what the outputs are a softmax of: their logarithms, less the mean of each row. Probabilities are 0
+            or 1 nearly everywhere and hide an error, until it moves one of the few rows that are neither: of a text
+            recogniser's 8000, three made nine tenths of the error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, probabilities: bool = False) -> None:
+        self._probabilities = probabilities
         self._signal = self._noise = self._dot = self._power = 0.0
         self._agreeing = self._rows = 0
 
     def update(self, reference: FloatArray, output: FloatArray) -> None:
         """Add one batch: two arrays of one shape."""
-        a, b = reference.astype(np.float64).reshape(-1), output.astype(np.float64).reshape(-1)
+        a, b = self._flat(reference), self._flat(output)
         self._signal += float(a @ a)
         self._noise += float((a - b) @ (a - b))
         self._dot += float(a @ b)
@@ -30,6 +37,13 @@ class OutputDifference:
         if reference.ndim == 2 and reference.shape[1] > 1:
             self._agreeing += int((reference.argmax(axis=1) == output.argmax(axis=1)).sum())
             self._rows += len(reference)
+
+    def _flat(self, values: FloatArray) -> np.ndarray:
+        exact = values.astype(np.float64)
+        if self._probabilities:
+            exact = np.log(np.maximum(exact, SMALLEST))
+            exact -= exact.mean(axis=-1, keepdims=True)
+        return exact.reshape(-1)
 
     @property
     def sqnr_db(self) -> float:

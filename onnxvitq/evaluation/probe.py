@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.errors import PlanError
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import to_proto
+from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.graph.segments import Stage, stages
 from onnxvitq.plan import Problem, QuantPlan
@@ -54,7 +55,8 @@ class _Part:
 
 
 class OutputProbe:
-    """Called with a plan, gives the difference of the model's first output from the float model's.
+    """Called with a plan, gives the difference of the model's first output from the float model's, or of what that is a
+    softmax of.
 
     Args:
         graph: canonical; never changed.
@@ -84,7 +86,7 @@ class OutputProbe:
         self._quantized = {
             name for name in plan.decisions if plan.params(name) is not None or name in problem.constants
         }
-        self._output = probe.outputs[0].name
+        self._output, self._probabilities = probe.outputs[0].name, is_probabilities(graph.outputs[0])
         del probe.outputs[1:]
         base = probe_parameters(problem, plan)
         inside = inside or Inside()
@@ -97,7 +99,7 @@ class OutputProbe:
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
         """Over the first ``count`` samples, all of them when None."""
-        difference, parameters = OutputDifference(), self._parameters(plan)
+        difference, parameters = OutputDifference(probabilities=self._probabilities), self._parameters(plan)
         for index, reference in enumerate(self._samples.references[:count]):
             difference.update(reference, self._run(index, parameters)[self._output])
         return difference

@@ -35,6 +35,17 @@ def is_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
     return any(tensor is output for output in graph.outputs)
 
 
+def is_probabilities(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is what a Softmax over its last axis puts out, reshaped or not."""
+    node = producer(tensor)
+    while node is not None and node.op in LAYOUT_OPS:
+        node = producer(node.inputs[0])
+    if node is None or node.op != "Softmax" or not tensor.shape or not node.outputs[0].shape:
+        return False
+    shape, axis = node.outputs[0].shape, node.attrs.get("axis", -1)
+    return axis in (-1, len(shape) - 1) and shape[-1] == tensor.shape[-1]
+
+
 def constant_input(node: gs.Node) -> tuple[int, gs.Constant] | None:
     """(index, constant) of a two-input node with exactly one constant operand."""
     if len(node.inputs) != 2:

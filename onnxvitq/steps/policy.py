@@ -114,7 +114,8 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dic
         excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
     in_float: dict[str, str] = {}
     if config.outer_in_float:
-        in_float = dict.fromkeys((*edges(blockmap), *(one.name for one in outer_linears(blockmap))), OUTSIDE)
+        heads = [one for one in blockmap.linears if one.role == "head"]
+        in_float = dict.fromkeys((*edges(blockmap), *(one.name for one in (*outer_linears(blockmap), *heads))), OUTSIDE)
     for pattern, asked in config.bit_overrides:
         for node in _matching(names, pattern, "--bits-for"):
             in_float.pop(node, None)

@@ -239,13 +239,14 @@ def test_only_patches_of_the_image_are_a_patch_embedding() -> None:
     assert [linear.kind for linear in found_in(inside).linears] == ["linear"]  # merged patches, as in Swin
 
 
-def test_mlps_belong_to_the_attention_before_them() -> None:
+def two_attentions(end: str) -> str:
+    """Linears with an activation between them before, between and after two attentions."""
     mlp = "{0} = MatMul({1}, A) {0}_r = Relu({0}) {0}_2 = MatMul({0}_r, B) "
     attention = (
         "t{0} = Transpose<perm = [0, 2, 1]>({1}) s{0} = MatMul({1}, t{0})"
         " p{0} = Softmax<axis = -1>(s{0}) c{0} = MatMul(p{0}, {1}) "
     )
-    text = (
+    return (
         "(float[N,5,8] x) => (float[A,B,C] y) <float[8,16] A, float[16,8] B> {"
         + mlp.format("first", "x")
         + attention.format(0, "first_2")
@@ -253,11 +254,25 @@ def test_mlps_belong_to_the_attention_before_them() -> None:
         + mlp.format("third", "second_2")
         + attention.format(1, "third_2")
         + mlp.format("fourth", "c1")
-        + "y = Tanh(fourth_2) }"
+        + mlp.format("head", "fourth_2")
+        + end
     )
-    blockmap = found_in(text)
-    assert [[mlp.fc1 for mlp in block.mlps] for block in blockmap.blocks] == [["first", "second", "third"], ["fourth"]]
+
+
+def test_mlps_belong_to_the_attention_before_them() -> None:
+    blockmap = found_in(two_attentions("y = Add(head_2, c1) }"))
+    assert [[mlp.fc1 for mlp in block.mlps] for block in blockmap.blocks] == [
+        ["first", "second", "third"],
+        ["fourth", "head"],
+    ]
     assert blockmap.blocks[0].mlps[0] == Mlp(block=0, fc1="first", fc2="first_2", activation="relu")
+
+
+def test_linears_into_which_nothing_is_mixed_any_more_are_a_head() -> None:
+    blockmap = found_in(two_attentions("y = Softmax<axis = -1>(head_2) }"))
+    assert [[mlp.fc1 for mlp in block.mlps] for block in blockmap.blocks] == [["first", "second", "third"], []]
+    roles = {linear.name: linear.role for linear in blockmap.linears}
+    assert {name for name, role in roles.items() if role == "head"} == {"fourth_2", "head", "head_2"}
 
 
 DECOMPOSED = (

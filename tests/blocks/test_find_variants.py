@@ -187,7 +187,9 @@ def test_the_projection_behind_a_gate_is_found() -> None:
 
 
 def mlps_of(nodes: str, weights: str, opset: int = 20) -> BlockMap:
-    return found_in(beside(nodes, weights=weights, outputs="float[E,F,G] z"), opset=opset)
+    """Found where z goes into the residual stream."""
+    nodes += " residual = Add(z, x)"
+    return found_in(beside(nodes, weights=weights, outputs="float[E,F,G] residual"), opset=opset)
 
 
 def test_a_gated_mlp_of_three_linears() -> None:

@@ -4,7 +4,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from textgraph import digest, graph_of
 
-from onnxvitq.blocks.walk import MAX_NODES, linear_ahead, linears_behind, made_by_layers
+from onnxvitq.blocks.walk import MAX_NODES, is_mixed, linear_ahead, linears_behind, made_by_layers
 
 KINDS = frozenset({"Add", "Mul", "Neg", "Concat"})
 TEXT = (
@@ -96,3 +96,22 @@ def test_made_by_layers_are_what_depends_on_one() -> None:
     assert made_by_layers(graph, {"a": "first"}) == {"a", "n", "y", "c", "z"}
     assert made_by_layers(graph, {}) == {"c", "z"}
     assert digest(graph) == before
+
+
+@pytest.mark.parametrize(
+    ("nodes", "mixed"),
+    [
+        ("y = Add(a, x)", True),
+        ("n = Neg(a) y = Concat<axis = 0>(n, x)", True),
+        ("b = MatMul(a, A) y = Add(b, x)", True),  # also behind a layer
+        ("t = Transpose(a) y = MatMul(a, x)", True),
+        ("n = Neg(a) y = MatMul(a, n)", True),  # also with itself: an attention
+        ("y = Add(a, A)", False),  # a constant
+        ("n = Neg(a) y = Add(n, a)", False),  # nothing but itself
+        ("b = MatMul(a, A) y = Softmax(b)", False),
+        ("b = MatMul(x, A) y = Neg(a) z = Add(b, x)", False),  # beside it
+    ],
+)
+def test_what_another_tensor_is_mixed_into(nodes: str, mixed: bool) -> None:
+    graph = graph_of(f"(float[4,4] x) => (float[4,4] y) <float[4,4] A> {{ a = MatMul(x, A) {nodes} }}")
+    assert is_mixed(graph, graph.tensors()["a"]) is mixed

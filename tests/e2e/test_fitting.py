@@ -187,6 +187,21 @@ def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, t
     assert step["parts"] == [{"part": "stream tokens", "reason": "tokens is an input of the graph"}]
 
 
+def test_weights_that_harm_are_not_kept_and_reported_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = fitting.rebuild_weights
+
+    def harmful(*given: Any) -> Any:
+        plan, outcome = solve(*given)
+        return plan.with_weights({name: 2 * weight for name, weight in plan.weights.items()}), outcome
+
+    monkeypatch.setattr(fitting, "rebuild_weights", harmful)
+    step = steps_of(model, tmp_path)["weights"]
+    assert (step["accepted"], step["kept"]) == (False, 0)
+    assert step["after"] < step["before"] - DOUBT_DB
+
+
 def test_a_rotation_that_is_not_exact_is_never_used(
     embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,3 +111,22 @@ def test_arguments_are_left_alone() -> None:
     output.setflags(write=False)
     measured(reference, output)
     assert np.array_equal(output - reference, np.ones_like(REFERENCE))
+
+
+def test_of_probabilities_the_logarithms_count() -> None:
+    logits = np.array([[4.0, 0.0, -1.0], [20.0, 1.0, 0.0]])  # by the second row no probability moves by more than 1e-8
+    moved = logits + np.array([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    rows, others = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (logits, moved))
+    difference = OutputDifference(probabilities=True)
+    difference.update(rows, others)
+    centred = [x - x.mean(axis=1, keepdims=True) for x in (logits, moved)]
+    expected = 10 * math.log10((centred[0] ** 2).sum() / ((centred[0] - centred[1]) ** 2).sum())
+    assert difference.sqnr_db == pytest.approx(expected, abs=1e-9)
+    assert measured(rows, others).sqnr_db > expected + 90  # hidden
+    assert difference.agreement == 1.0
+
+
+def test_what_is_no_probability_at_all_stays_finite() -> None:
+    difference = OutputDifference(probabilities=True)
+    difference.update(np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]]))
+    assert -CAP_DB < difference.sqnr_db < CAP_DB

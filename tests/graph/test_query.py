@@ -8,6 +8,7 @@ from onnxvitq.graph.query import (
     constant_input,
     integers,
     is_output,
+    is_probabilities,
     is_row,
     is_static,
     only_reader,
@@ -96,3 +97,24 @@ def test_one_value_whatever_the_input(nodes: str, value: float | None) -> None:
     weights = "float two = {2}, bool yes = {1}, bool no = {0}, bool[2] both = {0, 1}, float[2] w = {1, 2}, int64[2] s = {2, 2}"
     graph = graph_of(f"(float[2,2] x) => (float[A,B] y) <{weights}> {{ {nodes} y = Add(x, v) }}")
     assert uniform_value(graph.tensors()["v"]) == value
+
+
+@pytest.mark.parametrize(
+    ("nodes", "answer"),
+    [
+        ("float[2,3,5] y) {{ y = Softmax<axis = -1>(x) }}", True),
+        ("float[2,3,5] y) {{ y = Softmax<axis = 2>(x) }}", True),
+        (
+            "float[2,3,5] y) {weights} {{ f = Reshape(x, flat) p = Softmax(f) y = Reshape(p, back) }}",
+            True,
+        ),  # of exporters
+        ("float[6,5] y) {weights} {{ p = Softmax(x) y = Reshape(p, flat) }}", True),
+        ("float[2,3,5] y) {{ y = Softmax<axis = 1>(x) }}", False),  # of the tokens
+        ("float[2,5,3] y) {{ p = Softmax(x) y = Transpose<perm = [0, 2, 1]>(p) }}", False),  # the classes are elsewhere
+        ("float[2,3,5] y) {{ p = Softmax(x) y = Relu(p) }}", False),
+        ("float[6,5] y) {weights} {{ y = Reshape(x, flat) }}", False),
+    ],
+)
+def test_what_a_softmax_puts_out(nodes: str, answer: bool) -> None:
+    text = nodes.format(weights="<int64[2] flat = {6, 5}, int64[3] back = {2, 3, 5}>")
+    assert is_probabilities(graph_of(f"(float[2,3,5] x) => ({text}").outputs[0]) is answer

@@ -225,6 +225,13 @@ def test_the_preset_for_accuracy_leaves_in_float_what_is_outside_the_blocks(hybr
     assert list(plan.decisions) == EVERYTHING[:5]
 
 
+def test_of_a_head_of_several_layers_it_leaves_all_in_float(hybrid: BlockMap) -> None:
+    head = hybrid.linears[-1]
+    longer = replace(hybrid, linears=(*hybrid.linears[:-1], replace(head, name="before", weight="before.weight"), head))
+    assert {"before", "head"} <= make_plan(longer, QuantConfig(preset="accuracy")).kept_float.keys()
+    assert not make_plan(longer, QuantConfig()).kept_float
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
