@@ -5,8 +5,8 @@
 
 Models and data are those of tools/bench_accuracy.py. Each draw of samples calibrates in turn, and the next one judges, which is
 disjoint; no test sample is looked at. Figures are means over the draws. Of the recogniser's probabilities the logarithms are
-judged, as in the fit: three time steps of 8000 make nine tenths of the error of the probabilities themselves. The last column is
-the mean over the models: a step that is not below zero there does not help.
+judged, as in the fit: three time steps of 8000 make nine tenths of the error of the probabilities themselves. The last column
+is the mean over the models: a step that is not below zero there does not help.
 Needs torch. With --write the table also goes to tools/results/ablation.md.
 """
 
