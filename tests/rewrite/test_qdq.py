@@ -399,6 +399,14 @@ def test_packed_weights_compute_the_same_to_the_bit(
     assert difference(run(model, case.feeds, level), run(case.written(), case.feeds, level)) == 0
 
 
+@pytest.mark.parametrize(("bits", "at_load"), [("w8a8", False), ("w5a8", True)])
+def test_units_of_biases_are_stored_unless_weights_are_packed(small: Case, bits: str, at_load: bool) -> None:
+    model = packed(case_of(small.graph.copy(), bits=bits))
+    units = {node.name for node in model.graph.node if node.name.endswith("_bias_scale")}
+    assert ("b0_fc1_bias_scale" in units) is at_load
+    assert ("b0_fc1_bias_scale" in initializers(model)) is not at_load
+
+
 def test_packed_weights_run_on_the_same_kernels(small: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("onnxvitq.rewrite.pack.NODE_BYTES", 0)
     case = case_of(small.graph.copy(), bits="w5a4")
