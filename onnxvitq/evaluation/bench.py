@@ -16,9 +16,7 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
 WARM_UP = 2
-LOADS = (
-    7  # fresh processes a model: where the allocator puts things differs from one to the next, by a quarter of the peak
-)
+LOADS = 7  # fresh processes a model; from one to the next the allocator's luck moves the peak by a quarter
 FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
