@@ -9,6 +9,7 @@ from onnxvitq.graph.query import reached
 
 MAX_NODES = 64  # looked at on one way; a rotary embedding has about a dozen, a pooled projection with its norm as many
 
+# What puts computed tensors together: products of two of them, and sums or joins.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention"})
 SUMS = frozenset({"Add", "Sum", "Concat"})
 

@@ -39,6 +39,7 @@ class OutputDifference:
             self._rows += len(reference)
 
     def _flat(self, values: FloatArray) -> np.ndarray:
+        """(B, ..) -> (all elements,) in float64."""
         exact = values.astype(np.float64)
         if self._probabilities:
             exact = np.log(np.maximum(exact, SMALLEST))

@@ -179,8 +179,8 @@ class _Writer:
         operands = [self._codes(rows, input_params, linear.input), self._weight(linear, weight_params)]
         codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
         scales = [operand.inputs[0].inputs[1] for operand in operands]
-        small = self.packer is not None and weight_params.spec.bits in FIELDS
-        operands.append(self._bias(linear, codes, scales, at_load=small))
+        packed = self.packer is not None and weight_params.spec.bits in FIELDS
+        operands.append(self._bias(linear, codes, scales, at_load=packed))
         output = self._cut(linear)
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
         if linear.name in self.plan.branches:
