@@ -3,9 +3,10 @@
     python tools/aiqvit_ablation.py [--models bundled outliers] [--bits w4a4 w3a3] [--seeds 0 1 2] [--iterations 400]
         [--rows NAME ...] [--limit IMAGES] [--validation] [--write [NAME]]
 
-Rows that begin with "plain" start from scales searched alone (--method search, weights rounded to nearest), which is the
-paper's baseline; all others from the closed form. Branches are fitted within the budget of bytes, whatever time they take, but
-for the rows that say otherwise; "method aiqvit" is what that option does.
+Rows that begin with "plain" start from scales searched alone (--method search, weights rounded to nearest); those that begin
+with "bare" the same without maps of channels (--skip channels online-channels), which is the paper's baseline; all others from
+the closed form. Branches are fitted within the budget of bytes, whatever time they take, but for the rows that say otherwise;
+"method aiqvit" is what that option does.
 
 Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
 draw. Figures are of the test images, mean and spread (largest minus smallest) over the seeds: top-1, the SQNR of the outputs,
@@ -29,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, IMAGE_DRAWS, Bench, data
 
-from onnxvitq.config import Method, QuantConfig
+from onnxvitq.config import QuantConfig
 from onnxvitq.data.source import open_source
 from onnxvitq.fitting import Fitted, Fitter, bring_to_canonical_form
 from onnxvitq.graph.io import load_model, save_model, to_proto
@@ -53,8 +54,8 @@ ANY = 1e9  # a budget that limits nothing
 class Start:
     """What rows start from: a model without blocks learned, at one width, of one draw."""
 
-    def __init__(self, model: Bench, bits: str, seed: int, iterations: int, method: Method) -> None:
-        config = QuantConfig(bits=bits, seed=seed, threads=1, method=method, iterations=iterations)
+    def __init__(self, model: Bench, bits: str, seed: int, iterations: int, kind: str) -> None:
+        config = replace(STARTS[kind], bits=bits, seed=seed, threads=1, iterations=iterations)
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
@@ -126,9 +127,15 @@ PLAIN: dict[str, Row] = {
     "plain": lambda start: start.fitted.plan,
     "plain + branches": lambda start: start.branched,
     "plain, scales learned": lambda start: start.learned(start.fitted.plan, learned=NO_WEIGHTS),
-    "plain, scales and branches learned (the paper's)": lambda start: start.learned(
+    "plain, scales and branches learned": lambda start: start.learned(
         start.branched, curriculum=True, learned=NO_WEIGHTS
     ),
+}
+BARE: dict[str, Row] = {
+    "bare": PLAIN["plain"],
+    "bare + branches": PLAIN["plain + branches"],
+    "bare, scales learned": PLAIN["plain, scales learned"],
+    "bare, scales and branches learned (the paper's)": PLAIN["plain, scales and branches learned"],
 }
 PARTS: dict[str, Row] = {
     "closed form": lambda start: start.fitted.plan,
@@ -152,8 +159,14 @@ RANKS: dict[str, Row] = {
     "by energy, 10 % of the weights": lambda start: start.learned(start.branched),
     "searched by gradients, 10 % of the weights": lambda start: start.learned(start.searched()),
 }
-ROWS = {**PLAIN, **PARTS, **RANKS}
-METHODS: dict[str, Method] = {"method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "search")}
+ROWS = {**PLAIN, **BARE, **PARTS, **RANKS}
+STARTS: dict[str, QuantConfig] = {
+    "closed form": QuantConfig(),
+    "aiqvit": QuantConfig(method="aiqvit"),
+    "plain": QuantConfig(method="search"),
+    "bare": QuantConfig(method="search", skip=("channels", "online-channels")),
+}
+START_OF = {"method aiqvit": "aiqvit", **dict.fromkeys(PLAIN, "plain"), **dict.fromkeys(BARE, "bare")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,13 +188,13 @@ def measured(
     """(row, figure) as they come."""
     reference = outputs(model.model, model)
     for seed in seeds:
-        starts: dict[Method, Start] = {}
+        starts: dict[str, Start] = {}
         for name in wanted:
-            method = METHODS.get(name, "closed-form")
-            if method not in starts:
-                starts[method] = Start(model, bits, seed, iterations, method)
-            plan = ROWS[name](starts[method])
-            answers = starts[method].answers(plan, model)
+            kind = START_OF.get(name, "closed form")
+            if kind not in starts:
+                starts[kind] = Start(model, bits, seed, iterations, kind)
+            plan = ROWS[name](starts[kind])
+            answers = starts[kind].answers(plan, model)
             yield (
                 name,
                 Figure(
