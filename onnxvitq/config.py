@@ -87,7 +87,8 @@ class QuantConfig:
     .npz with x and y, and top-1 may fall by max_drop, or data without labels; None takes held-out calibration samples.
     sensitivity: report the output's error with one kind of site of one block quantized, for each.
     nodes_to_exclude: glob patterns of node names or roles that stay float. num_samples: calibration samples at most.
-    static_batch: the batch size that the written model is frozen to.
+    static_batch: the batch size that the written model is frozen to. external_data: weights in a file beside the written
+    model, called by its contents: onnxruntime maps it, so that a session needs less memory; over 2 GB it is done unasked.
     target: "x86-avx2" for processors that add two u8 x s8 products in 16 bits (AVX2, AVX512 without VNNI): neighbouring
     weights are limited so that none saturates, whatever the input; "auto" the same, as such a model is right everywhere;
     "x86-vnni" and "arm64" without that limit. cache: a folder for what was measured of calibration data, so that a second
@@ -124,6 +125,7 @@ class QuantConfig:
     nodes_to_exclude: tuple[str, ...] = ()
     num_samples: int | None = None
     static_batch: int | None = None
+    external_data: bool = False
     target: Target = "auto"
     cache: str | None = None
     threads: int = 0

@@ -39,8 +39,9 @@ from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
 from onnxvitq.fitting import Fitter, Progress, bring_to_canonical_form, without_graph
 from onnxvitq.graph.io import (
     LoadedModel,
-    atomic_file,
+    atomic_model,
     check_written,
+    data_beside,
     load_model,
     refuse_output,
     save_model,
@@ -136,16 +137,17 @@ def quantize(
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
         proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, shapes=True)
-        check_written(proto, str(output))
+        data_file = data_beside(proto, output, asked=config.external_data)
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan = fitted.problem.blockmap, fitted.plan
     reference, outcomes, saturation = fitted.reference, fitted.outcomes, fitted.saturation
     bits = reports.describe_bits(blockmap, plan, proto)
     asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
     del fitted, loaded
-    with atomic_file(output) as temporary:
+    with atomic_model(output) as temporary:
         with watch("write"):
-            sizes["quantized"] = save_model(proto, temporary) / 1e6
+            sizes["quantized"] = save_model(proto, temporary, data_file) / 1e6
+            check_written(temporary, str(output))
             del proto
             give_back()
         with watch("audit"):

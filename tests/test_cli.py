@@ -24,6 +24,7 @@ from onnxvitq.config import QuantConfig
 from onnxvitq.data.preprocess import resolve_preprocessing
 from onnxvitq.evaluation import audit as auditing
 from onnxvitq.pipeline import PreprocessOptions, Result
+from onnxvitq.runtime.session import Session
 from onnxvitq.spec import InputSpec
 
 Capture = pytest.CaptureFixture[str]
@@ -100,6 +101,30 @@ def test_static_batch_freezes_the_written_model_and_the_report_says_so(work: Pat
     assert "[4, 3, 16, 16]" in run_cli(capsys, "model.onnx", "--calib", "images", *QUICK, "--static-batch", 4).out
     again = run_cli(capsys, "out.onnx", "--calib", "images", "-o", "again.onnx", "--static-batch", 2)
     assert (again.code, again.out) == (2, "")
+
+
+@pytest.mark.parametrize("flag", ["--external-data", "--use-external-data-format", "--use_external_data_format"])
+def test_weights_in_a_second_file_are_the_same_model(work: Path, capsys: Capture, flag: str) -> None:
+    quick_report(capsys)
+    feed = {"image": np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)}
+    one = Session(Path("out.onnx")).run(feed)[0]
+    report = quick_report(capsys, flag)
+    assert np.array_equal(Session(Path("out.onnx")).run(feed)[0], one)
+    [data] = work.glob("out.onnx.*.data")
+    assert {path.name for path in work.iterdir()} == {"images", "model.onnx", "out.onnx", data.name}
+    assert report["size_mb"]["quantized"] == round((Path("out.onnx").stat().st_size + data.stat().st_size) / 1e6, 4)
+    assert report["config"]["external_data"]
+    assert report["audit_passed"]
+    quick_report(capsys)  # one file again
+    assert {path.name for path in work.iterdir()} == {"images", "model.onnx", "out.onnx"}
+
+
+def test_a_model_in_two_files_can_be_inspected_and_benchmarked(work: Path, capsys: Capture) -> None:
+    quick_report(capsys, "--external-data")
+    assert run_cli(capsys, "bench", "model.onnx", "out.onnx", "--runs", 1, "--threads", 1).code == 0
+    again = run_cli(capsys, "out.onnx", "--calib", "images", "-o", "again.onnx")
+    assert again.code == 2
+    assert "already quantized" in again.err
 
 
 def test_json_prints_what_the_report_file_holds(work: Path, capsys: Capture) -> None:

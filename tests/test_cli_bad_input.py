@@ -382,7 +382,7 @@ def test_output_in_the_place_of_the_calibration_data(refused: Refused) -> None:
 
 
 def test_full_disk(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(proto: onnx.ModelProto, path: Path) -> int:
+    def half(proto: onnx.ModelProto, path: Path, data: Path | None) -> int:
         path.write_bytes(b"half a model")
         raise OSError(28, "No space left on device")
 
@@ -390,6 +390,19 @@ def test_full_disk(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "old.onnx: cannot be written: No space left on device" in refused(
         "model.onnx", "--calib", "images", "-o", "old.onnx"
     )
+
+
+def test_full_disk_while_weights_are_written(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(proto: onnx.ModelProto, path: Path, **options: object) -> None:
+        if "location" in options and path.parent == Path():
+            path.with_name(str(options["location"])).write_bytes(b"half the weights")
+            raise OSError(28, "No space left on device")
+        save(proto, path, **options)
+
+    save = onnx.save
+    monkeypatch.setattr(onnx, "save", half)
+    line = refused("model.onnx", "--calib", "images", "-o", "old.onnx", "--external-data")
+    assert ".data: cannot be written: No space left on device" in line
 
 
 def test_full_temporary_folder(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {  # nothing at its default
     "nodes_to_exclude": ["*.fc1", "block0*"],
     "num_samples": 12,
     "static_batch": 4,
+    "external_data": True,
     "target": "arm64",
     "cache": "measured",
     "threads": 3,

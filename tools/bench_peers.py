@@ -7,8 +7,8 @@ T: DeiT-T, S: ViT-S, B: ViT-B, W: Swin-T, from Hugging Face configurations, batc
 tool that is not installed beside onnxvitq is looked for in the interpreters of --peer-python (pip install nncf). Models stay
 in the folder and are not made again. For one geometry, exporter, number of threads and batch, all models run in turn within
 one loop, so a ratio holds when the machine's speed drifts. Then what loading takes, and the memory at the peak of loading and
-running, in fresh processes on one thread: medians of seven, and the largest peak. Random weights: this measures time, never
-accuracy.
+running, in fresh processes on one thread: medians of seven, and the largest peak; of ours the static form with its weights in
+a second file (--external-data), too. Random weights: this measures time, never accuracy.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_accuracy import first_line, interpreter
@@ -29,6 +30,7 @@ from vit_s import CONFIG, onnxvitq
 from onnxvitq.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import Timing, bench, footprints
 from onnxvitq.evaluation.report import environment
+from onnxvitq.graph.io import atomic_model, data_beside, save_model
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
 OURS = ["onnxvitq-minmax", "onnxvitq-minmax-dynamic"]  # the written layout does not depend on how scales are chosen
@@ -129,6 +131,16 @@ def rows(setting: Setting, measured: dict[str, Timing | str], failed: dict[str, 
     return lines
 
 
+def in_two_files(model: Path) -> Path:
+    """The same model as --external-data writes it."""
+    path = model.with_name(f"{model.stem}_external.onnx")
+    proto = onnx.load(model)
+    data = data_beside(proto, path, asked=True)
+    with atomic_model(path) as temporary:
+        save_model(proto, temporary, data)
+    return path
+
+
 def loads(geometry: str, exporter: str, models: dict[str, Path]) -> list[str]:
     """A line of the second table for each model; a model that does not load is not in ``models``."""
     feed = {INPUT: np.random.default_rng(1).normal(size=(1, 3, 224, 224)).astype(np.float32)}
@@ -182,6 +194,9 @@ def main() -> None:
                     print("\n".join(found), flush=True)
                     lines += found
             sound = {name: path for name, path in models.items() if not isinstance(measured[name], str)}
+            ours = TOOLS[OURS[0]].title
+            if ours in sound:
+                sound[f"{ours} --external-data"] = in_two_files(sound[ours])
             found = loads(geometry, exporter, sound)
             print("\n".join(found), flush=True)
             weighed += found

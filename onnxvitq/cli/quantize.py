@@ -42,6 +42,7 @@ from onnxvitq.errors import ConfigError
 
 # Spellings that users of other tools type by habit.
 CALIBRATION = ("--calib", "--calibration-data-path")
+EXTERNAL = ("--external-data", "--use-external-data-format")
 SAMPLES = ("--num-samples", "--samples", "--subset-size")
 OBJECTIVE = ("--objective", "--calibration-method")
 HABITS = {"--no-bias-correction": "bias", "--no-rebuild": "weights"}
@@ -211,6 +212,9 @@ def _quantize_parser() -> argparse.ArgumentParser:
     )
     fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
     fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
+    fitting.add_argument(
+        *EXTERNAL, dest="external_data", action="store_const", const=True, help="weights in a file beside the model"
+    )
     fitting.add_argument("--cache", metavar="FOLDER", help="keep what calibration measures, for runs with other bits")
     fitting.add_argument("--target", choices=get_args(Target), help="processors to write for; auto: all of them")
     fitting.add_argument("--seed", type=int, help="of every random draw")

@@ -4,7 +4,9 @@ A round trip through graphsurgeon drops the model's metadata, so it travels besi
 """
 
 import contextlib
+import hashlib
 import logging
+import re
 import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -41,6 +43,7 @@ QUANTIZED_OPS = frozenset(
         "QLinearConv",
     }
 )
+SMALLEST_EXTERNAL = 1024  # bytes; what is smaller stays in the model, where onnxruntime can read shapes and scales
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 
@@ -304,16 +307,14 @@ def to_proto(graph: gs.Graph, metadata: Mapping[str, str], *, shapes: bool = Fal
     return proto
 
 
-def check_written(proto: onnx.ModelProto, where: str) -> None:
-    """The full check of ``onnx.checker`` on a model about to be written.
+def check_written(path: Path, where: str) -> None:
+    """The full check of ``onnx.checker`` on a model that was written and is not in its place yet.
 
     Raises:
-        RewriteError: the checker refuses it; nothing has been written.
+        RewriteError: the checker refuses it.
     """
-    if proto.ByteSize() >= PROTOBUF_LIMIT:
-        return  # a model with external data is checked from its file
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)  # a message ends at 2 GB
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RewriteError(where, f"the ONNX checker refuses the written graph: {first_line(error)}") from error
 
@@ -353,27 +354,89 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
+        raise OutputError(str(path), f"cannot be written: {error.strerror or first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save_model(proto: onnx.ModelProto, path: Path) -> int:
-    """Write a model as one file; its size in bytes.
+def data_beside(proto: onnx.ModelProto, path: Path, *, asked: bool) -> Path | None:
+    """The file for the weights of the model at ``path``, if they are to lie in one of their own or a message cannot hold them.
+
+    It is called by what is in it: a model that is replaced has its own weights beside it before and after.
+    """
+    if not asked and sum(len(tensor.raw_data) for tensor in proto.graph.initializer) < PROTOBUF_LIMIT:
+        return None
+    digest = hashlib.sha256()
+    for tensor in proto.graph.initializer:
+        digest.update(tensor.SerializeToString(deterministic=True))
+    return path.with_name(f"{path.name}.{digest.hexdigest()[:16]}.data")
+
+
+@contextlib.contextmanager
+def atomic_model(path: Path) -> Iterator[Path]:
+    """``atomic_file`` for a model whose weights may lie in ``data`` (``data_beside``). When the block ends, well or not, files
+    of weights that the model at ``path`` does not name are gone.
 
     Raises:
-        OutputError: the model passes the 2 GB limit of protobuf.
+        OutputError: the file cannot be written; what was at ``path`` is untouched.
     """
-    if proto.ByteSize() >= PROTOBUF_LIMIT:
-        raise OutputError(
-            str(path), f"the quantized model has {proto.ByteSize() / 1e9:.1f} GB, a protobuf file holds at most 2"
-        )
-    onnx.save(proto, path, format="protobuf")  # whatever the file is called
-    return path.stat().st_size
+    try:
+        with atomic_file(path) as temporary:
+            yield temporary
+    finally:
+        written = [file for file in path.parent.iterdir() if _holds_weights_of(path, file)]
+        for file in set(written) - (_data_of(path) if written else set()):
+            file.unlink(missing_ok=True)
+
+
+def _holds_weights_of(path: Path, file: Path) -> bool:
+    """Whether ``data_beside`` gave the file its name."""
+    return re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.data", file.name) is not None
+
+
+def _data_of(path: Path) -> set[Path]:
+    """Files that hold weights of the model there, if one is."""
+    try:
+        return _external_files(onnx.load(path, format="protobuf", load_external_data=False), path.parent)
+    except (OSError, DecodeError):
+        return set()
+
+
+def save_model(proto: onnx.ModelProto, path: Path, data: Path | None = None) -> int:
+    """Write a model as one file, or with its weights in ``data`` beside it, which is replaced in one step; its size in bytes.
+    In the latter case ``proto`` loses its weights.
+
+    Raises:
+        OutputError: ``data`` cannot be written.
+    """
+    if data is None:
+        onnx.save(proto, path, format="protobuf")  # whatever the file is called
+        return path.stat().st_size
+    with atomic_file(data) as temporary:
+        temporary.unlink()  # onnx writes weights into no file that exists
+        _save_in_two(proto, path, temporary.name)
+        temporary.chmod(path.stat().st_mode)  # onnx makes it for its owner alone
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    onnx.save(proto, path, format="protobuf")
+    return path.stat().st_size + data.stat().st_size
 
 
 def save_for_session(proto: onnx.ModelProto, path: Path) -> None:
     """Write a model for onnxruntime to open once, weights in a file beside it: it maps that file, so they are in memory once
     less, and models over 2 GB work. ``proto`` loses its weights.
     """
-    onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    _save_in_two(proto, path, f"{path.name}.data")
+
+
+def _save_in_two(proto: onnx.ModelProto, path: Path, location: str) -> None:
+    onnx.save(
+        proto,
+        path,
+        format="protobuf",
+        save_as_external_data=True,
+        location=location,
+        size_threshold=SMALLEST_EXTERNAL,
+    )
