@@ -7,9 +7,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.graph.io import save_model, to_proto
+from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.query import is_probabilities
-from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.rewrite.qdq import apply_plan
 from onnxvitq.runtime.session import Session
@@ -50,8 +50,5 @@ class OutputJudge:
     def _session(self, plan: QuantPlan) -> Session:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
-            try:
-                save_model(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
-            except OSError as error:
-                raise scratch_error(folder, error) from error
+            save_in_scratch(to_proto(apply_plan(self.graph, self.problem, plan), {}), path)
             return Session(path, threads=self.threads, spare="memory")

@@ -10,8 +10,8 @@ import pytest
 from textgraph import run
 
 from onnxvitq.errors import OutputError
-from onnxvitq.evaluation import judge as judging
 from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.graph import scratch
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import constants, load_model
 from onnxvitq.pipeline import Result, inspect
@@ -63,10 +63,10 @@ def test_the_same_plan_gets_the_same_figure_and_leaves_no_file(
 def test_a_full_disk_is_said(
     judge: OutputJudge, unmapped: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(proto: onnx.ModelProto, path: Path) -> int:
+    def fail(proto: onnx.ModelProto, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(judging, "save_model", fail)
+    monkeypatch.setattr(scratch, "save_for_session", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(OutputError, match="temporary files cannot be written: No space left on device"):
         judge(unmapped.plan)
