@@ -4,9 +4,9 @@ A round trip through graphsurgeon drops the model's metadata, so it travels besi
 """
 
 import contextlib
+import glob
 import hashlib
 import logging
-import re
 import secrets
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -44,6 +44,7 @@ QUANTIZED_OPS = frozenset(
     }
 )
 SMALLEST_EXTERNAL = 1024  # bytes; what is smaller stays in the model, where onnxruntime can read shapes and scales
+DIGEST = 16 * "[0-9a-f]"  # in the name of a file of weights, as a glob
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 
@@ -360,11 +361,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def data_beside(proto: onnx.ModelProto, path: Path, *, asked: bool) -> Path | None:
-    """The file for the weights of the model at ``path``, if they are to lie in one of their own or a message cannot hold them.
+    """The file for the weights of the model at ``path``, if they are to lie in one of their own or a message cannot hold them
+    (and any is large enough).
 
     It is called by what is in it: a model that is replaced has its own weights beside it before and after.
     """
-    if not asked and sum(len(tensor.raw_data) for tensor in proto.graph.initializer) < PROTOBUF_LIMIT:
+    sizes = [len(tensor.raw_data) for tensor in proto.graph.initializer]
+    if max(sizes, default=0) < SMALLEST_EXTERNAL or not (asked or sum(sizes) >= PROTOBUF_LIMIT):
         return None
     digest = hashlib.sha256()
     for tensor in proto.graph.initializer:
@@ -374,8 +377,8 @@ def data_beside(proto: onnx.ModelProto, path: Path, *, asked: bool) -> Path | No
 
 @contextlib.contextmanager
 def atomic_model(path: Path) -> Iterator[Path]:
-    """``atomic_file`` for a model whose weights may lie in ``data`` (``data_beside``). When the block ends, well or not, files
-    of weights that the model at ``path`` does not name are gone.
+    """``atomic_file`` for a model whose weights may lie in a file beside it (``data_beside``). When the block ends, well or
+    not, such files that the model at ``path`` does not name are gone.
 
     Raises:
         OutputError: the file cannot be written; what was at ``path`` is untouched.
@@ -384,17 +387,12 @@ def atomic_model(path: Path) -> Iterator[Path]:
         with atomic_file(path) as temporary:
             yield temporary
     finally:
-        written = [file for file in path.parent.iterdir() if _holds_weights_of(path, file)]
-        for file in set(written) - (_data_of(path) if written else set()):
+        files = set(path.parent.glob(f"{glob.escape(path.name)}.{DIGEST}.data"))
+        for file in files - (_named_by(path) if files else set()):
             file.unlink(missing_ok=True)
 
 
-def _holds_weights_of(path: Path, file: Path) -> bool:
-    """Whether ``data_beside`` gave the file its name."""
-    return re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.data", file.name) is not None
-
-
-def _data_of(path: Path) -> set[Path]:
+def _named_by(path: Path) -> set[Path]:
     """Files that hold weights of the model there, if one is."""
     try:
         return _external_files(onnx.load(path, format="protobuf", load_external_data=False), path.parent)

@@ -79,9 +79,16 @@ def test_weights_that_one_message_cannot_hold_get_a_file_unasked(
     assert data_beside(model, path, asked=False) == data_beside(model, path, asked=True)
 
 
+def test_a_model_without_large_weights_stays_one_file(tmp_path: Path) -> None:
+    model, path = model_of(WIDE.replace("64", "15")), tmp_path / "model.onnx"
+    assert write(model, path) is None
+    assert names(tmp_path) == {"model.onnx"}
+    assert load_model(path).files == (path,)
+
+
 def test_a_model_that_is_replaced_takes_its_weights_along(tmp_path: Path) -> None:
     model, path = model_of(WIDE), tmp_path / "model.onnx"
-    mine = {"model.onnx.data", "other.onnx.0123456789abcdef.data", "model.onnx.0123456789abcdef.data.bak"}
+    mine = {"model.onnx.data", "model.onnx.b.0123456789abcdef.data", "model.onnx.0123456789abcdef.data.bak"}
     for name in (*mine, "model.onnx.fedcba9876543210.data"):  # the last one of a run that was killed
         (tmp_path / name).write_bytes(b"something")
     second, third = other(model), model_of(WIDE)
