@@ -1,6 +1,7 @@
 """The forms of ``passes/convolutions``; see ``canonical_forms``."""
 
 from canonical_forms import Form, NearMiss
+from textgraph import SIZES
 
 from onnxvitq.graph.passes import convolutions
 
@@ -28,6 +29,13 @@ PATCHES = (
             NearMiss("a computed bias", {"12] x": "12] x, float[5] b", ", float[5] b>": ">"}),
             NearMiss("a kernel of one pixel", {"[5,3,4,4]": "[5,3,1,1]", "strides = [4, 4]": "strides = [1, 1]"}),
         ),
+        exact=False,
+    ),
+    Form(
+        convolutions.patch_convolution,
+        "channels that no inference tells",
+        PATCH.replace("[N,3,8,12] x", "[N,T,8,12] x").replace("[5,3,4,4]", f"[5,{SIZES['T']},4,4]"),
+        "Reshape Transpose Reshape MatMul Add Reshape Transpose",
         exact=False,
     ),
     Form(

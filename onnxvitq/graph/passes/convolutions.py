@@ -103,8 +103,8 @@ def _is_plain(node: gs.Node) -> bool:
 
 def _is_patchify(node: gs.Node) -> bool:
     image, weight = node.inputs[0], node.inputs[1]
-    if not _is_plain(node) or image.shape is None or not is_static(image.shape[1:]):
-        return False
+    if not _is_plain(node) or image.shape is None or not is_static(image.shape[2:]):
+        return False  # how many channels it has the weight tells
     kernel = list(weight.shape[2:])
     return (
         list(node.attrs.get("strides", [1] * len(kernel))) == kernel
