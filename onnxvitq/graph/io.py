@@ -44,7 +44,7 @@ QUANTIZED_OPS = frozenset(
     }
 )
 SMALLEST_EXTERNAL = 1024  # bytes; what is smaller stays in the model, where onnxruntime can read shapes and scales
-DIGEST = 16 * "[0-9a-f]"  # in the name of a file of weights, as a glob
+DIGITS = 16  # hexadecimal, of what a file of weights is called by
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 
@@ -315,7 +315,7 @@ def check_written(path: Path, where: str) -> None:
         RewriteError: the checker refuses it.
     """
     try:
-        onnx.checker.check_model(str(path), full_check=True)  # a message ends at 2 GB
+        onnx.checker.check_model(str(path), full_check=True)  # as a message it would end at 2 GB
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RewriteError(where, f"the ONNX checker refuses the written graph: {first_line(error)}") from error
 
@@ -372,7 +372,7 @@ def data_beside(proto: onnx.ModelProto, path: Path, *, asked: bool) -> Path | No
     digest = hashlib.sha256()
     for tensor in proto.graph.initializer:
         digest.update(tensor.SerializeToString(deterministic=True))
-    return path.with_name(f"{path.name}.{digest.hexdigest()[:16]}.data")
+    return path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
 
 
 @contextlib.contextmanager
@@ -387,7 +387,7 @@ def atomic_model(path: Path) -> Iterator[Path]:
         with atomic_file(path) as temporary:
             yield temporary
     finally:
-        files = set(path.parent.glob(f"{glob.escape(path.name)}.{DIGEST}.data"))
+        files = set(path.parent.glob(f"{glob.escape(path.name)}.{DIGITS * '[0-9a-f]'}.data"))
         for file in files - (_named_by(path) if files else set()):
             file.unlink(missing_ok=True)
 
