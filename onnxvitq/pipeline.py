@@ -136,7 +136,7 @@ def quantize(
         give_back()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
-        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, shapes=True)
+        proto = to_proto(apply_plan(fitted.graph, fitted.problem, fitted.plan, packed=True), metadata, to_load=True)
         data_file = data_beside(proto, output, asked=config.external_data)
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan = fitted.problem.blockmap, fitted.plan

@@ -20,6 +20,7 @@ from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes, merge_tra
 from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
 from onnxvitq.graph.passes.packed import split_packed_linears
+from onnxvitq.graph.passes.rows import join_rows
 from onnxvitq.graph.passes.scales import fold_scalar_scales
 from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.shapes import infer_shapes
@@ -50,7 +51,7 @@ PASSES: tuple[Pass, ...] = (
     fold_scalar_scales,
 )
 SHAPES_STAY_KNOWN = frozenset(
-    {remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales, pick_early}
+    {remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales, pick_early, join_rows}
 )
 
 

@@ -6,10 +6,11 @@
 * A linear whose input is quantized at run time is DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, of standard
   operators too: onnxruntime fuses them with the bias, for any shape (DynamicQuantizeMatMul; MatMulIntegerToFloat where
   several linears share the input: it is quantized once then).
-* Gemm wants two dimensions: rows are joined before and split after, and neighbouring Reshapes are merged.
+* Gemm wants two dimensions: rows are joined before and split after, neighbouring Reshapes are merged, and what works row by
+  row between (the residual stream) stays on joined rows (``join_rows``).
 * Where one token is read of the result, the last block computes that token alone (``pick_early``).
 * One quantize pass a tensor, shared by everything that reads it. Both attention products are on uint8.
-* Zero vectors of one length and type are stored once.
+* Zero points and zero vectors of one value, length and type are stored once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from onnxvitq.errors import PlanError
 from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import Editor, largest_of_rows
 from onnxvitq.graph.passes.layout import merge_reshapes
+from onnxvitq.graph.passes.rows import FUSED_INTO_GEMM, join_rows
 from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.affine import quantize, raise_for_bias
@@ -31,23 +33,6 @@ from onnxvitq.rewrite.lowrank import BranchWriter
 from onnxvitq.rewrite.narrow import lowest_value, narrow_range
 from onnxvitq.rewrite.pack import FIELDS, Packer
 from onnxvitq.spec import IntArray, QParams
-
-# onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
-FUSED_INTO_GEMM = frozenset(
-    {
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Elu",
-        "Selu",
-        "HardSigmoid",
-        "Softplus",
-        "Softsign",
-        "ThresholdedRelu",
-        "Celu",
-    }
-)
 
 SIGNED_FROM = -128  # added to an unsigned 8-bit code
 
@@ -80,6 +65,8 @@ def apply_plan(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bo
     if writer.packer is not None:
         writer.packer.write()
     written.cleanup().toposort()
+    run_pass(written, merge_reshapes)
+    run_pass(written, join_rows)
     run_pass(written, merge_reshapes)
     return written
 
@@ -185,6 +172,7 @@ class _Writer:
         result = self.edit.node("Gemm", integer_name(linear.name), operands)
         if linear.name in self.plan.branches:
             result = self._branches.beside(result, linear, self.plan.branches[linear.name], operands[0])
+        result.shape = [None, linear.out_features]
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             result = self.edit.node("Reshape", f"{linear.name}_rows_back", [result, self._back(x, linear.out_features)])
         self._put_in_place(linear, output, result)
@@ -283,7 +271,9 @@ class _Writer:
         def write() -> gs.Tensor:
             zero_point, bounded = narrow_range(params, lowest_value(x))
             scale = self.edit.constant(f"{site}_scale", params.scale)
-            zero = self.edit.constant(f"{site}_zero_point", zero_point)
+            zero = self._once(
+                ("zero", int(zero_point)), lambda: self.edit.constant(f"zero_point_{zero_point}", zero_point)
+            )
             codes = self.edit.node("QuantizeLinear", f"{site}_quantize", [x, scale, zero], dtype=np.uint8)
             if bounded:
                 largest = params.spec.qmax

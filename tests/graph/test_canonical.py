@@ -12,6 +12,7 @@ import canonical_fused_forms
 import canonical_layout_forms
 import canonical_linear_forms
 import canonical_packed_forms
+import canonical_row_forms
 import canonical_selection_forms
 import onnx
 import onnx_graphsurgeon as gs
@@ -22,6 +23,7 @@ from textgraph import difference, digest, feeds_of, graph_of, model_of, operator
 from onnxvitq.errors import InvalidGraphError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
 from onnxvitq.graph.io import load_model, to_graph
+from onnxvitq.graph.passes.rows import join_rows
 from onnxvitq.graph.passes.selection import pick_early
 
 ROUNDING = 1e-5  # of the largest output: one rounding of a folded constant, or another order of summation
@@ -36,6 +38,7 @@ FORMS = [
         canonical_layout_forms,
         canonical_linear_forms,
         canonical_packed_forms,
+        canonical_row_forms,
         canonical_selection_forms,
     )
     for group in vars(module).values()
@@ -63,7 +66,7 @@ def changed(text: str, near: NearMiss) -> str:
 
 
 def test_every_pass_has_a_form_and_two_near_misses() -> None:
-    tested = {*PASSES, pick_early}  # the writer's own
+    tested = {*PASSES, pick_early, join_rows}  # the writer's own two
     assert {form.one for form in FORMS} == tested
     for one in tested:
         assert sum(form.one is one for form, _ in NEAR_MISSES) >= 2, one.__name__

@@ -377,6 +377,16 @@ def test_an_input_can_be_observed() -> None:
     assert np.array_equal(run(proto, feeds)[0], feeds["x"])
 
 
+def test_constants_are_written_smallest_first_those_of_one_size_as_they_are_read() -> None:
+    text = (
+        "(float[N,4] x) => (float[A,B] y) <float[4,4] W, float[4] b, float[4,6] U, float[4] a, float[4,4] V>"
+        "{ c = MatMul(x, V) d = Add(c, a) e = MatMul(d, W) f = Add(e, b) y = MatMul(f, U) }"
+    )
+    proto = to_proto(graph_of(text), {}, to_load=True)
+    assert [one.name for one in proto.graph.initializer] == ["a", "b", "V", "W", "U"]
+    assert [one.name for one in to_proto(graph_of(text), {}).graph.initializer] == ["V", "a", "W", "b", "U"]
+
+
 def test_a_round_trip_keeps_outputs_metadata_and_interface(
     tmp_path: Path, saved: Callable[[onnx.ModelProto], Path]
 ) -> None:

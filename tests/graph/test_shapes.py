@@ -3,7 +3,7 @@
 import numpy as np
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes, reshaped
+from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes, stated_rows
 
 Shapes = dict[str, list[int | str]]
 
@@ -85,7 +85,7 @@ ROWS = (
 
 def stated(text: str) -> dict[str, list[int | str]]:
     """What is stated for the runtime."""
-    found = reshaped(graph_of(text))
+    found = stated_rows(graph_of(text))
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in found}
 
 
@@ -101,3 +101,11 @@ def test_only_joined_rows_are_stated() -> None:
 def test_a_size_that_no_input_has_is_not_stated() -> None:
     unknown = "int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}>{ z = NonZero(x) f = Cast<to = 1>(z) a = Reshape(f, s)"
     assert stated(ROWS.replace("int64[2] s = {-1, 6}, int64[3] t = {-1, 4, 6}>{ a = Reshape(x, s)", unknown)) == {}
+
+
+def test_the_widest_rows_have_a_name_of_their_own() -> None:
+    # Gemms of 6, 12, 6 and 6 features: what the runtime can tell from the row before is not stated.
+    mlp = ROWS.replace("R] y) <", "R] y) <float[6,12] U, float[12,6] D, float[6,6] W, ")
+    mlp = mlp.replace("b = Relu(a)", "c = Gemm(a, W) d = Gemm(c, U) e = Relu(d) f = Gemm(e, D) b = Gemm(f, W)")
+    assert stated(mlp) == {"a": ["N times 4", 6], "d": ["d rows", 12], "f": ["N times 4", 6]}
+    assert stated(mlp.replace("[N,4,6]", "[2,4,6]")) == {"a": [8, 6], "d": [8, 12], "f": [8, 6]}
