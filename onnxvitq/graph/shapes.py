@@ -7,6 +7,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxvitq.graph.query import is_static
 from onnxvitq.graph.symbolic import multiple, told_shapes, unify_names
 
 MAX_INFERENCES = 8  # computed reshapes behind each other; real graphs need up to five
@@ -32,37 +33,48 @@ def infer_shapes(graph: gs.Graph) -> None:
 
 
 def stated_rows(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
-    """Shapes of joined rows (N, C) in the graph inputs' sizes, as a sorted graph has them; annotations change.
+    """Shapes of what integer linear layers read and make, in the graph inputs' sizes, as a sorted graph has them.
 
     onnxruntime does not follow an open size through joined rows. Without names for it, it compares every buffer with every
     other as it loads (DeiT-T: a third of the time to load it). What it can compare it shares, and what is shared is not given
     back to the allocator until the last reader is done. (All Reshapes stated: 16 to 31 MB more at the peak of Swin-T, 3 of
-    ViT-S, and no run was faster.) So the widest rows, those that a Gemm makes wider than it reads, have a name each: an MLP
-    alone needs them. (Peak of DeiT-T 24.6 MB, 27.7 with one name for all; it loads as fast.)
+    ViT-S, and no run was faster.) So the widest rows, those that a layer makes wider than it reads, have a name each: an MLP
+    alone needs them. (Peak of DeiT-T 24.6 MB, 27.7 with one name for all; it loads as fast.) Annotations change.
     """
     infer_shapes(graph)
     sizes = {size for tensor in graph.inputs for size in tensor.shape or () if isinstance(size, str)}
     stated = []
     for node in graph.nodes:
         tensor = node.outputs[0]
-        if node.op not in {"Reshape", "Gemm"} or tensor in graph.outputs or not _is_rows(tensor, sizes):
+        if tensor in graph.outputs or not _is_told(tensor, sizes):
             continue
-        rows, width = tensor.shape
-        if node.op == "Gemm":
-            inner = node.inputs[0].shape
-            if inner is None or inner[-1] == width or isinstance(rows, int):
-                continue  # the runtime infers it
-            if inner[-1] < width:
-                rows = f"{tensor.name} rows"
-        stated.append(value_info(tensor.name, tensor.dtype, (rows, width)))
+        shape = _stated_shape(node, tensor)
+        if shape is not None:
+            stated.append(value_info(tensor.name, tensor.dtype, shape))
     return stated
 
 
-def _is_rows(tensor: gs.Tensor, sizes: Collection[str]) -> bool:
-    """Whether a tensor's shape is (N, C), C known and N known or a multiple of one of these sizes."""
-    if tensor.shape is None or len(tensor.shape) != 2 or not isinstance(tensor.shape[-1], int):
-        return False
-    return isinstance(tensor.shape[0], int) or multiple(tensor.shape[0])[0] in sizes
+def _is_told(tensor: gs.Tensor, sizes: Collection[str]) -> bool:
+    """Whether every size of a tensor is known or a multiple of one of these."""
+    return tensor.shape is not None and all(
+        isinstance(size, int) or (isinstance(size, str) and multiple(size)[0] in sizes) for size in tensor.shape
+    )
+
+
+def _stated_shape(node: gs.Node, tensor: gs.Tensor) -> list[int | str] | None:
+    """The shape to state of what a node makes; None for what the runtime infers, or should not share."""
+    shape = list(tensor.shape)
+    if node.op == "Reshape":
+        return (
+            shape if len(shape) == 2 or any(reader.op == "DynamicQuantizeLinear" for reader in tensor.outputs) else None
+        )
+    inner = node.inputs[0].shape if node.op in {"Gemm", "MatMulInteger"} else None
+    if inner is None or inner[-1] == shape[-1] or not is_static([inner[-1], shape[-1]]) or is_static(shape):
+        return None
+    if inner[-1] < shape[-1]:
+        open_axis = next(axis for axis, size in enumerate(shape) if isinstance(size, str))
+        shape[open_axis] = f"{tensor.name} rows"
+    return shape
 
 
 def unknown_tensors(graph: gs.Graph) -> list[str]:

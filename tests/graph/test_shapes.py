@@ -109,3 +109,19 @@ def test_the_widest_rows_have_a_name_of_their_own() -> None:
     mlp = mlp.replace("b = Relu(a)", "c = Gemm(a, W) d = Gemm(c, U) e = Relu(d) f = Gemm(e, D) b = Gemm(f, W)")
     assert stated(mlp) == {"a": ["N times 4", 6], "d": ["d rows", 12], "f": ["N times 4", 6]}
     assert stated(mlp.replace("[N,4,6]", "[2,4,6]")) == {"a": [8, 6]}
+
+
+def test_what_is_quantized_at_run_time_is_stated_and_its_widest_rows_apart() -> None:
+    text = (
+        "(float[N,24] x) => (float[P,Q,R] y) <int64[3] s = {-1, 4, 6}, int8[6,12] U, int8[12,6] D, int8[6,6] W>"
+        "{ a = Reshape(x, s) q, c, z = DynamicQuantizeLinear(a) u = MatMulInteger(q, U, z) v = Cast<to = 1>(u)"
+        " r, d, o = DynamicQuantizeLinear(v) w = MatMulInteger(r, D, o) e = Cast<to = 1>(w)"
+        " p, f, n = DynamicQuantizeLinear(e) g = MatMulInteger(p, W, n) h = Cast<to = 1>(g) y = Relu(h) }"
+    )
+    assert stated(text) == {"a": ["N", 4, 6], "u": ["u rows", 4, 12], "w": ["N", 4, 6]}
+    assert stated(
+        text.replace("q, c, z = DynamicQuantizeLinear(a)", "b = Relu(a) q, c, z = DynamicQuantizeLinear(b)")
+    ) == {
+        "u": ["u rows", 4, 12],
+        "w": ["N", 4, 6],
+    }
