@@ -63,7 +63,7 @@ def _lead(node: gs.Node, graph: gs.Graph) -> Sizes | None:
     if shape is None or len(shape) < 3 or not isinstance(shape[-1], int):
         return None
     lead = tuple(shape[:-1])
-    one_unknown = sum(not isinstance(size, int) for size in lead) <= 1
+    one_unknown = None not in lead and sum(isinstance(size, str) for size in lead) <= 1
     last = node.op != "LayerNormalization" or node.attrs.get("axis", -1) in (-1, len(lead))
     fits = all(_fits(tensor, lead, shape[-1]) for tensor in node.inputs if tensor.name)
     return lead if one_unknown and last and fits and not _kept_apart(node, graph) else None
