@@ -32,14 +32,17 @@ def infer_shapes(graph: gs.Graph) -> None:
     unify_names(graph)
 
 
-def stated_rows(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
+def stated_shapes(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
     """Shapes of what integer linear layers read and make, in the graph inputs' sizes, as a sorted graph has them.
 
     onnxruntime does not follow an open size through joined rows. Without names for it, it compares every buffer with every
     other as it loads (DeiT-T: a third of the time to load it). What it can compare it shares, and what is shared is not given
     back to the allocator until the last reader is done. (All Reshapes stated: 16 to 31 MB more at the peak of Swin-T, 3 of
     ViT-S, and no run was faster.) So the widest rows, those that a layer makes wider than it reads, have a name each: an MLP
-    alone needs them. (Peak of DeiT-T 24.6 MB, 27.7 with one name for all; it loads as fast.) Annotations change.
+    alone needs them. (Peak of DeiT-T 24.6 MB, 27.7 with one name for all; it loads as fast.)
+
+    Args:
+        graph: sorted; its tensors' shapes are inferred anew.
     """
     infer_shapes(graph)
     sizes = {size for tensor in graph.inputs for size in tensor.shape or () if isinstance(size, str)}

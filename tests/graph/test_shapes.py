@@ -3,7 +3,7 @@
 import numpy as np
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes, stated_rows
+from onnxvitq.graph.shapes import INFERRED_VALUES, infer_shapes, stated_shapes
 
 Shapes = dict[str, list[int | str]]
 
@@ -85,7 +85,7 @@ ROWS = (
 
 def stated(text: str) -> dict[str, list[int | str]]:
     """What is stated for the runtime."""
-    found = stated_rows(graph_of(text))
+    found = stated_shapes(graph_of(text))
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in found}
 
 
