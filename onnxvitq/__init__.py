@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "OnnxVitqError": "onnxvitq.errors",
-    "PreprocessOptions": "onnxvitq.pipeline",
-    "QuantConfig": "onnxvitq.config",
-    "Result": "onnxvitq.pipeline",
-    "inspect": "onnxvitq.pipeline",
-    "quantize": "onnxvitq.pipeline",
+    "OnnxVitqError": "onnxvitq.core.errors",
+    "PreprocessOptions": "onnxvitq.api",
+    "QuantConfig": "onnxvitq.core.config",
+    "Result": "onnxvitq.api",
+    "inspect": "onnxvitq.api",
+    "quantize": "onnxvitq.api",
 }
 __all__ = sorted(_HOMES)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from case_fixtures import case_of, transformer_case  # noqa: F401
 from PIL import Image
+from small_layers import blockmap, hybrid, layers, more_stats, plan, stats, with_products  # noqa: F401
 
-from onnxvitq.config import QuantConfig
-from onnxvitq.pipeline import Result, quantize
+from onnxvitq.api import Result, quantize
+from onnxvitq.core.config import QuantConfig
 
 Exporter = Callable[[str, bool], onnx.ModelProto]
 

@@ -17,11 +17,11 @@ import onnx
 from graph_edits import OTHER_BATCH, Edited, Feed, open_session, random_feeds
 from onnx import helper, numpy_helper
 
-from onnxvitq.config import QuantConfig
-from onnxvitq.errors import OnnxVitqError
+from onnxvitq.api import quantize
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
 from onnxvitq.graph.io import load_model, to_proto
-from onnxvitq.pipeline import quantize
 
 SAMPLES, BATCH = 4, 1  # onnxvitq calibrates a sample at a time
 MORE, OTHERS = 5, 3  # feeds to compare on besides: the noise of a few small outputs is a matter of luck

@@ -9,21 +9,21 @@ import onnx_graphsurgeon as gs
 from textgraph import model_of
 from transformer_text import WIDTH, transformer
 
-from onnxvitq.blockmap import Linear
 from onnxvitq.blocks.find import find_blocks
-from onnxvitq.config import QuantConfig
-from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.calibration.sweep import Sampling, sweep
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.layers import Linear
+from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.statistics import Stats
+from onnxvitq.evaluation.evaluator import OutputEvaluator
+from onnxvitq.fit.initial_plan import make_plan, weight_spec
+from onnxvitq.fit.steps.bias import CorrectBias
+from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
+from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import constants, save_for_session, to_graph, to_proto, with_outputs
 from onnxvitq.numerics.moments import Moments, Sums
-from onnxvitq.plan import Problem, QuantPlan
 from onnxvitq.runtime.session import Session
-from onnxvitq.runtime.sweep import Sampling, sweep
-from onnxvitq.spec import Stats
-from onnxvitq.steps.bias import CorrectBias
-from onnxvitq.steps.policy import make_plan, weight_spec
-from onnxvitq.steps.ranges import MinMaxRanges
-from onnxvitq.steps.reparametrise import mapped_requests
 
 Feeds = list[dict[str, np.ndarray]]
 
@@ -33,7 +33,7 @@ class Case:
     """A canonical graph with a min-max plan, and what a judge of the output needs."""
 
     graph: gs.Graph
-    problem: Problem
+    layers: Layers
     plan: QuantPlan
     feeds: Feeds
     folder: Path
@@ -45,7 +45,9 @@ class Case:
         save_for_session(to_proto(self.graph.copy(), {}), path)
         session = Session(path, threads=1)
         references = [session.run(feed)[0] for feed in feeds]
-        return OutputJudge(graph=self.graph, problem=self.problem, feeds=feeds, references=references, threads=1)(plan)
+        return OutputEvaluator(graph=self.graph, layers=self.layers, feeds=feeds, references=references, threads=1)(
+            plan
+        )
 
 
 def with_bits(plan: QuantPlan, bits: int) -> QuantPlan:
@@ -72,20 +74,20 @@ def build_case(
     canonicalise(graph)
     blockmap = find_blocks(graph, "the test's graph")
     names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
-    problem = Problem(blockmap=blockmap, constants=constants(graph, names))
+    layers = Layers(blockmap=blockmap, constants=constants(graph, names))
     config = QuantConfig(attention=attention, nodes_to_exclude=exclude)  # type: ignore[arg-type]
     plan = with_bits(make_plan(blockmap, config), bits)
-    needed = (*MinMaxRanges().needs(problem, plan), *CorrectBias().needs(problem, plan), *mapped_requests(blockmap))
+    needed = (*MinMaxRanges().needs(layers, plan), *CorrectBias().needs(layers, plan), *scaling_requests(blockmap))
     requests = tuple(dict.fromkeys(needed))
     path = folder / "observed.onnx"
     save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), path)
     stats = sweep(path, feeds, requests, Sampling(seed=0), threads=1)
-    plan, _ = MinMaxRanges().apply(problem, plan, stats)
-    return Case(graph=graph, problem=problem, plan=plan, feeds=feeds, folder=folder, stats=stats)
+    plan, _ = MinMaxRanges().apply(layers, plan, stats)
+    return Case(graph=graph, layers=layers, plan=plan, feeds=feeds, folder=folder, stats=stats)
 
 
 def linear_of(case: Case, name: str) -> Linear:
-    return case.problem.blockmap.linear(name)
+    return case.layers.blockmap.linear(name)
 
 
 def correlated(seed: int, samples: int, *, tokens: int = 9) -> Feeds:

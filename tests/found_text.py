@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import onnx_graphsurgeon as gs
 from textgraph import digest, graph_of
 
-from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import ACCOUNTED, find_blocks
+from onnxvitq.core.layers import BlockMap
 
 
 def beside(nodes: str = "", *, weights: str = "float unused = {0}", outputs: str = "", inputs: str = "") -> str:

@@ -17,21 +17,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxvitq import fitting, pipeline
+from onnxvitq import api
+from onnxvitq.calibration import subgraphs as pieces
+from onnxvitq.calibration import sweep
 from onnxvitq.cli import main as command_line
 from onnxvitq.cli import quantize
 from onnxvitq.data import source
-from onnxvitq.evaluation import audit, judge
 from onnxvitq.evaluation import compare as comparison
+from onnxvitq.evaluation import evaluator as judge
+from onnxvitq.fit import runner as fitting
+from onnxvitq.fit.steps.scale_search import SearchScales
 from onnxvitq.graph import scratch
-from onnxvitq.rebuild import pieces
-from onnxvitq.runtime import sweep
-from onnxvitq.steps.scales import SearchScales
+from onnxvitq.targets.ort_cpu import kernels as audit
 
 OLD = b"what an earlier run wrote"
 # (what happens there, where the function is looked up, its name, on which call, before or after it)
 MOMENTS: list[tuple[str, Any, str, int, str]] = [
-    ("the model is read", pipeline, "load_model", 1, "before"),
+    ("the model is read", api, "load_model", 1, "before"),
     ("the first image is read", source.ImageReader, "read", 1, "before"),
     ("the folder for temporary files is made", Path, "mkdir", 1, "after"),
     ("the observed model is half written", scratch, "save_for_session", 1, "half"),
@@ -42,17 +44,17 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("scales are fitted", SearchScales, "apply", 1, "before"),
     ("biases are next", SearchScales, "apply", 1, "after"),
     ("a candidate is judged", judge, "Session", 1, "after"),
-    ("weights are next", fitting, "rebuild_weights", 1, "before"),
+    ("weights are next", fitting, "reconstruct_weights", 1, "before"),
     ("a piece of a network is written", pieces, "Session", 3, "before"),
-    ("the weights are solved", fitting, "rebuild_weights", 1, "after"),
-    ("the output is begun", pipeline, "save_model", 1, "before"),
-    ("the output is half written", pipeline, "save_model", 1, "half"),
-    ("the output is written", pipeline, "save_model", 1, "after"),
-    ("the output is checked", pipeline, "check_written", 1, "after"),
+    ("the weights are solved", fitting, "reconstruct_weights", 1, "after"),
+    ("the output is begun", api, "save_model", 1, "before"),
+    ("the output is half written", api, "save_model", 1, "half"),
+    ("the output is written", api, "save_model", 1, "after"),
+    ("the output is checked", api, "check_written", 1, "after"),
     ("the audit has its optimised model", audit, "Session", 1, "after"),
-    ("the comparison begins", pipeline, "compare", 1, "before"),
+    ("the comparison begins", api, "compare", 1, "before"),
     ("the comparison is under way", comparison.OutputDifference, "update", 4, "after"),
-    ("the comparison is done", pipeline, "compare", 1, "after"),
+    ("the comparison is done", api, "compare", 1, "after"),
 ]
 # From the moment that the output's place is about to be taken, a signal changes nothing any more.
 LATE: list[tuple[str, Any, str, int, str]] = [
@@ -131,12 +133,12 @@ def main() -> None:
     prepare(folder)
     # A second signal while the mess of the first is cleared up.
     unlink = interrupting(Path.unlink, signal.SIGTERM, 1, "before")
-    save = interrupting(pipeline.save_model, signal.SIGINT, 1, "half")
-    with replaced(pipeline, "save_model", save), replaced(Path, "unlink", unlink):
+    save = interrupting(api.save_model, signal.SIGINT, 1, "half")
+    with replaced(api, "save_model", save), replaced(Path, "unlink", unlink):
         results["twice"] = run(folder)
     prepare(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with replaced(pipeline, "compare", interrupting(pipeline.compare, signal.SIGINT, 1, "before")):
+    with replaced(api, "compare", interrupting(api.compare, signal.SIGINT, 1, "before")):
         results["ignored"] = run(folder)
     results["handlers"] = [signal.getsignal(number) in (signal.SIG_IGN, signal.SIG_DFL) for number in (2, 15)]
     sys.stdout.write(json.dumps(results))

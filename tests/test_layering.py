@@ -12,79 +12,40 @@ import onnxvitq
 
 PACKAGE = Path(onnxvitq.__file__).parent
 
-BOTTOM = frozenset({"errors", "spec"})
-FLOOR = frozenset({"config", "blockmap", "fanout", "numerics", "graph", "export", "data"})
-# Unit (a module or a package of onnxvitq) -> the units it may import beside itself; bottom up.
+# Room of onnxvitq -> the rooms that it may import beside itself; bottom up.
+NUMBERS = frozenset({"core", "numerics"})
+GRAPHS = NUMBERS | {"graph", "blocks"}
+RUNNING = GRAPHS | {"data", "runtime"}
+MEASURING = RUNNING | {"calibration", "targets"}
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    "errors": frozenset(),
-    "spec": frozenset({"errors"}),
-    **dict.fromkeys(FLOOR, BOTTOM),
-    "blocks": BOTTOM | {"graph", "blockmap"},
-    "runtime": BOTTOM | {"numerics"},
-    "plan": BOTTOM | {"blockmap"},
-    "steps": BOTTOM | {"plan", "numerics", "config", "blockmap", "fanout"},
-    "rewrite": BOTTOM | {"plan", "graph", "numerics", "blockmap", "blocks"},
-    "learn": BOTTOM
-    | {"plan", "config", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "rebuild", "steps"},
-    "rebuild": BOTTOM | {"plan", "numerics", "blockmap", "fanout", "graph", "runtime", "rewrite", "steps"},
-    "evaluation": BOTTOM | {"runtime", "plan", "blockmap", "rewrite", "graph", "numerics", "data"},
+    "core": frozenset(),
+    "numerics": frozenset({"core"}),
+    "data": frozenset({"core"}),
+    "export": frozenset({"core"}),
+    "graph": NUMBERS,
+    "blocks": NUMBERS | {"graph"},
+    "runtime": NUMBERS | {"graph"},
+    "calibration": RUNNING,
+    "targets": GRAPHS | {"runtime"},
+    "evaluation": MEASURING,
+    "precision": MEASURING | {"evaluation", "report"},
+    "report": MEASURING | {"evaluation"},
+    "fit": MEASURING | {"evaluation", "precision", "report"},
 }
-MAY_IMPORT["replay"] = BOTTOM | {"data", "steps"}
-MAY_IMPORT["calibration"] = BOTTOM | {"runtime", "graph", "plan"}
-EVERYTHING_BELOW = BOTTOM | FLOOR | MAY_IMPORT.keys()
-MAY_IMPORT["precision"] = EVERYTHING_BELOW
-MAY_IMPORT["quality"] = EVERYTHING_BELOW | {"precision"}
-MAY_IMPORT["measure"] = MAY_IMPORT["exact"] = EVERYTHING_BELOW
-MAY_IMPORT["fitting"] = EVERYTHING_BELOW | {"precision", "quality", "measure", "exact"}
-MAY_IMPORT["pipeline"] = EVERYTHING_BELOW | {"precision", "quality", "fitting"}
-MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = EVERYTHING_BELOW | {
-    "precision",
-    "quality",
-    "fitting",
-    "pipeline",
-    "cli",
-}
+ROOMS = frozenset(MAY_IMPORT)
+MAY_IMPORT["api"] = ROOMS
+MAY_IMPORT["cli"] = MAY_IMPORT["__main__"] = MAY_IMPORT["__init__"] = ROOMS | {"api", "cli"}
 
-# Library -> the units that may import it.
+# Library -> the rooms, or the folders of a room, that may import it.
 HOMES: dict[str, frozenset[str]] = {
-    "torch": frozenset({"export", "learn"}),
+    "torch": frozenset({"export", "fit/steps/block_learning"}),
     "transformers": frozenset({"export"}),
     "timm": frozenset({"export"}),
     "onnxruntime": frozenset({"runtime"}),
-    "onnx_graphsurgeon": frozenset({"graph", "blocks", "rewrite", "learn"}),
     "PIL": frozenset({"data"}),
-    "rich": frozenset({"cli", "evaluation"}),
-    "joblib": frozenset({"fanout"}),
-    "threadpoolctl": frozenset({"fanout"}),
-}
-
-# A file that names a library's type and does nothing with it but hand it on.
-TYPE_ONLY = {
-    ("evaluation/judge.py", "onnx_graphsurgeon"),
-    ("evaluation/probe.py", "onnx_graphsurgeon"),
-    ("exact.py", "onnx_graphsurgeon"),
-    ("fitting.py", "onnx_graphsurgeon"),
-    ("measure.py", "onnx_graphsurgeon"),
-    ("precision.py", "onnx_graphsurgeon"),
-    ("rebuild/pieces.py", "onnx_graphsurgeon"),
-    ("rebuild/branches.py", "onnx_graphsurgeon"),
-    ("rebuild/weights.py", "onnx_graphsurgeon"),
-}
-
-# What may be taken from a unit by one that must not depend on the rest of it.
-NAMES_ONLY = {
-    ("evaluation", "rewrite"): {
-        "planned_linear",
-        "planned_products",
-        "integer_name",
-        "apply_plan",
-        "branch_names",
-        "PACKED",
-        "probe_graph",
-        "probe_parameters",
-        "weight_input",
-    },
-    ("rewrite", "blocks"): {"ACTIVATION"},
+    "rich": frozenset({"cli", "report"}),
+    "joblib": frozenset({"core/parallel.py"}),
+    "threadpoolctl": frozenset({"core/parallel.py"}),
 }
 
 
@@ -138,16 +99,9 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=where)
 def test_libraries_stay_at_home(path: Path) -> None:
-    unit, file = unit_of(path), path.relative_to(PACKAGE).as_posix()
+    file = path.relative_to(PACKAGE).as_posix()
     libraries = {module.split(".")[0] for module, _ in imports(path)} & HOMES.keys()
-    assert not {name for name in libraries if unit not in HOMES[name] and (file, name) not in TYPE_ONLY}
-
-
-def test_only_the_agreed_names_cross_where_a_dependency_is_narrow() -> None:
-    for path in sources():
-        for other, names in imported_units(path):
-            agreed = NAMES_ONLY.get((unit_of(path), other))
-            assert agreed is None or set(names) <= agreed, where(path)
+    assert not {name for name in libraries if not any(f"{file}/".startswith(f"{home}/") for home in HOMES[name])}
 
 
 def test_the_table_has_no_cycle_and_names_only_what_exists() -> None:
@@ -168,7 +122,9 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
             assert isinstance(only.value, ast.Constant), where(path)
 
 
-@pytest.mark.parametrize("module", ["onnxvitq", "onnxvitq.cli.main", "onnxvitq.config", "onnxvitq.export.exporter"])
+@pytest.mark.parametrize(
+    "module", ["onnxvitq", "onnxvitq.cli.main", "onnxvitq.core.config", "onnxvitq.export.exporter"]
+)
 def test_importing_loads_neither_torch_nor_onnxruntime(module: str) -> None:
     program = f"import sys, {module}; print([name for name in ('torch', 'onnxruntime') if name in sys.modules])"
     ran = subprocess.run(
@@ -184,14 +140,14 @@ def test_importing_loads_neither_torch_nor_onnxruntime(module: str) -> None:
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
     source.write_text(
-        "import onnxvitq.graph.io as io\nfrom onnxvitq import pipeline\nfrom onnxvitq.rewrite.qdq import apply_plan\n"
-        "def late():\n    import torch.nn\n    if late:\n        from onnxvitq.steps import bias\n"
+        "import onnxvitq.graph.io as io\nfrom onnxvitq import api\nfrom onnxvitq.targets.ort_cpu import layout\n"
+        "def late():\n    import torch.nn\n    if late:\n        from onnxvitq.fit import runner\n"
     )
     assert set(imported_units(source)) == {
         ("graph", ()),
-        ("pipeline", ()),
-        ("rewrite", ("apply_plan",)),
-        ("steps", ("bias",)),
+        ("api", ()),
+        ("targets", ("layout",)),
+        ("fit", ("runner",)),
     }
     assert ("torch.nn", ()) in set(imports(source))
 

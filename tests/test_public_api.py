@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import onnxvitq
-from onnxvitq import pipeline
+from onnxvitq import api
 
 ROOT = str(Path(onnxvitq.__file__).parent.parent)
 HEAVY = ("onnxruntime", "torch", "transformers", "timm", "onnxscript")
@@ -30,8 +30,8 @@ def test_the_list_is_sorted_short_and_complete() -> None:
 
 
 def test_names_are_the_packages_own() -> None:
-    assert onnxvitq.quantize is pipeline.quantize
-    assert onnxvitq.Result is pipeline.Result
+    assert onnxvitq.quantize is api.quantize
+    assert onnxvitq.Result is api.Result
     from onnxvitq import QuantConfig
 
     assert QuantConfig().objective == onnxvitq.QuantConfig().objective
@@ -61,7 +61,7 @@ def loaded_by(statement: str) -> list[str]:
 
 
 def test_importing_loads_neither_onnxruntime_nor_torch() -> None:
-    assert loaded_by("import onnxvitq, onnxvitq.cli.main; assert 'onnxvitq.config' in sys.modules") == []
+    assert loaded_by("import onnxvitq, onnxvitq.cli.main; assert 'onnxvitq.core.config' in sys.modules") == []
 
 
 def test_help_and_wrong_options_load_neither() -> None:

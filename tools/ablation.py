@@ -22,11 +22,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, DRAWS, Bench, infer
 
-from onnxvitq.config import QuantConfig, StepName
+from onnxvitq.api import quantize
+from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.query import is_probabilities
-from onnxvitq.pipeline import quantize
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SETTINGS = {

@@ -30,21 +30,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, IMAGE_DRAWS, Bench, data
 
-from onnxvitq.config import QuantConfig
+from onnxvitq.calibration.dataset import CalibrationDataset
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.plan import QuantPlan
 from onnxvitq.data.source import open_source
-from onnxvitq.fitting import Fitted, Fitter, bring_to_canonical_form
+from onnxvitq.fit.runner import Fitted, Fitter
+from onnxvitq.fit.steps.block_learning.block import Learned
+from onnxvitq.fit.steps.block_learning.ranks import CANDIDATES, RankSearch, search_ranks
+from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
+from onnxvitq.fit.steps.block_learning.training import Reconstruction
+from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
 from onnxvitq.graph.io import load_model, save_model, to_proto
 from onnxvitq.graph.scratch import scratch_folder
-from onnxvitq.learn.block import Learned
-from onnxvitq.learn.ranks import CANDIDATES, RankSearch, search_ranks
-from onnxvitq.learn.reconstruct import reconstruct
-from onnxvitq.learn.training import Reconstruction
-from onnxvitq.plan import QuantPlan
-from onnxvitq.rebuild.branches import Branches, fit_branches
-from onnxvitq.replay import Replay
-from onnxvitq.rewrite.lowrank import branch_bytes
-from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
+from onnxvitq.targets.ort_cpu.branches import branch_bytes
+from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 100
@@ -59,7 +60,7 @@ class Start:
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
-        fitter = Fitter(loaded, Replay(source, again=True), config, lambda *_: None)
+        fitter = Fitter(loaded, CalibrationDataset(source, again=True), config, lambda *_: None)
         fitter.calibrate(None)
         self.fitted: Fitted = fitter.fit()
         self.positions, self.seed, self.iterations = fitter._positions, seed, iterations
@@ -73,7 +74,7 @@ class Start:
         """With branches in closed form."""
         asked = Branches(**{"latency": ANY, "positions": self.positions, "threads": 1, **options})  # type: ignore[arg-type]
         with scratch_folder() as folder:
-            return fit_branches(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
+            return fit_branches(self.fitted.graph, self.fitted.layers, plan, self.fitted.feeds, folder, asked)[0]
 
     def searched(self) -> QuantPlan:
         """With branches in closed form of the ranks that the search by gradients chose."""
@@ -84,7 +85,7 @@ class Start:
         with scratch_folder() as folder:
             ranks = search_ranks(
                 self.fitted.graph,
-                self.fitted.problem,
+                self.fitted.layers,
                 largest,
                 self.fitted.feeds,
                 folder,
@@ -102,13 +103,13 @@ class Start:
             **options,  # type: ignore[arg-type]
         )
         with scratch_folder() as folder:
-            return reconstruct(self.fitted.graph, self.fitted.problem, plan, self.fitted.feeds, folder, asked)[0]
+            return reconstruct(self.fitted.graph, self.fitted.layers, plan, self.fitted.feeds, folder, asked)[0]
 
     def answers(self, plan: QuantPlan, model: Bench) -> np.ndarray:
         """Of the written model, to all test images."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.problem, plan), {}), path)
+            save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.layers, plan), {}), path)
             return outputs(path, model)
 
 

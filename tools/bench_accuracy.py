@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, DRAWS, LARGEST_DRAW, Bench, infer
 from bench_tools import TOOLS
 
-from onnxvitq.errors import OnnxVitqError
+from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.evaluation.report import environment
+from onnxvitq.report.build import environment
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = 21

@@ -27,10 +27,10 @@ from bench_accuracy import first_line, interpreter
 from bench_tools import TOOLS
 from vit_s import CONFIG, onnxvitq
 
-from onnxvitq.errors import OnnxVitqError
+from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import Timing, bench, footprints
-from onnxvitq.evaluation.report import environment
 from onnxvitq.graph.io import atomic_model, data_beside, save_model
+from onnxvitq.report.build import environment
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
 OURS = ["onnxvitq-minmax", "onnxvitq-minmax-dynamic"]  # the written layout does not depend on how scales are chosen

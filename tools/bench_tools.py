@@ -199,14 +199,14 @@ def _aimet() -> Quantize:
 
 
 def _onnxvitq(**options: Any) -> Quantize:
-    import onnxvitq.pipeline
-    from onnxvitq.config import QuantConfig
+    import onnxvitq.api
+    from onnxvitq.core.config import QuantConfig
 
     def quantize(model: Path, feeds: Feeds, output: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "calibration.npz"
             np.savez(data, **feeds)
-            onnxvitq.pipeline.quantize(model, data, output, QuantConfig(**options))
+            onnxvitq.api.quantize(model, data, output, QuantConfig(**options))
 
     return quantize
 

@@ -18,43 +18,51 @@ from pathlib import Path
 import numpy as np
 from vit_s import export, prepare
 
-from onnxvitq.blockmap import BlockMap
 from onnxvitq.blocks.find import find_blocks
-from onnxvitq.config import QuantConfig
-from onnxvitq.evaluation.audit import audit
-from onnxvitq.evaluation.bench import random_feed
-from onnxvitq.fitting import bring_to_canonical_form
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.layers import BlockMap
+from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
+from onnxvitq.fit.initial_plan import make_plan
+from onnxvitq.fit.steps.low_rank.branches import (
+    FACTOR_A,
+    FACTOR_B,
+    INNER,
+    MAX_RANK,
+    GroupGain,
+    best_ranks,
+    weight_bytes,
+)
+from onnxvitq.fit.steps.weight_reconstruction.solve import groups
 from onnxvitq.graph.io import constants, load_model, save_model, to_proto
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
-from onnxvitq.plan import Branch, Problem, QuantPlan
-from onnxvitq.rebuild.branches import FACTOR_A, FACTOR_B, INNER, MAX_RANK, GroupGain, best_ranks, weight_bytes
-from onnxvitq.rebuild.weights import groups
-from onnxvitq.rewrite.qdq import apply_plan, planned_linear
+from onnxvitq.runtime.canonical_form import bring_to_canonical_form
+from onnxvitq.runtime.noise import random_feed
 from onnxvitq.runtime.session import Session
-from onnxvitq.steps.policy import make_plan
+from onnxvitq.targets.ort_cpu.kernels import audit
+from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 RESULTS = Path(__file__).parent / "results" / "branch_latency.md"
 SIZE = 0.1
 TOKENS = 197
 
 
-def unfitted(problem: Problem, bits: str) -> QuantPlan:
+def unfitted(layers: Layers, bits: str) -> QuantPlan:
     """Every site with some range: time does not depend on which."""
-    plan = make_plan(problem.blockmap, QuantConfig(bits=bits))
+    plan = make_plan(layers.blockmap, QuantConfig(bits=bits))
     fitted = {}
     for name, one in plan.decisions.items():
         weight = one.site.kind == "weight"
         fitted[name] = (
-            params_from_weight(problem.constants[name], one.spec) if weight else params_from_range(-3.0, 3.0, one.spec)
+            params_from_weight(layers.constants[name], one.spec) if weight else params_from_range(-3.0, 3.0, one.spec)
         )
     return plan.with_params(fitted)
 
 
-def ranks(problem: Problem, plan: QuantPlan, latency: float) -> dict[str, int]:
+def ranks(layers: Layers, plan: QuantPlan, latency: float) -> dict[str, int]:
     """As both budgets allow where all layers gain alike."""
     rng = np.random.default_rng(0)
     found = []
-    for tensor, group in groups(problem.blockmap.linears).items():
+    for tensor, group in groups(layers.blockmap.linears).items():
         if all(planned_linear(plan, one) and one.kind == "linear" for one in group):
             gains = rng.uniform(0.5, 1.0) * 0.9 ** np.arange(MAX_RANK)
             outputs, rows = sum(one.out_features for one in group), 1 if group[0].role == "head" else TOKENS
@@ -68,7 +76,7 @@ def ranks(problem: Problem, plan: QuantPlan, latency: float) -> dict[str, int]:
                 branches=able,
             )
             found.append(gain)
-    return best_ranks(found, SIZE * weight_bytes(problem, plan), latency)
+    return best_ranks(found, SIZE * weight_bytes(layers, plan), latency)
 
 
 def noise(inputs: int, outputs: int, rank: int, rng: np.random.Generator) -> Branch:
@@ -121,14 +129,14 @@ def main() -> None:
     bring_to_canonical_form(loaded, 1)
     blockmap = find_blocks(loaded.graph, str(source))
     names = {name for one in blockmap.linears for name in (one.weight, one.bias) if name}
-    problem = Problem(blockmap=blockmap, constants=constants(loaded.graph, names))
-    plan = unfitted(problem, args.bits)
-    chosen = [ranks(problem, plan, latency) for latency in args.latency]
+    layers = Layers(blockmap=blockmap, constants=constants(loaded.graph, names))
+    plan = unfitted(layers, args.bits)
+    chosen = [ranks(layers, plan, latency) for latency in args.latency]
     plans = [plan, *(with_branches(plan, blockmap, one) for one in chosen)]
     with tempfile.TemporaryDirectory() as name:
         models = [Path(name) / f"{index}.onnx" for index in range(len(plans))]
         for model, one in zip(models, plans, strict=True):
-            save_model(to_proto(apply_plan(loaded.graph, problem, one), {}), model)
+            save_model(to_proto(apply_plan(loaded.graph, layers, one), {}), model)
         sizes = [model.stat().st_size for model in models]
         counts = [audit(model, blockmap, one, 1).branches for model, one in zip(models, plans, strict=True)]
         times = timed(models, random_feed(loaded.inputs, 1, 0), args.runs)
@@ -140,7 +148,7 @@ def main() -> None:
         "| time, fastest |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    packed = weight_bytes(problem, plan)
+    packed = weight_bytes(layers, plan)
     for index, latency in enumerate(args.latency, start=1):
         more = sizes[index] - sizes[0]
         cells = [

@@ -40,12 +40,12 @@ def run_one(contestant: str, model: str, data: str, output: str) -> dict[str, fl
         start = time.perf_counter()
         quantize_static(model, output, Reader())
     else:
-        import onnxvitq.pipeline
-        from onnxvitq.config import QuantConfig
+        import onnxvitq.api
+        from onnxvitq.core.config import QuantConfig
 
         config = QuantConfig(objective="minmax") if contestant.endswith("minmax") else QuantConfig()
         start = time.perf_counter()
-        onnxvitq.pipeline.quantize(model, data, output, config)
+        onnxvitq.api.quantize(model, data, output, config)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mb": peak_resident() / 1e6}
 

@@ -35,9 +35,9 @@ from coverage_architectures import ARCHITECTURES
 from coverage_counts import Expected, Layer, count
 from coverage_models import Architecture, Wrapped, build, example
 
-from onnxvitq import pipeline
-from onnxvitq.config import QuantConfig
-from onnxvitq.errors import ExportError, OnnxVitqError
+from onnxvitq import api
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import ExportError, OnnxVitqError
 from onnxvitq.export.foreign import quiet
 from onnxvitq.export.torch_exporters import EXPORTERS, Request, run_exporter
 
@@ -194,8 +194,8 @@ def measure(architecture: Architecture, exporter: str, exported: Exported) -> Ro
         output = Path(scratch) / "int8.onnx"
         try:
             config = QuantConfig(objective="minmax", threads=1)
-            result = pipeline.quantize(exported.path, images, output, config)
-            _, blockmap = pipeline.inspect(exported.path)
+            result = api.quantize(exported.path, images, output, config)
+            _, blockmap = api.inspect(exported.path)
         except OnnxVitqError as error:
             problem = f"refused: {str(error).removeprefix(f'{exported.path}: ')}"
             return Row(cells=(*head, *[""] * 7, problem), passed=bool(architecture.refused), quantized=False)

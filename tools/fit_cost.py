@@ -31,9 +31,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_peers import GEOMETRIES, INPUT, export
 
-import onnxvitq.pipeline
-from onnxvitq.config import QuantConfig
-from onnxvitq.evaluation.report import environment
+import onnxvitq.api
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.report.build import environment
 from onnxvitq.runtime.footprint import peak_resident
 from onnxvitq.runtime.session import Session
 
@@ -82,7 +82,7 @@ def quantize(model: str, count: int, config: dict[str, Any]) -> dict[str, float]
     with tempfile.TemporaryDirectory() as name:
         output, data = Path(name) / "int8.onnx", {INPUT: images(count)}
         options = QuantConfig.from_dict(config)
-        found = clocked(lambda: report.update(onnxvitq.pipeline.quantize(model, data, output, options).report))
+        found = clocked(lambda: report.update(onnxvitq.api.quantize(model, data, output, options).report))
     return found | {"choosing": sum(step["seconds"] for step in report["steps"] if step["name"] == "bits")}
 
 

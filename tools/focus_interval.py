@@ -25,13 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, Bench
 
-from onnxvitq.blockmap import Attention
 from onnxvitq.blocks.find import find_blocks
+from onnxvitq.core.layers import Attention
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.data.source import open_source
-from onnxvitq.fitting import bring_to_canonical_form
 from onnxvitq.graph.io import load_model, save_model, to_proto, with_outputs
+from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import FloatArray
 
 RESULTS = Path(__file__).parent / "results" / "focus_interval.md"
 UPPER = (*(step / 10 for step in range(1, 10)), 1.0)  # b2 over the largest probability

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from onnxvitq import pipeline
-from onnxvitq.config import QuantConfig
+from onnxvitq import api
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.runtime.session import Session
 
 TOOLS = Path(__file__).parent
@@ -32,7 +32,7 @@ import data
 
 CALIBRATED = 64
 CERTAIN = 1.645  # standard errors of what is measured on the rest
-PREPROCESS = pipeline.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
+PREPROCESS = api.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
 
 
 def images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def row(case: tuple[np.ndarray, np.ndarray], judged: int, config: QuantConfig, f
     stop = CALIBRATED + judged
     np.savez(judge, x=pixels[CALIBRATED:stop], y=labels[CALIBRATED:stop])
     config = QuantConfig.from_dict({**config.to_dict(), "judged_on": str(judge) if judged else None})
-    report: Any = pipeline.quantize(model, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report
+    report: Any = api.quantize(model, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report
     quality = report["quality"]
     found = lost((model, output), pixels[stop:], labels[stop:] if judged else None)
     share, error = found.mean(), found.std() / np.sqrt(len(found))

@@ -29,13 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxvitq import pipeline, precision
-from onnxvitq.config import QuantConfig
+from onnxvitq import api
+from onnxvitq.calibration.dataset import CalibrationDataset
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.evaluation.probe import Samples
-from onnxvitq.fitting import Fitter, bring_to_canonical_form
+from onnxvitq.fit.runner import Fitter
 from onnxvitq.graph.io import load_model, save_for_session, to_proto
-from onnxvitq.precision import BitAllocator, Fitting
-from onnxvitq.replay import Replay
+from onnxvitq.precision import allocator as precision
+from onnxvitq.precision.allocator import BitAllocator, Fitting
+from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 
 TOOLS = Path(__file__).parent
@@ -44,7 +46,7 @@ from objective_table import BUNDLED, RESULTS, build, data, export, with_outliers
 
 FORMS = tuple(itertools.product(("module", "layer"), ("nuclear", "measured")))
 DRAWS, SEEN, WIDTHS = 60, 64, (3, 4, 5, 6, 7, 8)
-PREPROCESS = pipeline.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
+PREPROCESS = api.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
 
 
 def models(folder: Path, wanted: str | None) -> Iterator[tuple[str, Path]]:
@@ -59,8 +61,8 @@ def models(folder: Path, wanted: str | None) -> Iterator[tuple[str, Path]]:
 def row(model: Path, folder: Path, images: Path, config: QuantConfig) -> str:
     """Size, SQNR, agreement and top-1 of one run."""
     output = folder / "int8.onnx"
-    report: Any = pipeline.quantize(model, BUNDLED / "calib", output, config, preprocess=PREPROCESS).report
-    found, _ = pipeline.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
+    report: Any = api.quantize(model, BUNDLED / "calib", output, config, preprocess=PREPROCESS).report
+    found, _ = api.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
     size = report["size_mb"]["quantized"]
     figures = (
         f"{found.sqnr_db:.2f} | {100 * found.agreement:.2f} | {found.top1_quantized:.2f} | {found.top1_reference:.2f}"
@@ -140,9 +142,9 @@ def draws(rng: np.random.Generator, sizes: list[int], kind: str) -> Iterator[lis
 def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Samples, Samples]:
     """The model after the exact steps, its held-out samples, and samples of the test images."""
     loaded = load_model(path)
-    source, _, _ = pipeline._open(loaded, BUNDLED / "calib", config, PREPROCESS)
+    source, _, _ = api._open(loaded, BUNDLED / "calib", config, PREPROCESS)
     bring_to_canonical_form(loaded, config.threads)
-    fitter = Fitter(loaded, Replay(source, again=True), config, lambda *_: None)
+    fitter = Fitter(loaded, CalibrationDataset(source, again=True), config, lambda *_: None)
     fitter.calibrate(source.count)
     fitted = fitter.fit()
     exact = folder / "exact.onnx"
@@ -152,7 +154,7 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Sa
     images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
-    fitting = Fitting(graph=fitted.graph, problem=fitted.problem, plan=fitted.plan, stats=fitter._stats)
+    fitting = Fitting(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, stats=fitter._stats)
     return fitting, fitter._held_out(), unseen
 
 

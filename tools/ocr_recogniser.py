@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from onnxvitq.config import ObjectiveName, QuantConfig
+from onnxvitq.api import quantize
+from onnxvitq.core.config import ObjectiveName, QuantConfig
 from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.pipeline import quantize
 from onnxvitq.runtime.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "ocr.md"

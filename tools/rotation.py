@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ablation import sqnr
 from bench_models import DRAWS, bundled, outliers
 
-from onnxvitq.config import QuantConfig
+from onnxvitq.core.config import QuantConfig
 
 RESULTS = Path(__file__).parent / "results" / "rotation.md"
 MODELS = {"bundled": bundled, "with outliers": outliers}
 WIDTHS = ("w8a8", "w6a6", "w4a8", "w4a4")
-IDENTITY = "onnxvitq.rewrite.rotation.rotation"  # what the control puts an identity in place of
+IDENTITY = "onnxvitq.fit.steps.rotation.rewrite.rotation"  # what the control puts an identity in place of
 Row = tuple[str, str, int, float, float, float]  # bits, model, draw, dB without, dB with the norms folded, dB rotated
 
 

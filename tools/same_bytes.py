@@ -24,7 +24,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parent))
 from objective_table import BUNDLED, build, export, with_outliers
 
-from onnxvitq.evaluation.report import environment
+from onnxvitq.report.build import environment
 
 ROOT = Path(__file__).parent.parent.resolve()
 CALIBRATION = BUNDLED / "calib"
@@ -67,7 +67,9 @@ def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
     if not swin.exists():
         config = folder / "swin.json"
         config.write_text(json.dumps(SWIN))
-        subprocess.run([sys.executable, "-m", "onnxvitq", "export", config, "-o", swin], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "onnxvitq", "export", config, "-o", swin], check=True, capture_output=True
+        )
     if not noise.exists():
         images = np.random.default_rng(0).normal(size=(SWIN_SAMPLES, 3, SWIN["image_size"], SWIN["image_size"]))
         np.savez(noise, pixel_values=images.astype(np.float32))
@@ -113,8 +115,11 @@ def main() -> None:
     machine = environment(0)
     known = None if args.against is None else json.loads(args.against.read_text())
     if known is not None:
-        differing = [f"{key}: {known['environment'].get(key)} -> {machine[key]}" for key in machine
-                     if known["environment"].get(key) != machine[key]]
+        differing = [
+            f"{key}: {known['environment'].get(key)} -> {machine[key]}"
+            for key in machine
+            if known["environment"].get(key) != machine[key]
+        ]
         differing += [f"float model {name} is another one" for name in inputs if known["inputs"][name] != inputs[name]]
         for line in differing:
             print(f"not comparable: {line}", file=sys.stderr)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Product, Unmatched
 from onnxvitq.blocks.patterns import (
     ACTIVATED,
     AFTER_PROJECTION,
@@ -21,7 +20,8 @@ from onnxvitq.blocks.patterns import (
     SEPARABLE,
 )
 from onnxvitq.blocks.walk import is_mixed, linear_ahead, linears_behind, made_by_layers
-from onnxvitq.errors import NoBlocksFoundError
+from onnxvitq.core.errors import NoBlocksFoundError
+from onnxvitq.core.layers import Attention, Block, BlockMap, Linear, Mlp, Norm, Product, Unmatched
 from onnxvitq.graph.pattern import Match, Miss, match
 from onnxvitq.graph.query import is_output
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import BlockMap
+from onnxvitq.core.layers import BlockMap
 from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.query import integers
 

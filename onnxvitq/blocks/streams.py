@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxvitq.blockmap import BlockMap, Norm, Operand, Stream, StreamMiss
 from onnxvitq.blocks.channels import MOVES, axis_after, axis_before
+from onnxvitq.core.layers import BlockMap, Norm, Operand, Stream, StreamMiss
 from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.query import integers, is_output
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from onnxvitq.errors import ConfigError
+from onnxvitq.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from onnxvitq.pipeline import PreprocessOptions
+    from onnxvitq.api import PreprocessOptions
 
 
 SUBCOMMANDS = ("inspect", "export", "evaluate", "bench")
@@ -45,7 +45,7 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 def preprocess_options(args: argparse.Namespace) -> "PreprocessOptions":
     """What the flags of ``add_preprocessing`` say."""
-    from onnxvitq.pipeline import PreprocessOptions
+    from onnxvitq.api import PreprocessOptions
 
     flags: dict[str, object] = {"interpolation": args.interpolation, "scale": args.scale, "color": args.color}
     for name in ("mean", "std", "resize", "crop"):

@@ -12,7 +12,7 @@ from onnxvitq.cli.arguments import Parser, add_output, integer, thread_counts
 from onnxvitq.cli.console import console_of_results, new_table
 
 if TYPE_CHECKING:
-    from onnxvitq.pipeline import Benchmark
+    from onnxvitq.api import Benchmark
     from onnxvitq.runtime.profile import OperatorTime
 
 
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--profile", action="store_true", help="time by operator, too")
     add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import bench_models
+    from onnxvitq.api import bench_models
 
     threads = list(dict.fromkeys(args.threads))
     result = bench_models(

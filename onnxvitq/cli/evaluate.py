@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     add_preprocessing(parser)
     add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import evaluate_models
+    from onnxvitq.api import evaluate_models
 
     models, options = (args.float, args.int8), preprocess_options(args)
     result, skipped = evaluate_models(models, args.data, options, batch=args.batch_size, threads=args.threads)

@@ -25,8 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0)
     add_output(parser)
     args = parser.parse_args(arguments)
+    from onnxvitq.api import export
     from onnxvitq.export.exporter import ExportOptions
-    from onnxvitq.pipeline import export
 
     options = ExportOptions(
         exporter=args.exporter,

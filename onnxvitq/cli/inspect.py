@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("model", type=Path)
     add_output(parser)
     args = parser.parse_args(arguments)
-    from onnxvitq.pipeline import inspect
+    from onnxvitq.api import inspect
 
     described, blockmap = inspect(args.model)
     if args.json:

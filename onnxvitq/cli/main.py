@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from onnxvitq.cli import bench, evaluate, export, inspect, quantize
 from onnxvitq.cli.arguments import SUBCOMMANDS
 from onnxvitq.cli.interrupts import interruptible
-from onnxvitq.errors import OnnxVitqError
+from onnxvitq.core.errors import OnnxVitqError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 RUN = (inspect.run, export.run, evaluate.run, bench.run)

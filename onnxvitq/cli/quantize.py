@@ -22,7 +22,7 @@ from onnxvitq.cli.arguments import (
     table_file,
 )
 from onnxvitq.cli.console import ProgressBar, console_of_results, warn_skipped
-from onnxvitq.config import (
+from onnxvitq.core.config import (
     Criterion,
     Effort,
     Granularity,
@@ -38,7 +38,7 @@ from onnxvitq.config import (
     load_config,
     parse_bits,
 )
-from onnxvitq.errors import ConfigError
+from onnxvitq.core.errors import ConfigError
 
 # Spellings that users of other tools type by habit.
 CALIBRATION = ("--calib", "--calibration-data-path")
@@ -59,17 +59,15 @@ def run(arguments: Sequence[str]) -> int:
     config = _config(args)
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
     _refuse_clashes(args, output)
-    from onnxvitq import pipeline  # loads onnxruntime; --help and wrong options need not wait for it
-    from onnxvitq.evaluation.report import describe_quality, to_json
+    from onnxvitq import api  # loads onnxruntime; --help and wrong options need not wait for it
     from onnxvitq.graph.io import refuse_output
+    from onnxvitq.report.build import describe_quality, to_json
 
     for path in (args.report, args.save_config_file, args.sensitivity_file):
         if path is not None:
             refuse_output(path, model)
     with ProgressBar(hidden=args.quiet or args.json) as progress:
-        result = pipeline.quantize(
-            model, args.calib, output, config, preprocess=preprocess_options(args), progress=progress
-        )
+        result = api.quantize(model, args.calib, output, config, preprocess=preprocess_options(args), progress=progress)
     report = result.report
     _write(args.report, to_json(report))
     _write_sensitivity(args.sensitivity_file, report)
@@ -118,8 +116,8 @@ def _write(path: Path | None, text: str) -> None:
 
 
 def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
-    from onnxvitq.evaluation.report import to_json
-    from onnxvitq.evaluation.sensitivity import sensitivity_csv
+    from onnxvitq.report.build import to_json
+    from onnxvitq.report.sensitivity import sensitivity_csv
 
     if path is not None:
         described = report["sensitivity"]
@@ -127,8 +125,8 @@ def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
 
 
 def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
-    from onnxvitq.evaluation.report import ablation_table, summary, to_json
-    from onnxvitq.evaluation.sensitivity import sensitivity_table
+    from onnxvitq.report.build import ablation_table, summary, to_json
+    from onnxvitq.report.sensitivity import sensitivity_table
 
     calibration = report["calibration"]
     warn_skipped(calibration["skipped"])

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onnxvitq.core.errors import DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.fields import CHANNELS
 from onnxvitq.data.images import fits, is_image_input, printable
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
-from onnxvitq.errors import DataError
-from onnxvitq.spec import InputSpec
 
 Array = NDArray[Any]
 # Input name -> the values of one sample, without the batch axis; and of one batch, with it.

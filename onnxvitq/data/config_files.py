@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from onnxvitq.core.errors import ConfigError
 from onnxvitq.data.fields import PARSERS, parse_crop, parse_mean, parse_scale
-from onnxvitq.errors import ConfigError
 
 Fields = dict[str, object]
 

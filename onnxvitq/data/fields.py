@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from onnxvitq.errors import ConfigError
+from onnxvitq.core.errors import ConfigError
 
 Mode = Literal["L", "RGB"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]

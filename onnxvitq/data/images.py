@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from onnxvitq.core.errors import DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
-from onnxvitq.errors import DataError
-from onnxvitq.spec import InputSpec
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # The formats that these files may hold, whatever their suffix says. PIL knows others; some of them run other programs.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.arrays import Array, Feed, Sample, chunks, load_npz, read_arrays, stack, static_batch
 from onnxvitq.data.images import SUFFIXES, ImageReader, check_image_model, check_path, list_images, printable
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import ConfigError, DataError
-from onnxvitq.spec import InputSpec
 
 Labels = NDArray[np.int64]
 LARGEST_LABEL = 2**31 - 1

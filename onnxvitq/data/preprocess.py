@@ -16,10 +16,10 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageOps
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import FloatArray, InputSpec
 from onnxvitq.data.config_files import document_fields, own_fields, read_config_file
 from onnxvitq.data.fields import CHANNELS, PARSERS, Interpolation, Layout, Mode
-from onnxvitq.errors import ConfigError, DataError
-from onnxvitq.spec import FloatArray, InputSpec
 
 PREPROCESSING_KEY = "onnxvitq.preprocessing"
 EXPORTED_KEY = "preprocessor_config.json"  # the text of that file, as ``onnxvitq export`` stores it

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.arrays import (
     Array,
     ArrayReader,
@@ -32,8 +34,6 @@ from onnxvitq.data.images import (
     printable,
 )
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import ConfigError, DataError
-from onnxvitq.spec import InputSpec
 
 
 class Source(ABC):

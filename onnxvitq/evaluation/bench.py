@@ -13,11 +13,9 @@ from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.runtime.footprint import footprint
 from onnxvitq.runtime.profile import OperatorTime, operator_times
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import InputSpec
 
 WARM_UP = 2
 LOADS = 7  # fresh processes a model; from one to the next the allocator's luck moves the peak by a quarter
-FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +103,3 @@ def profile(
             for session, feed in zip(sessions, feeds, strict=True):
                 session.run(feed)
         return [operator_times(session.end_profile(), WARM_UP) for session in sessions]
-
-
-def random_feed(inputs: tuple[InputSpec, ...], batch: int, seed: int, side: int = FREE_SIDE) -> dict[str, np.ndarray]:
-    """Normal noise (integers: 0 or 1) for every input; an unknown size is ``batch`` in front and ``side`` elsewhere."""
-    rng = np.random.default_rng(seed)
-    feed: dict[str, np.ndarray] = {}
-    for spec in inputs:
-        sizes = [size or (batch if axis == 0 else side) for axis, size in enumerate(spec.shape)]
-        if len(sizes) == 4 and spec.shape[1] is None:
-            sizes[1] = 3
-        values = rng.normal(size=sizes) if spec.dtype.startswith("float") else rng.integers(0, 2, sizes)
-        feed[spec.name] = values.astype(spec.dtype)
-    return feed

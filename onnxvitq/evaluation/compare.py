@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxvitq.errors import RewriteError, UnsupportedModelError
+from onnxvitq.core.errors import RewriteError, UnsupportedModelError
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import FloatArray
 
 PLAIN_SAMPLES = 1  # an unoptimised session runs every product in float and is slow
 COMPARED = 32  # samples that are run at most: each takes a run of the quantized model

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import FloatArray, InputSpec
 from onnxvitq.data.arrays import sample_digests
 from onnxvitq.data.images import check_path, printable
 from onnxvitq.data.labelled import Labelled, Labels, is_labelled, open_labelled
 from onnxvitq.data.preprocess import Preprocessing
 from onnxvitq.data.source import Source, open_source
-from onnxvitq.errors import ConfigError, DataError
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import FloatArray, InputSpec
 
 HELD_OUT = "held-out calibration samples"
 Feed = Mapping[str, np.ndarray]

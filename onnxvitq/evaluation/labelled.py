@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxvitq.errors import DataError
+from onnxvitq.core.errors import DataError
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session
 

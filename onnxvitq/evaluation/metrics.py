@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from onnxvitq.spec import FloatArray
+from onnxvitq.core.tensors import FloatArray
 
 SMALLEST = 1e-12  # of a probability: what is less is of no class that could be chosen
 CAP_DB = 120.0  # equal outputs would be infinitely many dB; JSON has no infinity

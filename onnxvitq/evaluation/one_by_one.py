@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from onnxvitq.core.plan import QuantPlan
 from onnxvitq.evaluation.probe import OutputProbe
 from onnxvitq.numerics.allocate import Floats
-from onnxvitq.plan import QuantPlan
 
 ENOUGH = 4  # samples, before the errors of any are carried further
 
@@ -62,7 +62,7 @@ class OneByOne:
         passed = {last: 1.0}  # of an error in what a part hands on, to the output
         for end in sorted(set(ends) - {last}):
             plan = plan_of([number for number, one in enumerate(ends) if one == end])
-            there, output = self._probe.carried(plan, (end, last), self.count)
+            there, output = self._probe.propagated(plan, (end, last), self.count)
             passed[end] = output / max(there, np.finfo(np.float64).tiny)
         for number, end in enumerate(ends):
-            yield self._probe.carried(plan_of([number]), (end,), self.count)[0] * passed[end]
+            yield self._probe.propagated(plan_of([number]), (end,), self.count)[0] * passed[end]

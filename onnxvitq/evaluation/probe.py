@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxvitq.errors import PlanError
+from onnxvitq.core.errors import PlanError
+from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.evaluation.probe_graph import probe_graph, probe_parameters, weight_input
+from onnxvitq.graph.cut import Stage, stages
 from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
-from onnxvitq.graph.segments import Stage, stages
-from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.probe import probe_graph, probe_parameters, weight_input
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +60,7 @@ class OutputProbe:
 
     Args:
         graph: canonical; never changed.
-        problem: what was found in it.
+        layers: what was found in it.
         plan: says which tensors get a quantizer (those that it has parameters for) and which readers see it; a plan that is
             judged later has the same readers.
         samples: to judge on.
@@ -75,20 +75,18 @@ class OutputProbe:
     def __init__(
         self,
         graph: gs.Graph,
-        problem: Problem,
+        layers: Layers,
         plan: QuantPlan,
         samples: Samples,
         threads: int,
         inside: Inside | None = None,
     ) -> None:
-        self._problem, self._samples = problem, samples
-        probe = probe_graph(graph, problem, plan)
-        self._quantized = {
-            name for name in plan.decisions if plan.params(name) is not None or name in problem.constants
-        }
+        self._layers, self._samples = layers, samples
+        probe = probe_graph(graph, layers, plan)
+        self._quantized = {name for name in plan.decisions if plan.params(name) is not None or name in layers.constants}
         self._output, self._probabilities = probe.outputs[0].name, is_probabilities(graph.outputs[0])
         del probe.outputs[1:]
-        base = probe_parameters(problem, plan)
+        base = probe_parameters(layers, plan)
         inside = inside or Inside()
         parts = stages(probe, {name: value.size for name, value in base.items()}, inside.stages, inside.watched)
         self._parts = [_opened(part, threads) for part in parts]
@@ -109,7 +107,7 @@ class OutputProbe:
         for tensor, decision in plan.decisions.items():
             if decision.params is not None and tensor not in self._quantized and decision.site.kind == "activation":
                 raise PlanError(tensor, "the plan quantizes a tensor that this probe leaves float")
-        values = probe_parameters(self._problem, plan)
+        values = probe_parameters(self._layers, plan)
         return {name: value for name, value in values.items() if name in self._base}
 
     def watch(self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None) -> list[FloatArray]:
@@ -119,7 +117,7 @@ class OutputProbe:
         found = [self._run(index, parameters, tensors, last) for index in range(len(self._samples.feeds[:count]))]
         return [np.concatenate([values[name] for values in found]) for name in tensors]
 
-    def carried(self, plan: QuantPlan, places: Sequence[int], count: int) -> list[float]:
+    def propagated(self, plan: QuantPlan, places: Sequence[int], count: int) -> list[float]:
         """Error power of what these parts hand on, in units of the power of what they hand on with the own plan.
 
         Of the last part that is the output. Later parts than the last of these are not run.
@@ -149,7 +147,7 @@ class OutputProbe:
 
     def places(self, linears: Iterable[str]) -> tuple[int, int]:
         """The first and the last part that read these linears' weights."""
-        names = {weight_input(self._problem.blockmap.linear(name)) for name in linears}
+        names = {weight_input(self._layers.blockmap.linear(name)) for name in linears}
         found = [place for place, part in enumerate(self._parts) if part.inputs & names]
         return found[0], found[-1]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code, quiet
 from onnxvitq.export.source import Source, preprocessor_text, random_images
 

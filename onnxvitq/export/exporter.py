@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxvitq.errors import ConfigError, ExportError, OutputError
+from onnxvitq.core.errors import ConfigError, ExportError, OutputError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.export.foreign import foreign_code
-from onnxvitq.spec import InputSpec
 
 if TYPE_CHECKING:
     from onnxvitq.export.source import Source

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code, import_path
 from onnxvitq.export.source import Source, check_inputs, preprocessor_text, random_images
 

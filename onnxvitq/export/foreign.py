@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxvitq.errors import ExportError, OnnxVitqError
+from onnxvitq.core.errors import ExportError, OnnxVitqError
 
 
 @contextlib.contextmanager

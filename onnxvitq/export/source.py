@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code
 
 EXAMPLE_BATCH = 2  # torch.export fixes a size of 1 as a constant, so a dynamic batch needs an example of at least 2

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code, quiet
 
 TORCH_VERSION = torch.__version__.split("+")[0]  # without the build tag (+cpu), which depends on the machine

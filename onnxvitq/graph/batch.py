@@ -2,7 +2,7 @@
 
 import onnx
 
-from onnxvitq.errors import UnsupportedModelError
+from onnxvitq.core.errors import UnsupportedModelError
 
 
 def freeze_batch(where: str, proto: onnx.ModelProto, batch: int) -> None:

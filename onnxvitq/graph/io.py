@@ -20,11 +20,17 @@ import onnx.version_converter
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
-from onnxvitq.errors import InvalidGraphError, OutputError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
+from onnxvitq.core.errors import (
+    InvalidGraphError,
+    OutputError,
+    RewriteError,
+    UnsupportedModelError,
+    UnsupportedOpsetError,
+)
+from onnxvitq.core.tensors import FloatArray, InputSpec
 from onnxvitq.graph.batch import freeze_batch
 from onnxvitq.graph.passes.fused import FUSED_DOMAIN, OPENED
 from onnxvitq.graph.shapes import infer_shapes, stated_shapes
-from onnxvitq.spec import FloatArray, InputSpec
 
 logger = logging.getLogger(__name__)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it has a logger of its own, which reports every fold

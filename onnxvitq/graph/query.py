@@ -101,3 +101,9 @@ def uniform_value(tensor: gs.Tensor, depth: int = 6) -> float | None:
         fill = node.attrs.get("value")
         return 0.0 if fill is None else float(np.asarray(fill.values).flat[0])
     return None
+
+
+def row_sums(powers: gs.Tensor) -> list[gs.Node]:
+    """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
+    made = producer(powers)
+    return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxvitq.errors import OutputError
+from onnxvitq.core.errors import OutputError
 from onnxvitq.graph.io import save_for_session
 
 

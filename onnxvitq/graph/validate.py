@@ -2,7 +2,7 @@
 
 import onnx_graphsurgeon as gs
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 
 
 def check_graph(graph: gs.Graph, stage: str) -> None:

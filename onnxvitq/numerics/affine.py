@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.tensors import FloatArray, IntArray
 from onnxvitq.numerics.pairs import LARGEST_PAIR, ROUNDED_UP, largest_pair, limit_pairs
-from onnxvitq.spec import FloatArray, IntArray, QParams, QuantSpec
 
 SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale

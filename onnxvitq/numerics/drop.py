@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxvitq.spec import FloatArray
+from onnxvitq.core.tensors import FloatArray
 
 LEVEL = 0.95  # of intervals, two-sided, and of bounds, one-sided
 ONE_SIDED, TWO_SIDED = 1.645, 1.960  # its quantiles

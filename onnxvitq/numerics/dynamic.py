@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
 DYNAMIC = QuantSpec(bits=8, signed=False, symmetric=False)  # the only format that DynamicQuantizeLinear has
 SMALLEST_ROW = np.float32(1e-30)  # a row of zeros is divided by something, too

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_steps, weight_steps
 from onnxvitq.numerics.objectives import Objective, against
-from onnxvitq.spec import FloatArray, QParams, QuantSpec
 
 LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units of the maximum's scale
 # With fewer bits a finer step is worth more clipping than Paper A's alpha allows: of a tail of activations much more.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxvitq.spec import FloatArray
+from onnxvitq.core.tensors import FloatArray
 
 DoubleArray = NDArray[np.float64]
 

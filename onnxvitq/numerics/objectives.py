@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxvitq.spec import FloatArray
+from onnxvitq.core.tensors import FloatArray
 
 Objective = Callable[[FloatArray, FloatArray], float]
 

@@ -8,7 +8,7 @@ so wide that none does cost about 1 dB.
 
 import numpy as np
 
-from onnxvitq.spec import FloatArray
+from onnxvitq.core.tensors import FloatArray
 
 LARGEST_PAIR = 128  # 255 * 128 <= 32767
 ROUNDED_UP = 1  # two real values that add up to one less are at most LARGEST_PAIR when both are rounded up

@@ -7,8 +7,8 @@ float32.
 
 import numpy as np
 
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.moments import Moments
-from onnxvitq.spec import FloatArray
 
 FLOOR = 1e-10  # least strength: keeps a rank-deficient gram solvable and moves nothing that float32 would show
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxvitq.core.formats import QParams
+from onnxvitq.core.tensors import FloatArray, IntArray
 from onnxvitq.numerics.affine import dequantize, fake_quantize
 from onnxvitq.numerics.moments import DoubleArray
 from onnxvitq.numerics.pairs import partner, room_beside
-from onnxvitq.spec import FloatArray, IntArray, QParams
 
 BLOCK = 128  # inputs rounded between two matrix products
 DAMPING = 0.01  # of the gram, in units of its mean diagonal

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxvitq.core.tensors import IntArray
 from onnxvitq.numerics.pairs import CEILING, LARGEST_PAIR, pairs_of_rows
-from onnxvitq.spec import IntArray
 
 AT_A_TIME = 2**22  # sums computed at a time
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.moments import DoubleArray
 from onnxvitq.numerics.rounding import Format, RowFeedback
-from onnxvitq.spec import FloatArray
 
 
 def nuclear_norm(features: FloatArray) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.runtime.session import Session
 
 RUNS = 2  # the second one takes from the arena what the first one gave back

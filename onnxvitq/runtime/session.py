@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxvitq.errors import InvalidGraphError
-from onnxvitq.spec import InputSpec
+from onnxvitq.core.errors import InvalidGraphError
+from onnxvitq.core.tensors import InputSpec
 
 # onnxruntime 1.31 writes telemetry to the temporary folder as soon as it is imported; a quantizer has no business there.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

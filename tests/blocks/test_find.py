@@ -10,9 +10,9 @@ from found_text import assert_accounted, beside, found_in
 from textgraph import graph_of
 from transformer_text import transformer
 
-from onnxvitq.blockmap import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
 from onnxvitq.blocks.find import find_blocks
-from onnxvitq.errors import NoBlocksFoundError
+from onnxvitq.core.errors import NoBlocksFoundError
+from onnxvitq.core.layers import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import load_model
 

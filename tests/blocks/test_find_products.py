@@ -3,8 +3,8 @@
 import pytest
 from found_text import beside, found_in
 
-from onnxvitq.blockmap import Product
-from onnxvitq.errors import NoBlocksFoundError
+from onnxvitq.core.errors import NoBlocksFoundError
+from onnxvitq.core.layers import Product
 
 LINEAR_ATTENTION = (
     "(float[N,5,8] x) => (float[A,B,C] y) <float[8,8] Wq, float[8,8] Wk, float[8,8] Wv, float[8,6] Wo>"

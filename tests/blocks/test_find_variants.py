@@ -3,7 +3,7 @@
 import pytest
 from found_text import beside, found_in
 
-from onnxvitq.blockmap import BlockMap, Mlp
+from onnxvitq.core.layers import BlockMap, Mlp
 
 MIX = (
     "{name}_turned = Transpose<perm = [0, 2, 3, 1]>({source}) {name} = MatMul({name}_turned, {name}_W)"

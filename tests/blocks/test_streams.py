@@ -8,9 +8,9 @@ from stream_text import embedded, with_weights
 from textgraph import graph_of
 from transformer_text import transformer
 
-from onnxvitq.blockmap import Operand, Stream
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.streams import find_streams
+from onnxvitq.core.layers import Operand, Stream
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.io import to_graph
 

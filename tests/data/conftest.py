@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.spec import InputSpec
 
 GREY = (InputSpec(name="pixels", dtype="float32", shape=(None, 1, 4, 4)),)
 COLOUR = (InputSpec(name="pixels", dtype="float32", shape=(None, 3, 4, 4)),)

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxvitq.core.errors import DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.arrays import ArrayReader, array_keys, chunks, load_npy, load_npz, stack, static_batch
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import DataError
-from onnxvitq.spec import InputSpec
 
 Inputs = tuple[InputSpec, ...]
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from onnxvitq.core.errors import ConfigError
 from onnxvitq.data.config_files import find_config_file, read_config_file
-from onnxvitq.errors import ConfigError
 
 VIT = {
     "do_normalize": True,

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from onnxvitq.core.errors import ConfigError
 from onnxvitq.data.fields import (
     PARSERS,
     parse_crop,
@@ -14,7 +15,6 @@ from onnxvitq.data.fields import (
     parse_scale,
     parse_std,
 )
-from onnxvitq.errors import ConfigError
 
 
 @pytest.mark.parametrize(

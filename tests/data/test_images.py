@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxvitq.core.errors import DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.images import SUFFIXES, ImageReader, list_images, printable, read_image
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import DataError
-from onnxvitq.spec import InputSpec
 
 Flat = Callable[[Path, int], Path]
 

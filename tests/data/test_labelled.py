@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.labelled import Labelled, open_labelled
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import ConfigError, DataError
-from onnxvitq.spec import InputSpec
 
 Flat = Callable[[Path, int], Path]
 Inputs = tuple[InputSpec, ...]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxvitq.core.errors import ConfigError, DataError
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
-from onnxvitq.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

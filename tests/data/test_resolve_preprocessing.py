@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
-from onnxvitq.errors import ConfigError, DataError
-from onnxvitq.spec import InputSpec
 
 HUGGING_FACE = {
     "image_processor_type": "DeiTImageProcessor",

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxvitq.core.errors import ConfigError, DataError, OnnxVitqError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.preprocess import Preprocessing
 from onnxvitq.data.source import Source, open_source
-from onnxvitq.errors import ConfigError, DataError, OnnxVitqError
-from onnxvitq.spec import InputSpec
 
 Flat = Callable[[Path, int], Path]
 Inputs = tuple[InputSpec, ...]

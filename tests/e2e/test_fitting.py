@@ -13,18 +13,19 @@ from stream_text import embedded
 from textgraph import model_of, run
 from transformer_text import transformer
 
-from onnxvitq import fitting
-from onnxvitq.config import QuantConfig
-from onnxvitq.evaluation.judge import OutputJudge
+from onnxvitq.api import inspect, quantize
+from onnxvitq.calibration.dataset import KEPT_FEEDS, CalibrationDataset
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.plan import QuantPlan
+from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.fitting import bring_to_canonical_form
+from onnxvitq.fit import runner as fitting
+from onnxvitq.fit.acceptance import DOUBT_DB
+from onnxvitq.fit.steps import input_formats as formats
 from onnxvitq.graph.io import load_model
 from onnxvitq.graph.shapes import unknown_tensors
-from onnxvitq.pipeline import inspect, quantize
-from onnxvitq.plan import QuantPlan
-from onnxvitq.replay import KEPT_FEEDS, Replay
-from onnxvitq.steps import formats
-from onnxvitq.steps.accept import DOUBT_DB
+from onnxvitq.runtime import canonical_form
+from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 
 MAPS = ["channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "attention", "weights"]
@@ -190,13 +191,13 @@ def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, t
 def test_weights_that_harm_are_not_kept_and_reported_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    solve = fitting.rebuild_weights
+    solve = fitting.reconstruct_weights
 
     def harmful(*given: Any) -> Any:
         plan, outcome = solve(*given)
         return plan.with_weights({name: 2 * weight for name, weight in plan.weights.items()}), outcome
 
-    monkeypatch.setattr(fitting, "rebuild_weights", harmful)
+    monkeypatch.setattr(fitting, "reconstruct_weights", harmful)
     step = steps_of(model, tmp_path)["weights"]
     assert (step["accepted"], step["kept"]) == (False, 0)
     assert step["after"] < step["before"] - DOUBT_DB
@@ -205,7 +206,7 @@ def test_weights_that_harm_are_not_kept_and_reported_so(
 def test_a_rotation_that_is_not_exact_is_never_used(
     embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxvitq.rewrite.rotation.rotation", lambda width, seed: 1.01 * np.eye(width))
+    monkeypatch.setattr("onnxvitq.fit.steps.rotation.rewrite.rotation", lambda width, seed: 1.01 * np.eye(width))
     step = steps_of(embedding, tmp_path, patches(0, 12), **ONLY)["rotation"]
     assert (step["accepted"], step["kept"], step["after"]) == (False, 0, None)
 
@@ -261,7 +262,7 @@ def first_values(feeds: Any) -> list[float]:
 
 def test_a_source_that_gives_the_same_again_is_read_again() -> None:
     source = Counted(20)
-    replay = Replay(source, again=True)  # type: ignore[arg-type]
+    replay = CalibrationDataset(source, again=True)  # type: ignore[arg-type]
     assert first_values(replay) == first_values(replay) == list(range(20))
     assert source.passes == 2
     assert [index for index, _ in replay.held_out()] == [3, 7, 11, 15, 19]
@@ -269,7 +270,7 @@ def test_a_source_that_gives_the_same_again_is_read_again() -> None:
 
 def test_of_another_the_first_are_kept() -> None:
     source = Counted(20)
-    replay = Replay(source, again=False)  # type: ignore[arg-type]
+    replay = CalibrationDataset(source, again=False)  # type: ignore[arg-type]
     assert first_values(replay) == list(range(20))
     assert first_values(replay) == first_values(replay) == list(range(KEPT_FEEDS))
     assert source.passes == 1
@@ -277,7 +278,7 @@ def test_of_another_the_first_are_kept() -> None:
 
 
 def test_one_sample_judges_itself() -> None:
-    replay = Replay(Counted(1), again=True)  # type: ignore[arg-type]
+    replay = CalibrationDataset(Counted(1), again=True)  # type: ignore[arg-type]
     assert first_values(replay) == [0]
     assert [index for index, _ in replay.held_out()] == [0]
 
@@ -290,12 +291,12 @@ def test_a_few_held_out_samples_judge_spread_over_all(
 ) -> None:
     judged: set[tuple[float, ...]] = set()
 
-    class Noting(OutputJudge):
+    class Noting(OutputEvaluator):
         def difference(self, plan: QuantPlan) -> OutputDifference:
             judged.add(tuple(float(feed["tokens"].mean()) for feed in self.feeds))
             return super().difference(plan)
 
-    monkeypatch.setattr(fitting, "OutputJudge", Noting)
+    monkeypatch.setattr(fitting, "OutputEvaluator", Noting)
     feeds = [feed["tokens"] for feed in correlated(0, count)]
     steps_of(model, tmp_path, feeds, effort="fast")
     assert judged == {tuple(float(feeds[index].mean()) for index in judging)}
@@ -340,13 +341,12 @@ def test_a_run_on_noise_tells_shapes_that_inference_does_not(tmp_path: Path) -> 
 def test_where_noise_is_no_input_the_shapes_stay_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from onnxvitq import fitting
-    from onnxvitq.errors import InvalidGraphError
+    from onnxvitq.core.errors import InvalidGraphError
 
     def fail(*args: object) -> None:
         raise InvalidGraphError("onnxruntime", "the model does not run on this input: no")
 
-    monkeypatch.setattr(fitting, "observe_shapes", fail)
+    monkeypatch.setattr(canonical_form, "observe_shapes", fail)
     onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
     loaded = load_model(tmp_path / "model.onnx")
     bring_to_canonical_form(loaded, threads=1)
@@ -356,9 +356,7 @@ def test_where_noise_is_no_input_the_shapes_stay_unknown(
 
 
 def test_an_ordinary_graph_is_not_run_for_its_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxvitq import fitting
-
-    monkeypatch.delattr(fitting, "observe_shapes")
+    monkeypatch.delattr(canonical_form, "observe_shapes")
     onnx.save(model_of(transformer()), tmp_path / "model.onnx")
     loaded = load_model(tmp_path / "model.onnx")
     bring_to_canonical_form(loaded, threads=1)

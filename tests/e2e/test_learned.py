@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from onnxvitq.config import QuantConfig
-from onnxvitq.errors import ConfigError
-from onnxvitq.fitting import Fitter
-from onnxvitq.learn import available
-from onnxvitq.pipeline import quantize
+from onnxvitq.api import quantize
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import ConfigError
+from onnxvitq.fit.runner import Fitter
+from onnxvitq.fit.steps.block_learning import available
 
 
 def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path, tmp_path: Path) -> None:

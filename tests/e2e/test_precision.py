@@ -10,12 +10,12 @@ import onnx_graphsurgeon as gs
 import pytest
 from fitted_cases import correlated, seeded_transformer
 
-from onnxvitq import precision as allocation
-from onnxvitq.config import QuantConfig
-from onnxvitq.errors import ConfigError
-from onnxvitq.pipeline import Result, quantize
-from onnxvitq.plan import Problem, QuantPlan
-from onnxvitq.rewrite.qdq import apply_plan
+from onnxvitq.api import Result, quantize
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.precision import allocator as allocation
+from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
 QUICK: dict[str, Any] = {"threads": 1, "skip": ("channels", "online-channels", "softmax", "scales", "bias", "weights")}
@@ -151,9 +151,9 @@ def test_of_many_choices_the_chosen_one_alone_is_written(
 ) -> None:
     written: list[QuantPlan] = []
 
-    def noting(graph: gs.Graph, problem: Problem, plan: QuantPlan, *, packed: bool) -> gs.Graph:
+    def noting(graph: gs.Graph, layers: Layers, plan: QuantPlan, *, packed: bool) -> gs.Graph:
         written.append(plan)
-        return apply_plan(graph, problem, plan, packed=packed)
+        return apply_plan(graph, layers, plan, packed=packed)
 
     monkeypatch.setattr(allocation, "apply_plan", noting)
     monkeypatch.setattr(allocation, "WORTH_DB", 100.0)

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.config import QuantConfig
-from onnxvitq.pipeline import quantize
+from onnxvitq.api import quantize
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.runtime.session import Session
 
 QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None

@@ -18,12 +18,12 @@ from PIL import Image
 from textgraph import model_of, run
 
 import onnxvitq
-from onnxvitq.config import QuantConfig
+from onnxvitq.api import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+from onnxvitq.calibration.dataset import KEPT_FEEDS
+from onnxvitq.calibration.sweep import sweep
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import DataError, OnnxVitqError
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
-from onnxvitq.errors import DataError, OnnxVitqError
-from onnxvitq.pipeline import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
-from onnxvitq.replay import KEPT_FEEDS
-from onnxvitq.runtime.sweep import sweep
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 NAMES = ["dynamo-dynamic", "dynamo-static", "torchscript-dynamic", "torchscript-static"]
@@ -176,8 +176,8 @@ def test_an_empty_plan_gives_the_float_model(sqnr_of: Callable[[QuantConfig], fl
 AGAIN = """
 import hashlib, json, sys
 from pathlib import Path
-from onnxvitq.config import QuantConfig
-from onnxvitq.pipeline import quantize
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.api import quantize
 folder = Path(sys.argv[1])
 result = quantize(folder / "float.onnx", folder / "images", folder / "int8.onnx", QuantConfig(seed=7, candidates=5))
 print(json.dumps(hashlib.sha256(result.output.read_bytes()).hexdigest()))
@@ -447,9 +447,9 @@ PEAK = """
 import json, sys
 from functools import partial
 from pathlib import Path
-from onnxvitq.config import QuantConfig
-from onnxvitq.pipeline import quantize
-from onnxvitq.rebuild import pieces
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.api import quantize
+from onnxvitq.calibration import subgraphs as pieces
 pieces.Store = partial(pieces.Store, limit=2**20)  # far below what 64 images need: the rest has to go to files
 folder, samples = Path(sys.argv[1]), int(sys.argv[2])
 config = QuantConfig(num_samples=samples, threads=1)
@@ -486,7 +486,7 @@ def test_what_was_measured_once_is_not_measured_again_and_changes_nothing(
         sweeps.append(args[0])
         return sweep(*args, **options)
 
-    monkeypatch.setattr("onnxvitq.measure.sweep", counted)
+    monkeypatch.setattr("onnxvitq.calibration.measure.sweep", counted)
     written = {}
     for name, bits, folder in (
         ("first", "w8a8", str(tmp_path / "cache")),

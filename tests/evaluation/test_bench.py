@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.evaluation import bench as benching
-from onnxvitq.evaluation.bench import LOADS, WARM_UP, Loading, bench, footprints, random_feed
+from onnxvitq.evaluation.bench import LOADS, WARM_UP, Loading, bench, footprints
 from onnxvitq.runtime.footprint import Footprint
-from onnxvitq.spec import InputSpec
+from onnxvitq.runtime.noise import random_feed
 
 
 class Clock:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import RewriteError, UnsupportedModelError
+from onnxvitq.core.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation import compare as comparing
 from onnxvitq.evaluation.compare import PLAIN_SAMPLES, Comparison, compare
 from onnxvitq.evaluation.metrics import CAP_DB

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from textgraph import model_of
 
+from onnxvitq.core.errors import ConfigError, DataError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.arrays import sample_digests
 from onnxvitq.data.preprocess import Preprocessing
-from onnxvitq.errors import ConfigError, DataError
 from onnxvitq.evaluation.decisions import (
     Decisions,
     held_out_decisions,
@@ -17,7 +18,6 @@ from onnxvitq.evaluation.decisions import (
     read_decisions,
     refuse_calibration_data,
 )
-from onnxvitq.spec import InputSpec
 
 INPUTS = (InputSpec(name="x", dtype="float32", shape=(None, 3)),)
 ROWS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)

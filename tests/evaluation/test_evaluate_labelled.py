@@ -7,7 +7,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import DataError
+from onnxvitq.core.errors import DataError
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.evaluation.metrics import CAP_DB
 

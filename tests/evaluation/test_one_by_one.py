@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from fitted_cases import Case, build_case, correlated, seeded_transformer
 
+from onnxvitq.core.plan import QuantPlan, only
+from onnxvitq.evaluation.one_at_a_time import error_power
 from onnxvitq.evaluation.one_by_one import ENOUGH, OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import save_for_session, to_proto
-from onnxvitq.plan import QuantPlan
 from onnxvitq.runtime.session import Session
-from onnxvitq.steps.sensitivity import error_power, only
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ class Changes:
 
     def __init__(self, case: Case, samples: Samples) -> None:
         self.case = case
-        self.linears = [one for one in case.problem.blockmap.linears if one.weight in case.plan.decisions]
+        self.linears = [one for one in case.layers.blockmap.linears if one.weight in case.plan.decisions]
         inside = Inside(stages=6)
-        self.probe = OutputProbe(case.graph, case.problem, only(case.plan, ()), samples, 1, inside)
+        self.probe = OutputProbe(case.graph, case.layers, only(case.plan, ()), samples, 1, inside)
 
     def plan_of(self, numbers: Sequence[int]) -> QuantPlan:
         return only(self.case.plan, {self.linears[number].weight for number in numbers})
@@ -42,7 +42,7 @@ class Changes:
 
 def test_with_runs_enough_it_is_the_outputs_error(made: tuple[Case, Samples]) -> None:
     changes = Changes(*made)
-    whole = OutputProbe(made[0].graph, made[0].problem, only(made[0].plan, ()), made[1], 1)
+    whole = OutputProbe(made[0].graph, made[0].layers, only(made[0].plan, ()), made[1], 1)
     runs = 3.2 * len(changes.linears)
     found = changes.one_by_one(runs)
     assert 3 < found.count <= 6  # a change takes about half of the network

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 from onnxvitq.export import factories
 from onnxvitq.export.foreign import quiet
 from onnxvitq.export.source import check_inputs, with_batch

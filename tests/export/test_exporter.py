@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
-from onnxvitq.errors import ConfigError, ExportError, OutputError
+from onnxvitq.core.errors import ConfigError, ExportError, OutputError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.export import exporter
 from onnxvitq.export.exporter import ExportOptions, export_model
 from onnxvitq.export.specs import load_source
 from onnxvitq.export.torch_exporters import EXPORTERS, TORCH_VERSION, export_torchscript, seeded
-from onnxvitq.spec import InputSpec
 
 # Built in training mode, with a dropout that would show; an attention, so that operator sets before 14 are refused.
 MODULE = """
@@ -337,7 +337,7 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 import onnxvitq.export.exporter as exporter
-from onnxvitq.errors import ExportError
+from onnxvitq.core.errors import ExportError
 assert "torch" not in sys.modules and "onnxruntime" not in sys.modules
 sys.modules["torch"] = None
 try:

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from onnxvitq.errors import DataError, ExportError
+from onnxvitq.core.errors import DataError, ExportError
 from onnxvitq.export.foreign import cause_line, foreign_code, import_path, quiet
 
 

@@ -4,7 +4,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import UnsupportedModelError
+from onnxvitq.core.errors import UnsupportedModelError
 from onnxvitq.graph.batch import freeze_batch
 
 TEXT = "(float[N,3,T] x, float[N,T] m, float[4,4] w) => (float[N,3,T] y, float[A,B] z) { y = Relu(x) z = Relu(w) }"

@@ -20,7 +20,7 @@ import pytest
 from canonical_forms import Form, NearMiss, Weights
 from textgraph import difference, digest, feeds_of, graph_of, model_of, operators, proto_of, run
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
 from onnxvitq.graph.io import load_model, to_graph
 from onnxvitq.graph.passes.rows import join_rows

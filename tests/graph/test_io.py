@@ -12,7 +12,7 @@ import onnx.defs
 import pytest
 from textgraph import difference, digest, feeds_of, graph_of, model_of, operators, proto_of, run
 
-from onnxvitq.errors import (
+from onnxvitq.core.errors import (
     InvalidGraphError,
     ModelError,
     OutputError,
@@ -20,6 +20,7 @@ from onnxvitq.errors import (
     UnsupportedModelError,
     UnsupportedOpsetError,
 )
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.graph.io import (
     atomic_file,
     check_written,
@@ -32,7 +33,6 @@ from onnxvitq.graph.io import (
     to_proto,
     with_outputs,
 )
-from onnxvitq.spec import InputSpec
 
 LINEAR = "(float[N,4] x) => (float[A,B] y) <float[4,4] W> { y = MatMul(x, W) }"
 NAN, INF = np.float32(np.nan), np.float32(np.inf)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxvitq.errors import OutputError
+from onnxvitq.core.errors import OutputError
 from onnxvitq.graph.scratch import scratch_folder
 
 

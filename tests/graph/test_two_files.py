@@ -10,7 +10,7 @@ import onnx
 import pytest
 from textgraph import feeds_of, model_of, run
 
-from onnxvitq.errors import RewriteError
+from onnxvitq.core.errors import RewriteError
 from onnxvitq.graph import io
 from onnxvitq.graph.io import atomic_model, check_written, data_beside, load_model, save_model
 from onnxvitq.runtime.session import Session

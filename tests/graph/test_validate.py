@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from textgraph import digest, graph_of
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.graph.validate import check_graph
 
 TEXT = "(float[N,4] x) => (float[A,B] y) <float[4,4] W> { p = MatMul(x, W) q = Relu(p) y = Exp(q) }"

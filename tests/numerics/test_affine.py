@@ -4,6 +4,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from onnxvitq.core.formats import QParams, QuantSpec
 from onnxvitq.numerics.affine import (
     SMALLEST_SCALE,
     dequantize,
@@ -14,7 +15,6 @@ from onnxvitq.numerics.affine import (
     quantize,
     raise_for_bias,
 )
-from onnxvitq.spec import QParams, QuantSpec
 
 UINT8 = QuantSpec(bits=8, signed=False, symmetric=False)
 WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)

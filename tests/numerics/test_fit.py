@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from onnxvitq.core.formats import QuantSpec
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.fit import HIGHEST, LOWEST, OUTPUTS, ProductFit, Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective, mse
-from onnxvitq.spec import QuantSpec
 
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 INPUT = QuantSpec(bits=8, signed=False, symmetric=False)

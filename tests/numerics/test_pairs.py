@@ -3,11 +3,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from onnxvitq.core.formats import QuantSpec
 from onnxvitq.numerics.affine import fake_quantize, params_from_weight, quantize
 from onnxvitq.numerics.pairs import CEILING, FLOOR, LARGEST_PAIR, largest_pair, limit_pairs, partner, room_beside
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.numerics.saturation import estimate_saturation
-from onnxvitq.spec import QuantSpec
 
 FULL = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
 FREE = QuantSpec(bits=8, signed=True, symmetric=True, axis=1, saturation_free=True)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from fitted_cases import moments_of
 
+from onnxvitq.core.formats import QuantSpec
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.moments import Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
-from onnxvitq.spec import QuantSpec
 
 INPUTS, OUTPUTS = 6, 4
 STRENGTHS = (0.0, 1e-6, 1e-3, 0.1, 1.0, 30.0, np.inf)

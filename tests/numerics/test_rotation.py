@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from onnxvitq.core.formats import QuantSpec
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.rotation import hadamard, rotation, turn
-from onnxvitq.spec import QuantSpec
 
 ROUNDING = 1e-12  # of float64, at a hundred channels
 

@@ -3,10 +3,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from onnxvitq.core.formats import QParams, QuantSpec
 from onnxvitq.numerics import rounding
 from onnxvitq.numerics.affine import dequantize, fake_quantize, params_from_weight, quantize
 from onnxvitq.numerics.rounding import BLOCK, ROWS_BLOCK, RowFeedback, refit_scale, round_with_feedback, rounding_error
-from onnxvitq.spec import QParams, QuantSpec
 
 SEEDS = pytest.mark.parametrize("seed", range(6))
 BITS = pytest.mark.parametrize("bits", [2, 4, 8])

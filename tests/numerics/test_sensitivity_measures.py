@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from onnxvitq.core.formats import QuantSpec
 from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.sensitivity import Rounded, Rounder, nuclear_norm, omega
-from onnxvitq.spec import QuantSpec
 
 
 def spec(bits: int) -> QuantSpec:

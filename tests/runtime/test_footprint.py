@@ -7,7 +7,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.runtime.footprint import footprint
 
 SIDE = 2048  # a weight of 16 MiB

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
+from onnxvitq.core.tensors import InputSpec
 from onnxvitq.runtime.session import Session
-from onnxvitq.spec import InputSpec
 
 LINEAR = (
     "(float[N,4] x) => (float[N,4] y, float[N,4] p) <float[4,4] W, float[4] b>"

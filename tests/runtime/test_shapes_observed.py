@@ -7,7 +7,7 @@ import onnx
 import pytest
 from textgraph import model_of
 
-from onnxvitq.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.runtime.shapes import observe_shapes
 
 

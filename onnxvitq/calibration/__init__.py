@@ -1,0 +1,1 @@
+"""Calibration samples, and what is measured of a network on them."""

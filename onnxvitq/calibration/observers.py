@@ -1,0 +1,204 @@
+"""Statistics of a tensor over a stream of samples, in bounded memory.
+
+Each observer has ``update(values, sample) -> bool`` (False when a value is not finite) and ``result()``.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxvitq.core.tensors import FloatArray
+
+ROWS = 512  # rows kept a tensor, over all samples
+IMAGES = 6  # samples whose attention operands are kept
+MATRICES, QUERIES = 16, 32  # heads (or heads x windows) and, of a left operand, rows kept of each sample
+FIRST_SHARE = 8  # samples that fill the rows at first
+WHOLE_BYTES = 64 * 2**20  # of whole tensors kept
+
+
+class Range:
+    """Lowest and highest value. Memory: two numbers."""
+
+    def __init__(self) -> None:
+        self._low, self._high = np.inf, -np.inf
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor, of any shape."""
+        del sample
+        if values.size == 0:
+            return True
+        low, high = float(values.min()), float(values.max())  # a NaN anywhere makes both NaN
+        if not (np.isfinite(low) and np.isfinite(high)):
+            return False
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        return True
+
+    def result(self) -> tuple[float, float]:
+        """(lowest, highest)."""
+        return self._low, self._high
+
+
+class Channels:
+    """Lowest and highest value of each channel, the last axis. Memory: two rows."""
+
+    def __init__(self) -> None:
+        self._bounds: FloatArray | None = None
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor (.., C)."""
+        del sample
+        rows = values.reshape(-1, values.shape[-1])
+        if self._bounds is None:
+            self._bounds = np.stack([np.full(rows.shape[1], sign * np.inf, np.float32) for sign in (1, -1)])
+        if not len(rows):
+            return True
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return False
+        self._bounds = np.stack([np.minimum(self._bounds[0], low), np.maximum(self._bounds[1], high)])
+        return True
+
+    def result(self) -> FloatArray:
+        """(2, C)."""
+        return np.zeros((2, 0), np.float32) if self._bounds is None else self._bounds
+
+
+class Rows:
+    """A sample of at most ``ROWS`` rows, as many of each sample, drawn without replacement.
+
+    With ``positions``, weights of T tokens, a tensor whose rows are T tokens has each row as often as it weighs.
+
+    The number of samples need not be known: each gives ``ROWS // FIRST_SHARE`` rows at first; whenever the store is full
+    every sample's share is halved, and rows were drawn in random order, so the first half is a random half. Past one row
+    a sample, samples replace each other at random (reservoir sampling). Memory: ROWS x features, reached after
+    ``FIRST_SHARE`` samples and constant from there.
+    """
+
+    def __init__(self, seed: int, positions: FloatArray | None = None) -> None:
+        self._seed, self._positions = seed, positions
+        self._share = ROWS // FIRST_SHARE
+        # One block for all samples: many small ones, freed and made anew at each halving, leave holes between them.
+        self._store = np.empty((0, 0), np.float32)
+        self._counts: list[int] = []
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor (.., C): its leading axes are rows. The positions drawn depend on the seed, the
+        sample's number and the number of rows only, so tensors with equally many rows are sampled alike.
+        """
+        rows = values.reshape(-1, values.shape[-1])
+        rng = np.random.default_rng([self._seed, sample, rows.shape[0]])
+        drawn = rows[_by_weight(rng, rows.shape[0], self._positions)[: self._share]]
+        if not np.isfinite(drawn).all():
+            return False
+        if not self._counts:
+            self._store = np.empty((ROWS, rows.shape[1]), np.float32)
+        while self._share > 1 and sum(self._counts) + len(drawn) > ROWS:
+            self._halve()
+            drawn = drawn[: self._share]
+        kept = sum(self._counts)
+        if kept + len(drawn) <= ROWS:
+            self._store[kept : kept + len(drawn)] = drawn
+            self._counts.append(len(drawn))
+        elif len(drawn) and (place := int(rng.integers(0, sample + 1))) < len(self._counts):
+            self._store[place] = drawn[0]  # one row a sample by now
+        return True
+
+    def _halve(self) -> None:
+        """Keep the first half of every sample's rows, moved together."""
+        self._share //= 2
+        stops = np.cumsum(self._counts)
+        parts = [
+            self._store[stop - count : stop][: self._share] for stop, count in zip(stops, self._counts, strict=True)
+        ]
+        self._counts = [len(part) for part in parts]
+        if parts:
+            self._store[: sum(self._counts)] = np.concatenate(parts)
+
+    def result(self) -> FloatArray:
+        """(S, r, C): r rows of each of S samples (samples with fewer rows than r set r)."""
+        r = min(self._counts, default=0)
+        if not self._counts:
+            return np.zeros((0, 0, 0), np.float32)
+        starts = np.cumsum([0, *self._counts[:-1]])
+        return np.stack([self._store[start : start + r] for start in starts])
+
+
+class Operand:
+    """An operand (.., m, k) of a product of activations, for a few samples: (L, m, k), L the leading axes joined.
+
+    Which samples, which of the L matrices and, for a left operand, which rows are kept depends on the seed, the sample's
+    number and the sizes only, so both operands of a product are kept alike. Memory: IMAGES x MATRICES matrices; a left
+    operand keeps QUERIES rows of each.
+    """
+
+    def __init__(self, seed: int, side: Literal["left", "right"], positions: FloatArray | None = None) -> None:
+        self._seed, self._side, self._positions = seed, side, positions
+        self._kept: dict[int, tuple[tuple[int, ...], FloatArray]] = {}
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor."""
+        place = _place(self._seed, sample)
+        if place >= IMAGES:
+            return True
+        matrices = values.reshape(-1, *values.shape[-2:])
+        matrices = matrices[_drawn(matrices.shape[0], MATRICES, self._seed, sample)]
+        if self._side == "left":
+            rng = np.random.default_rng([self._seed, sample, matrices.shape[1]])
+            matrices = matrices[:, np.sort(_by_weight(rng, matrices.shape[1], self._positions)[:QUERIES])]
+        self._kept[place] = (values.shape, matrices)
+        return bool(np.isfinite(matrices).all())
+
+    def result(self) -> FloatArray:
+        """(S, L, m, k): the kept samples whose tensor had the shape of the first's, before any row was drawn."""
+        kept = [self._kept[place] for place in sorted(self._kept)]
+        return np.stack([part for shape, part in kept if shape == kept[0][0]])
+
+
+def operand_samples(seed: int, count: int) -> frozenset[int]:
+    """Numbers of the samples that an ``Operand`` keeps of so many: with these alone it has the same result."""
+    places = {_place(seed, sample): sample for sample in range(count)}  # the last one of a place is kept
+    return frozenset(places[place] for place in range(min(count, IMAGES)))
+
+
+def _place(seed: int, sample: int) -> int:
+    """Where an ``Operand`` puts a sample; from ``IMAGES`` on nowhere (reservoir sampling)."""
+    return sample if sample < IMAGES else int(np.random.default_rng([seed, sample]).integers(0, sample + 1))
+
+
+def _by_weight(rng: np.random.Generator, size: int, positions: FloatArray | None) -> NDArray[np.intp]:
+    """All of ``size`` rows in random order; where they are tokens that weigh unequally, each about as often as it weighs.
+
+    Any part from the start is a sample, so a mean over it is the weighted mean. Weights are rounded to whole repetitions.
+    """
+    if positions is None or size % len(positions):
+        return rng.permutation(size)
+    repetitions = np.maximum(np.rint(np.tile(positions, size // len(positions))), 1).astype(np.intp)
+    return rng.permutation(np.repeat(np.arange(size), repetitions))
+
+
+def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:
+    """``wanted`` of ``size`` positions, sorted; all of them when there are fewer."""
+    if size <= wanted:
+        return np.arange(size)
+    return np.sort(np.random.default_rng([seed, sample, size]).permutation(size)[:wanted])
+
+
+class Whole:
+    """The tensor itself, for the first samples. Memory: ``WHOLE_BYTES``, but at least one sample."""
+
+    def __init__(self) -> None:
+        self._kept: list[FloatArray] = []
+        self._room = WHOLE_BYTES
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in one sample's tensor."""
+        self._room -= values.nbytes
+        if sample == 0 or self._room >= 0:
+            self._kept.append(values.copy())  # as it is, it would keep all memory of the session that gave it
+            return bool(np.isfinite(values).all())
+        return True
+
+    def result(self) -> tuple[FloatArray, ...]:
+        """The kept tensors, of consecutive samples from the first."""
+        return tuple(self._kept)

@@ -1,0 +1,97 @@
+"""One streaming pass over the calibration data that measures everything that was asked for."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxvitq.calibration.observers import Channels, Operand, Range, Rows, Whole
+from onnxvitq.core.errors import CalibrationError
+from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.tensors import FloatArray
+from onnxvitq.runtime.session import Session
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampling:
+    """How rows are drawn: by the seed, and each token as often as it weighs in ``positions`` (T,); None weighs all alike.
+    ``only``: numbers of the samples that are run; None runs all.
+    """
+
+    seed: int
+    positions: FloatArray | None = None
+    only: frozenset[int] | None = None
+
+
+def sweep(
+    model: Path,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    requests: Sequence[StatRequest],
+    sampling: Sampling,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Stats:
+    """Run a model once over ``feeds`` and observe its outputs.
+
+    Args:
+        model: a model whose outputs include every requested tensor.
+        feeds: one dictionary a sample; consumed once, one held at a time.
+        requests: what to measure.
+        sampling: of samples and rows; the same rows are drawn from every tensor with as many rows.
+        threads: of onnxruntime; 0 takes one a core.
+        progress: called with the number of samples done.
+
+    Returns:
+        The statistics. Memory: bounded by the observers, whatever the number of samples.
+
+    Raises:
+        CalibrationError: a tensor holds a NaN or an infinity (it is named), or there was no sample.
+    """
+    session = Session(model, threads=threads)
+    observers = {request: _OBSERVERS[request.kind](sampling) for request in requests}
+    wanted = sorted({request.tensor for request in requests})
+    count = 0
+    for number, feed in enumerate(feeds):
+        if sampling.only is not None and number not in sampling.only:
+            continue
+        values = dict(zip(wanted, session.run(feed, wanted), strict=True))
+        for request, observer in observers.items():
+            if not observer.update(values[request.tensor], number):
+                raise CalibrationError(
+                    request.tensor, f"NaN or infinity in the float model, at calibration sample {number}"
+                )
+        count += 1
+        if progress is not None:
+            progress(count)
+        if sampling.only is not None and count == len(sampling.only):
+            break
+    if count == 0:
+        raise CalibrationError("calibration data", "no samples")
+    results: dict[str, dict[str, Any]] = {kind: {} for kind in _OBSERVERS}
+    for request in list(observers):
+        # An observer gives up its parts as its result is put together, or everything would be in memory twice.
+        results[request.kind][request.tensor] = observers.pop(request).result()
+    return Stats(
+        count=count,
+        ranges=results["range"],
+        channels=results["channels"],
+        rows=results["rows"],
+        lefts=results["left"],
+        rights=results["right"],
+        wholes=results["whole"],
+    )
+
+
+_OBSERVERS: dict[str, Callable[[Sampling], Range | Channels | Rows | Operand | Whole]] = {
+    "range": lambda _: Range(),
+    "channels": lambda _: Channels(),
+    "rows": lambda sampling: Rows(sampling.seed, sampling.positions),
+    "left": lambda sampling: Operand(sampling.seed, "left", sampling.positions),
+    "right": lambda sampling: Operand(sampling.seed, "right"),
+    "whole": lambda _: Whole(),
+}

@@ -1,0 +1,309 @@
+"""What will be written, as data: a decision for every site, new biases for linears. Frozen, replayable, saved as .npz."""
+
+import io
+import json
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxvitq.core.errors import PlanError
+from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.layers import BlockMap, Linear, Product, Site, products
+from onnxvitq.core.tensors import FloatArray
+
+PLAN_VERSION = 3
+# What numpy, zipfile and json raise on bytes that are cut short, altered, or something else altogether.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, RuntimeError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layers:
+    """What is to be quantized, without the graph: what was found, and the constants by name (weights (I, O), biases (O,))."""
+
+    blockmap: BlockMap
+    constants: Mapping[str, FloatArray]
+
+    def weight(self, linear: str) -> FloatArray:
+        """(I, O) weight of a linear layer, by the layer's name."""
+        return self.constants[self.blockmap.linear(linear).weight]
+
+    def bias(self, linear: str) -> FloatArray:
+        """(O,) bias of a linear layer; zeros where it has none."""
+        found = self.blockmap.linear(linear)
+        return self.constants[found.bias].reshape(-1) if found.bias else np.zeros(found.out_features, np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SiteDecision:
+    """One site: the format asked for, and the parameters once fitted."""
+
+    site: Site
+    spec: QuantSpec
+    params: QParams | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Branch:
+    """z A B beside a linear layer's quantized product; z are the codes that the product reads, and z A is quantized.
+
+    a (I, r) and b (r, O): real values. a_params, b_params: of their codes, one scale a column of A, one for all of B.
+    inner: of z A, per tensor.
+    """
+
+    a: FloatArray
+    b: FloatArray
+    a_params: QParams
+    b_params: QParams
+    inner: QParams
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[1] != self.b.shape[0] or not self.a.shape[1]:
+            raise ValueError(f"expected factors (I, r) and (r, O), got {self.a.shape} and {self.b.shape}")
+        for name in ("a", "b"):
+            object.__setattr__(self, name, _frozen({name: getattr(self, name)})[name])
+
+    @property
+    def rank(self) -> int:
+        """How many columns A has."""
+        return self.a.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantPlan:
+    """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
+    float on purpose, with the reason; branches of low rank by the name of the linear that they stand beside. ``dynamic``: the
+    inputs of linears (tensors) whose range is measured at run time; their parameters in ``decisions`` count where a product
+    reads the same tensor. ``per_token``: those of them whose rows are first divided by their largest magnitude.
+    """
+
+    decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
+    biases: Mapping[str, FloatArray] = field(default_factory=dict)
+    kept_float: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, FloatArray] = field(default_factory=dict)
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
+    per_token: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "biases", _frozen(self.biases))
+        object.__setattr__(self, "weights", _frozen(self.weights))
+
+    def params(self, tensor: str) -> QParams | None:
+        """The fitted parameters of a tensor; None when it stays float."""
+        decision = self.decisions.get(tensor)
+        return None if decision is None else decision.params
+
+    def with_params(self, fitted: Mapping[str, QParams]) -> "QuantPlan":
+        """The plan with these tensors' parameters replaced."""
+        decisions = dict(self.decisions)
+        for tensor, params in fitted.items():
+            decisions[tensor] = replace(decisions[tensor], params=params)
+        return replace(self, decisions=decisions)
+
+    def with_biases(self, biases: Mapping[str, FloatArray]) -> "QuantPlan":
+        """The plan with these linears' biases replaced."""
+        return replace(self, biases={**self.biases, **biases})
+
+    def with_weights(self, weights: Mapping[str, FloatArray]) -> "QuantPlan":
+        """The plan with these linears' weights replaced."""
+        return replace(self, weights={**self.weights, **weights})
+
+    def with_branches(self, branches: Mapping[str, Branch]) -> "QuantPlan":
+        """The plan with these linears' branches replaced."""
+        return replace(self, branches={**self.branches, **branches})
+
+
+def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Read-only copies. What is one already is shared: a plan of another plan's weights would hold them all once more."""
+    copies = {name: array if _is_frozen(array) else np.array(array, np.float32) for name, array in arrays.items()}
+    for copy in copies.values():
+        copy.setflags(write=False)
+    return copies
+
+
+def _is_frozen(array: FloatArray) -> bool:
+    return array.dtype == np.float32 and array.flags.owndata and not array.flags.writeable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChannelScaling:
+    """u -> (u - shift) / scale for the output u of ``source``, taken back by ``readers``.
+
+    kind: "norm" (a normalisation and linears), "value" (value linear and projection), "scores" (query linear and key linear:
+    the query is divided by the scale, the key loses the shift and is multiplied by it), "online" (``source`` is the tensor
+    itself: nothing before it takes the scale, so a Mul is written; it costs time). gain_db: on held-out rows.
+    """
+
+    kind: Literal["norm", "value", "scores", "online"]
+    source: str
+    readers: tuple[str, ...]
+    shift: FloatArray
+    scale: FloatArray
+    gain_db: float
+
+
+def plan_to_bytes(plan: QuantPlan) -> bytes:
+    """The plan as an .npz: one JSON header, and the arrays."""
+    arrays: dict[str, Any] = {}
+    decisions = []
+    for index, decision in enumerate(plan.decisions.values()):
+        if decision.params is not None:
+            arrays[f"scale{index}"], arrays[f"zero{index}"] = decision.params.scale, decision.params.zero_point
+        decisions.append({"site": asdict(decision.site), "spec": asdict(decision.spec)})
+    for index, bias in enumerate(plan.biases.values()):
+        arrays[f"bias{index}"] = bias
+    for index, weight in enumerate(plan.weights.values()):
+        arrays[f"weight{index}"] = weight
+    header: dict[str, Any] = {"version": PLAN_VERSION, "decisions": decisions}
+    header |= {"biases": list(plan.biases), "weights": list(plan.weights)}
+    header["kept_float"] = dict(plan.kept_float)
+    header["branches"] = [_branch_header(name, branch) for name, branch in plan.branches.items()]
+    for index, branch in enumerate(plan.branches.values()):
+        arrays |= {f"branch{index}_{name}": value for name, value in _branch_arrays(branch).items()}
+    header["dynamic"], header["per_token"] = sorted(plan.dynamic), sorted(plan.per_token)
+    file = io.BytesIO()
+    np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    return file.getvalue()
+
+
+def plan_from_bytes(data: bytes) -> QuantPlan:
+    """The plan that ``plan_to_bytes`` wrote.
+
+    Raises:
+        PlanError: not a plan, or of another version.
+    """
+    try:
+        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))  # reads them all, and so checks them all
+        header = json.loads(arrays["header"].tobytes())
+        version = header["version"]
+        plan = _plan(header, arrays) if version == PLAN_VERSION else None
+    except UNREADABLE as error:
+        raise PlanError("plan", "not a plan that onnxvitq wrote") from error
+    if plan is None:
+        raise PlanError("plan", f"expected version {PLAN_VERSION}, got {version}")
+    return plan
+
+
+def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan:
+    decisions: dict[str, SiteDecision] = {}
+    for index, entry in enumerate(header["decisions"]):
+        spec = QuantSpec(**entry["spec"])
+        consumers = tuple((name, port) for name, port in entry["site"].pop("consumers"))
+        params = None
+        if f"scale{index}" in arrays:
+            params = QParams(spec=spec, scale=arrays[f"scale{index}"], zero_point=arrays[f"zero{index}"])
+        site = Site(**entry["site"], consumers=consumers)
+        decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
+    biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
+    weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
+    branches = {one["name"]: _branch(one, arrays, f"branch{index}") for index, one in enumerate(header["branches"])}
+    return QuantPlan(
+        decisions=decisions,
+        biases=biases,
+        kept_float=header["kept_float"],
+        weights=weights,
+        dynamic=frozenset(header["dynamic"]),
+        branches=branches,
+        per_token=frozenset(header["per_token"]),
+    )
+
+
+BRANCH_PARAMS = ("a_params", "b_params", "inner")
+
+
+def _branch_header(name: str, branch: Branch) -> dict[str, Any]:
+    return {"name": name, "specs": {part: asdict(getattr(branch, part).spec) for part in BRANCH_PARAMS}}
+
+
+def _branch_arrays(branch: Branch) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {"a": branch.a, "b": branch.b}
+    for part in BRANCH_PARAMS:
+        params = getattr(branch, part)
+        arrays[f"{part}_scale"], arrays[f"{part}_zero"] = params.scale, params.zero_point
+    return arrays
+
+
+def _branch(header: dict[str, Any], arrays: Mapping[str, np.ndarray], key: str) -> Branch:
+    params = {
+        part: QParams(
+            spec=QuantSpec(**spec), scale=arrays[f"{key}_{part}_scale"], zero_point=arrays[f"{key}_{part}_zero"]
+        )
+        for part, spec in header["specs"].items()
+    }
+    return Branch(a=arrays[f"{key}_a"], b=arrays[f"{key}_b"], **params)
+
+
+def linear_groups(layers: Layers, plan: QuantPlan) -> dict[str, list[str]]:
+    """Input tensor -> names of the planned linears that read it."""
+    groups: dict[str, list[str]] = {}
+    for linear in layers.blockmap.linears:
+        if linear.input in plan.decisions and (linear.name, 0) in plan.decisions[linear.input].site.consumers:
+            groups.setdefault(linear.input, []).append(linear.name)
+    return groups
+
+
+def only(plan: QuantPlan, tensors: Collection[str]) -> QuantPlan:
+    """The plan with these sites quantized and all others float; weights and biases as the float model has them."""
+    decisions = {
+        name: decision if name in tensors else replace(decision, params=None)
+        for name, decision in plan.decisions.items()
+    }
+    nothing: Mapping[str, FloatArray] = {}
+    return replace(plan, decisions=decisions, biases=nothing, weights=nothing)
+
+
+def planned_linear(plan: QuantPlan, linear: Linear) -> bool:
+    """Whether the plan quantizes a linear: its input and its weight."""
+    return plan.params(linear.input) is not None and plan.params(linear.weight) is not None and _wants(plan, linear)
+
+
+def _wants(plan: QuantPlan, linear: Linear) -> bool:
+    """Whether this linear is among the readers of its input that are to read codes (another reader may be excluded)."""
+    return any(name == linear.name for name, _ in plan.decisions[linear.input].site.consumers)
+
+
+def planned_products(plan: QuantPlan, blockmap: BlockMap) -> tuple[str, ...]:
+    """Names of the products of activations (node names) whose two operands the plan quantizes."""
+    return tuple(
+        node for node, operands in products(blockmap) if all(_reads(plan, tensor, node) for tensor in operands)
+    )
+
+
+def _reads(plan: QuantPlan, tensor: str, node: str) -> bool:
+    return plan.params(tensor) is not None and any(name == node for name, _ in plan.decisions[tensor].site.consumers)
+
+
+def without_nodes(plan: QuantPlan, reasons: Mapping[str, str]) -> QuantPlan:
+    """The plan with these linears and products in float, each with its reason; other readers of their tensors go on."""
+    decisions: dict[str, SiteDecision] = {}
+    for tensor, decision in plan.decisions.items():
+        consumers = tuple(reader for reader in decision.site.consumers if reader[0] not in reasons)
+        if consumers:
+            decisions[tensor] = replace(decision, site=replace(decision.site, consumers=consumers))
+    weights = {name: weight for name, weight in plan.weights.items() if name not in reasons}
+    biases = {name: bias for name, bias in plan.biases.items() if name not in reasons}
+    kept_float = {**plan.kept_float, **reasons}
+    return replace(plan, decisions=decisions, weights=weights, biases=biases, kept_float=kept_float)
+
+
+def without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
+    """The plan with these products in float: their operands keep their parameters for their other readers."""
+    decisions, names = dict(plan.decisions), {product.name for product in products}
+    for tensor in {tensor for product in products for tensor in (product.left, product.right)}:
+        site = decisions[tensor].site
+        consumers = tuple(reader for reader in site.consumers if reader[0] not in names)
+        if consumers:
+            decisions[tensor] = replace(decisions[tensor], site=replace(site, consumers=consumers))
+        else:
+            del decisions[tensor]
+    return replace(plan, decisions=decisions)
+
+
+def _is_planned(plan: QuantPlan, product: Product) -> bool:
+    return all(
+        tensor in plan.decisions and any(name == product.name for name, _ in plan.decisions[tensor].site.consumers)
+        for tensor in (product.left, product.right)
+    )

@@ -1,0 +1,1 @@
+"""The fit: steps that each propose a change, one runner that measures, evaluates and keeps or drops it."""

@@ -1,0 +1,147 @@
+"""Which tensors are quantized, and in what format. Softmax, norms, activations functions and residual adds stay float:
+there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5).
+
+Bits are said of layers, and a tensor has one format: where layers that ask for different bits read one tensor (or share a
+weight), it has the most of them.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Mapping
+
+from onnxvitq.core.config import FLOAT, QuantConfig, parse_bits
+from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.layers import BlockMap, Linear, Site, edges, operand_sites, outer_linears
+from onnxvitq.core.plan import QuantPlan, SiteDecision
+from onnxvitq.numerics.dynamic import DYNAMIC
+
+ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+OUTSIDE = "outside the blocks, and accuracy is preferred"
+Bits = tuple[int, int]  # of the weight (of a product: unused), of the activations
+
+
+def weight_spec(bits: int, *, saturation_free: bool = False) -> QuantSpec:
+    """Symmetric, one scale an output channel of (I, O)."""
+    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1, saturation_free=saturation_free)
+
+
+def activation_spec(bits: int) -> QuantSpec:
+    """One scale and zero point a tensor, codes from 0."""
+    return QuantSpec(bits=bits, signed=False, symmetric=False)
+
+
+def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
+    """A plan of formats without parameters: every linear, both products of every attention, every other product.
+
+    Raises:
+        ConfigError: a pattern of ``nodes_to_exclude`` or of ``bit_overrides`` matches nothing.
+    """
+    bits, excluded = _bits(blockmap, config)
+    sites: dict[str, Site] = {}
+    for linear in blockmap.linears:
+        if linear.name not in excluded:
+            _add(sites, linear.input, "activation", f"{linear.role}.input", (linear.name, 0))
+            _add(sites, linear.weight, "weight", f"{linear.role}.weight", (linear.name, 1))
+    for attention in blockmap.attentions:
+        for node, port, tensor, role in operand_sites(attention):
+            if config.product_form != "float" and node not in excluded:
+                _add(sites, tensor, "activation", f"block{attention.block}.attn.{role}", (node, port))
+    for number, product in enumerate(blockmap.products):
+        for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
+            if config.product_form != "float" and product.name not in excluded:
+                _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
+    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits, config)) for name, site in sites.items()}
+    kept_float = {**excluded}
+    if config.product_form == "float":
+        nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
+        nodes += [product.name for product in blockmap.products]
+        kept_float.update(dict.fromkeys(nodes, "attention kept float"))
+    dynamic = dynamic_inputs(decisions) if config.input_form in ("dynamic", "token") else frozenset()
+    per_token = token_inputs(decisions) if config.input_form == "token" else frozenset()
+    return QuantPlan(decisions=decisions, kept_float=kept_float, dynamic=dynamic, per_token=per_token)
+
+
+def dynamic_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
+    """Inputs of linears that can be quantized at run time; of fewer than 8 bits none can, it stays static."""
+    return frozenset(
+        name
+        for name, decision in decisions.items()
+        if decision.site.kind == "activation" and decision.site.role.endswith(".input") and decision.spec == DYNAMIC
+    )
+
+
+def token_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
+    """Those of them that have many tokens of different size: patches are alike, and a head reads one token."""
+    few = ("patch_embed.", "head.")
+    return frozenset(name for name in dynamic_inputs(decisions) if not decisions[name].site.role.startswith(few))
+
+
+def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dict[str, str]]:
+    """Bits of every linear and product by its name, and those that stay float, with the reason."""
+    names = dict(_names(blockmap))
+    default = parse_bits("bits", config.bits)
+    bits = dict.fromkeys(names, default)
+    if config.edges_at_8_bits:
+        bits |= dict.fromkeys(edges(blockmap), (7 if default[0] == 7 else 8, 8))
+    excluded: dict[str, str] = {}
+    for pattern in config.nodes_to_exclude:
+        hits = _matching(names, pattern, "--nodes-to-exclude")
+        excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
+    in_float: dict[str, str] = {}
+    if config.outer_in_float:
+        heads = [one for one in blockmap.linears if one.role == "head"]
+        in_float = dict.fromkeys((*edges(blockmap), *(one.name for one in (*outer_linears(blockmap), *heads))), OUTSIDE)
+    for pattern, asked in config.bit_overrides:
+        for node in _matching(names, pattern, "--bits-for"):
+            in_float.pop(node, None)
+            if asked == FLOAT:
+                in_float[node] = f"kept float by {pattern!r}"
+            else:
+                bits[node] = parse_bits("bit_overrides", asked)
+    return bits, {**in_float, **excluded}
+
+
+def _spec(site: Site, bits: Mapping[str, Bits], config: QuantConfig) -> QuantSpec:
+    if site.kind == "weight":
+        return weight_spec(max(bits[node][0] for node, _ in site.consumers), saturation_free=config.saturation_free)
+    return activation_spec(max(bits[node][1] for node, _ in site.consumers))
+
+
+def _add(sites: dict[str, Site], tensor: str, kind: str, role: str, consumer: tuple[str, int]) -> None:
+    """Add a reader to a tensor's site; a tensor that several layers read keeps the role of the first."""
+    known = sites.get(tensor)
+    if known is None:
+        sites[tensor] = Site(name=tensor, kind=kind, role=role, consumers=(consumer,))  # type: ignore[arg-type]
+    else:
+        sites[tensor] = Site(name=tensor, kind=known.kind, role=known.role, consumers=(*known.consumers, consumer))
+
+
+def _matching(names: Mapping[str, tuple[str, ...]], pattern: str, option: str) -> set[str]:
+    """The linears and products, each with the names it may be called by, that a pattern names."""
+    hits = {node for node, aliases in names.items() if any(fnmatch.fnmatchcase(alias, pattern) for alias in aliases)}
+    if not hits:
+        known = sorted({alias for aliases in names.values() for alias in aliases})
+        near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+        raise ConfigError(
+            option,
+            f"{pattern!r} matches no linear or attention product",
+            f"did you mean {' or '.join(near)}?" if near else "",
+        )
+    return hits
+
+
+def _names(blockmap: BlockMap) -> "list[tuple[str, tuple[str, ...]]]":
+    """(node, names a user may call it by): its name, its role, and the name of the packed node it was split from."""
+    named = [(linear.name, _aliases(linear)) for linear in blockmap.linears]
+    for attention in blockmap.attentions:
+        role = f"block{attention.block}.attn"
+        named.append((attention.scores_node, (attention.scores_node, f"{role}.scores", role)))
+        named.append((attention.context_node, (attention.context_node, f"{role}.context", role)))
+    named += [(product.name, (product.name, f"product{number}")) for number, product in enumerate(blockmap.products)]
+    return named
+
+
+def _aliases(linear: Linear) -> tuple[str, ...]:
+    return linear.name, linear.role, re.sub(r"_part\d+$", "", linear.name)

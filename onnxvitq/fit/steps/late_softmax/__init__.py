@@ -1,0 +1,1 @@
+"""Softmaxes that are divided after the product with V."""

@@ -1,0 +1,1 @@
+"""Branches of low rank beside the linear layers (Paper B), in closed form."""

@@ -1,0 +1,1 @@
+"""Residual streams turned by an orthogonal matrix: exact, folded into the weights."""

@@ -1,0 +1,1 @@
+"""Weights solved again, layer after layer, against what the quantized network reads."""

@@ -1,0 +1,1 @@
+"""Bits under a budget, and the promise on decisions."""

@@ -1,0 +1,1 @@
+"""What is said of a quantization: records and their renderers."""

@@ -1,0 +1,145 @@
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxvitq
+from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.layers import Site
+from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.tensors import InputSpec
+
+PACKAGE = Path(onnxvitq.__file__).parent
+UINT8 = QuantSpec(bits=8, signed=False, symmetric=False)
+CHANNELS = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+
+
+def keywords(decorator: ast.expr) -> dict[str, object] | None:
+    """The keyword arguments of a dataclass decorator; None when it is another decorator."""
+    call = decorator.func if isinstance(decorator, ast.Call) else decorator
+    name = call.attr if isinstance(call, ast.Attribute) else call.id if isinstance(call, ast.Name) else ""
+    if name != "dataclass":
+        return None
+    given = decorator.keywords if isinstance(decorator, ast.Call) else []
+    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in given if keyword.arg is not None}
+
+
+def dataclasses_in(source: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """(class name, keyword arguments) of every dataclass of a module. Read, not imported: export would load torch."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            for decorator in node.decorator_list:
+                found = keywords(decorator)
+                if found is not None:
+                    yield node.name, found
+
+
+def test_every_record_is_frozen_and_has_slots() -> None:
+    records = [
+        (f"{path.relative_to(PACKAGE)}: {name}", given)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name, given in dataclasses_in(path.read_text(encoding="utf-8"))
+    ]
+    assert len(records) > 20
+    assert [name for name, given in records if not (given.get("frozen") and given.get("slots"))] == []
+
+
+@pytest.mark.parametrize("decorator", ["@dataclass", "@dataclass()", "@dataclasses.dataclass(slots=True)"])
+def test_a_record_that_is_not_frozen_is_seen(decorator: str) -> None:
+    ((name, given),) = dataclasses_in(f"{decorator}\nclass Loose:\n    x: int\n")
+    assert name == "Loose"
+    assert not given.get("frozen")
+    assert list(dataclasses_in("@total_ordering\nclass Other: ...\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "symmetric", "qmin", "qmax", "storage"),
+    [
+        (8, False, False, 0, 255, "uint8"),
+        (8, True, False, -128, 127, "int8"),
+        (8, True, True, -127, 127, "int8"),
+        (7, True, True, -63, 63, "int8"),
+        (4, True, False, -8, 7, "int8"),
+        (2, True, True, -1, 1, "int8"),
+        (6, False, False, 0, 63, "uint8"),
+        (9, False, False, 0, 511, "uint16"),
+        (16, True, False, -32768, 32767, "int16"),
+    ],
+)
+def test_codes_and_storage(bits: int, signed: bool, symmetric: bool, qmin: int, qmax: int, storage: str) -> None:
+    spec = QuantSpec(bits=bits, signed=signed, symmetric=symmetric)
+    assert (spec.qmin, spec.qmax, spec.storage) == (qmin, qmax, np.dtype(storage))
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 17])
+def test_bits_out_of_range(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"bits: expected 2 to 16, got {bits}"):
+        QuantSpec(bits=bits, signed=True, symmetric=True)
+
+
+def test_a_spec_is_hashable_and_goes_to_json_and_back() -> None:
+    assert len({UINT8, QuantSpec(bits=8, signed=False, symmetric=False), CHANNELS}) == 2
+    assert QuantSpec(**json.loads(json.dumps(asdict(CHANNELS)))) == CHANNELS
+
+
+def test_records_cannot_be_changed() -> None:
+    site = Site(name="x", kind="activation", role="r", consumers=(("node", 0),))
+    request = StatRequest(tensor="x", kind="rows")
+    image = InputSpec(name="image", dtype="float32", shape=(None, 3, 8, 8))
+    params = QParams(spec=UINT8, scale=np.float32(1), zero_point=np.array(0))
+    for record, field in ((UINT8, "bits"), (site, "name"), (request, "tensor"), (image, "shape"), (params, "scale")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(record, field, None)
+    assert len({site, request, image}) == 3  # hashable
+    assert Stats().ranges == {}
+
+
+def test_params_hold_read_only_copies() -> None:
+    scale, zero = np.array([1.0, 2.0]), np.array([0, 3])
+    params = QParams(spec=QuantSpec(bits=8, signed=True, symmetric=False, axis=1), scale=scale, zero_point=zero)
+    scale[0], zero[0] = 9, 9
+    assert (params.scale.tolist(), params.zero_point.tolist()) == ([1.0, 2.0], [0, 3])
+    assert (params.scale.dtype, params.zero_point.dtype) == (np.float32, np.int8)
+    for array in (params.scale, params.zero_point):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    assert scale.flags.writeable  # the caller's array is left as it was
+
+
+def test_per_tensor_params_are_scalars() -> None:
+    params = QParams(spec=UINT8, scale=np.float32(0.5), zero_point=np.array(200))
+    assert params.scale.shape == params.zero_point.shape == ()
+    assert params.zero_point.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale", "zero"),
+    [(UINT8, [1.0], [0]), (CHANNELS, 1.0, 0), (CHANNELS, [1.0, 2.0], [0]), (CHANNELS, [[1.0]], [[0]])],
+    ids=["vector", "scalar", "lengths", "matrix"],
+)
+def test_params_of_the_wrong_shape(spec: QuantSpec, scale: object, zero: object) -> None:
+    with pytest.raises(ValueError, match="expected rank"):
+        QParams(spec=spec, scale=np.array(scale), zero_point=np.array(zero))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-60])
+def test_a_scale_must_be_positive_and_finite(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale: expected positive finite values"):
+        QParams(spec=CHANNELS, scale=np.array([1.0, scale]), zero_point=np.array([0, 0]))
+
+
+@pytest.mark.parametrize("zero", [np.array(256), np.array(-1), np.array(65536), np.array(1.5), np.array(np.nan), 300])
+def test_a_zero_point_must_be_a_code(zero: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="zero point: expected integers from 0 to 255"):
+        QParams(spec=UINT8, scale=np.float32(1), zero_point=zero)
+
+
+def test_a_zero_point_is_held_to_the_formats_codes_not_the_storages() -> None:
+    four_bits = QuantSpec(bits=4, signed=False, symmetric=False)
+    assert QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(15)).zero_point == 15
+    with pytest.raises(ValueError, match="from 0 to 15"):
+        QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(16))

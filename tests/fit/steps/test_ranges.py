@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.errors import CalibrationError
+from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
+from onnxvitq.fit.outcome import Step, StepOutcome
+from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.numerics.affine import params_from_range, params_from_weight
+
+
+@pytest.fixture
+def unfitted(layers: Layers) -> QuantPlan:
+    return make_plan(layers.blockmap, QuantConfig(bits="w7a8"))
+
+
+def test_needs_the_range_of_every_activation(layers: Layers, unfitted: QuantPlan) -> None:
+    step: Step = MinMaxRanges()
+    wanted = step.needs(layers, unfitted)
+    assert wanted == tuple(StatRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v"))
+
+
+def test_every_site_gets_min_max_parameters(layers: Layers, unfitted: QuantPlan, stats: Stats) -> None:
+    plan, outcome = MinMaxRanges().apply(layers, unfitted, stats)
+    assert outcome == StepOutcome(name="minmax", accepted=True, before=None, after=None, kept=9, layers=9)
+    for name, decision in plan.decisions.items():
+        params = plan.params(name)
+        assert params is not None
+        if decision.site.kind == "weight":
+            expected = params_from_weight(layers.constants[name], weight_spec(7))
+        else:
+            expected = params_from_range(*stats.ranges[name], ACTIVATION)
+        assert np.array_equal(params.scale, expected.scale)
+        assert np.array_equal(params.zero_point, expected.zero_point)
+    assert all(decision.params is None for decision in unfitted.decisions.values())  # the plan it got is as it was
+
+
+def test_probabilities_have_zero_point_zero(plan: QuantPlan) -> None:
+    params = plan.params("p")
+    assert params is not None
+    assert params.zero_point == 0
+
+
+def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: QuantPlan, stats: Stats) -> None:
+    empty = replace(stats, ranges={**stats.ranges, "h": (np.inf, -np.inf)})
+    with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
+        MinMaxRanges().apply(layers, unfitted, empty)
+    assert caught.value.where == "h"
+
+
+def test_a_constant_operand_is_not_measured_and_has_the_range_of_its_values(
+    with_products: Layers, more_stats: Stats
+) -> None:
+    unfitted = make_plan(with_products.blockmap, QuantConfig())
+    wanted = [request.tensor for request in MinMaxRanges().needs(with_products, unfitted)]
+    assert wanted == ["x", "h", "q", "k", "p", "v", "a", "b"]
+    plan, outcome = MinMaxRanges().apply(with_products, unfitted, more_stats)
+    assert (outcome.kept, outcome.layers) == (12, 12)
+    for name, (low, high) in {"table": (-0.5, 1.5), "a": (-1.0, 3.0)}.items():
+        params, expected = plan.params(name), params_from_range(low, high, ACTIVATION)
+        assert params is not None
+        assert (params.scale, params.zero_point) == (expected.scale, expected.zero_point)

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from onnxvitq.calibration.held_out import split_samples
+from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
+
+ROUNDING = 1e-6  # the sums are float32
+
+
+@pytest.mark.parametrize(
+    ("count", "held"), [(4, [3]), (5, [3]), (7, [3]), (8, [3, 7]), (64, list(range(3, 64, 4)))], ids=str
+)
+def test_every_fourth_sample_is_held_out(count: int, held: list[int]) -> None:
+    samples = np.arange(count, dtype=np.float32)[:, None, None]
+    fitting, held_out = split_samples(samples)
+    assert held_out.ravel().tolist() == held
+    assert fitting.ravel().tolist() == [i for i in range(count) if i not in held]
+    assert fitting.shape[1:] == held_out.shape[1:] == (1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_with_few_samples_all_serve_as_both(count: int) -> None:
+    samples = np.arange(count, dtype=np.float32)[:, None]
+    fitting, held_out = split_samples(samples)
+    assert np.array_equal(fitting, samples)
+    assert np.array_equal(held_out, samples)
+
+
+def test_sqnr_worked() -> None:
+    reference = np.array([[3.0, 4.0], [0.0, 10.0]], np.float32)
+    assert sqnr_db(reference, reference * np.float32(1.5)) == pytest.approx(10 * np.log10(4), rel=ROUNDING)  # error 1/2
+    # Error 1 of 25 and 0 of 100: noise 0.04 and 0, on average 0.02.
+    one_wrong = np.array([[3.0, 5.0], [0.0, 10.0]], np.float32)
+    assert sqnr_db(reference, one_wrong) == pytest.approx(-10 * np.log10(0.02), rel=ROUNDING)
+    assert sqnr_db(reference, reference) == 120.0
+    assert sqnr_db(reference, -reference) < 0
+
+
+def test_outcome_is_the_mean_over_layers() -> None:
+    got = outcome("scales", [10.0, 20.0], [11.0, 20.0005], 1)
+    assert got == StepOutcome(name="scales", accepted=True, before=15.0, after=15.5, kept=1, layers=2)
+
+
+def test_outcome_of_nothing() -> None:
+    assert outcome("bias", [5.0], [5.0], 0).accepted is False
+    assert outcome("bias", [], [], 0) == StepOutcome(
+        name="bias", accepted=False, before=None, after=None, kept=0, layers=0
+    )
