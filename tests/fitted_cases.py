@@ -14,7 +14,7 @@ from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.fit.initial_plan import make_plan, weight_spec
 from onnxvitq.fit.steps.bias import CorrectBias
@@ -37,7 +37,7 @@ class Case:
     plan: QuantPlan
     feeds: Feeds
     folder: Path
-    stats: Stats
+    stats: Statistics
 
     def sqnr(self, plan: QuantPlan, feeds: Feeds) -> float:
         """Output SQNR of a plan in dB."""

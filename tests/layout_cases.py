@@ -13,7 +13,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph.canonical import canonicalise
@@ -60,7 +60,7 @@ def case_of(graph: gs.Graph, **options: object) -> Case:
     )
     values = run(to_proto(with_outputs(graph, tensors), {}), feeds) if tensors else []
     ranges = {name: (float(value.min()), float(value.max())) for name, value in zip(tensors, values, strict=True)}
-    plan, _ = MinMaxRanges().apply(layers, plan, Stats(count=1, ranges=ranges))
+    plan, _ = MinMaxRanges().apply(layers, plan, Statistics(count=1, ranges=ranges))
     return Case(graph, layers, plan, feeds)
 
 

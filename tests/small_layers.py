@@ -8,7 +8,7 @@ import pytest
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import Attention, Block, BlockMap, Linear, Mlp, Product
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 
@@ -71,7 +71,7 @@ def layers(blockmap: BlockMap) -> Layers:
 
 
 @pytest.fixture
-def stats() -> Stats:
+def stats() -> Statistics:
     """Ranges reach twice as far as the sampled values, as rare outliers make them: min-max is not the best scale."""
     rng = np.random.default_rng(1)
     scores = rng.standard_normal((SAMPLES, 2, 10, 10))
@@ -83,11 +83,11 @@ def stats() -> Stats:
     for part in measured:
         for values in part.values():
             values.setflags(write=False)
-    return Stats(count=SAMPLES, ranges=ranges, rows=measured[0], lefts=measured[1], rights=measured[2])
+    return Statistics(count=SAMPLES, ranges=ranges, rows=measured[0], lefts=measured[1], rights=measured[2])
 
 
 @pytest.fixture
-def plan(layers: Layers, stats: Stats) -> QuantPlan:
+def plan(layers: Layers, stats: Statistics) -> QuantPlan:
     """Formats and min-max parameters for everything."""
     fitted, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), stats)
     return fitted
@@ -108,7 +108,7 @@ def with_products(layers: Layers) -> Layers:
 
 
 @pytest.fixture
-def more_stats(stats: Stats) -> Stats:
+def more_stats(stats: Statistics) -> Statistics:
     """Ranges of the products' operands as well."""
     return replace(stats, ranges={**stats.ranges, "a": (-1.0, 3.0), "b": (0.0, 2.0)})
 

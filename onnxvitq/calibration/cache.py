@@ -20,12 +20,12 @@ import numpy as np
 from onnxvitq.calibration.sweep import Sampling
 from onnxvitq.core.errors import OnnxVitqError, OutputError
 from onnxvitq.core.plan import UNREADABLE
-from onnxvitq.core.statistics import FIELDS, StatRequest, Stats
+from onnxvitq.core.statistics import FIELDS, Statistics, StatisticsRequest
 from onnxvitq.graph.io import atomic_file
 
 CODE = ("core/statistics.py", "core/tensors.py", "calibration", "data", "runtime/session.py")
 PACKAGES = ("numpy", "onnxruntime", "pillow")
-ARRAYS = ("channels", "rows", "lefts", "rights")  # fields of Stats that hold an array a tensor
+ARRAYS = ("channels", "rows", "lefts", "rights")  # fields of Statistics that hold an array a tensor
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class CalibrationCache:
     data: str
 
     def stats(
-        self, model: Path, requests: Sequence[StatRequest], sampling: Sampling, measure: Callable[[], Stats]
-    ) -> Stats:
+        self, model: Path, requests: Sequence[StatisticsRequest], sampling: Sampling, measure: Callable[[], Statistics]
+    ) -> Statistics:
         """What is kept of a sweep, or what ``measure`` returns, which is kept then.
 
         An entry that is damaged, or is none, is passed over with a warning and written anew.
@@ -68,7 +68,7 @@ class CalibrationCache:
             logger.warning("calibration cache: %s", error)
         return stats
 
-    def _key(self, model: Path, requests: Sequence[StatRequest], sampling: Sampling) -> str:
+    def _key(self, model: Path, requests: Sequence[StatisticsRequest], sampling: Sampling) -> str:
         positions = None if sampling.positions is None else sampling.positions.tolist()
         asked = [self.data, [asdict(request) for request in requests], sampling.seed, positions]
         digest = hashlib.sha256(json.dumps([_code(), asked]).encode())
@@ -106,7 +106,7 @@ def _code() -> str:
     return f"{[(name, version(name)) for name in PACKAGES]} {digest.hexdigest()}"
 
 
-def write_stats(path: Path, stats: Stats, key: str = "") -> None:
+def write_stats(path: Path, stats: Statistics, key: str = "") -> None:
     """One JSON header, and the arrays, numbered in its order.
 
     Raises:
@@ -122,7 +122,7 @@ def write_stats(path: Path, stats: Stats, key: str = "") -> None:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **named)
 
 
-def read_stats(path: Path, key: str = "", requests: Sequence[StatRequest] = ()) -> Stats:
+def read_stats(path: Path, key: str = "", requests: Sequence[StatisticsRequest] = ()) -> Statistics:
     """What was written under that key, with what is requested among it; raises one of ``UNREADABLE``."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:  # a zip's sums are checked as it is read
         header = json.loads(loaded["header"].tobytes())
@@ -135,4 +135,4 @@ def read_stats(path: Path, key: str = "", requests: Sequence[StatRequest] = ()) 
     missing = [request.tensor for request in requests if request.tensor not in values[FIELDS[request.kind]]]
     if missing:
         raise ValueError(f"nothing is kept of {missing[0]}")
-    return Stats(count=int(header["count"]), **values)
+    return Statistics(count=int(header["count"]), **values)

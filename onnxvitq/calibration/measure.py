@@ -12,7 +12,7 @@ from onnxvitq.calibration.propagate import Change, propagated
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.core.layers import BlockMap
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.graph.io import to_proto, with_outputs
 from onnxvitq.graph.query import reached
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
@@ -35,8 +35,8 @@ class Measurer:
     cache: CalibrationCache | None = None
 
     def measure(
-        self, graph: gs.Graph, requests: Sequence[StatRequest], sampling: Sampling, count: int | None = None
-    ) -> Stats:
+        self, graph: gs.Graph, requests: Sequence[StatisticsRequest], sampling: Sampling, count: int | None = None
+    ) -> Statistics:
         """One sweep over all samples, or what is kept of it in the cache. count: of samples, where it is known.
 
         Raises:
@@ -49,9 +49,9 @@ class Measurer:
         graphs: tuple[gs.Graph, gs.Graph],
         blockmaps: tuple[BlockMap, BlockMap],
         change: Change,
-        stats: Stats,
-        wanted: tuple[Sequence[StatRequest], Sampling],
-    ) -> Stats:
+        stats: Statistics,
+        wanted: tuple[Sequence[StatisticsRequest], Sampling],
+    ) -> Statistics:
         """What is wanted of a graph after an exact change, from that before it (both in ``graphs`` and ``blockmaps``).
 
         Samples are run for what does not follow from ``stats``: the few that operands are kept of, or all.
@@ -71,8 +71,8 @@ class Measurer:
         return known.joined(self._sweep(graphs[1], missing, replace(sampling, only=few), len(few)))
 
     def _sweep(
-        self, graph: gs.Graph, requests: tuple[StatRequest, ...], sampling: Sampling, count: int | None
-    ) -> Stats:
+        self, graph: gs.Graph, requests: tuple[StatisticsRequest, ...], sampling: Sampling, count: int | None
+    ) -> Statistics:
         """From a temporary folder, which onnxruntime reads the graph from."""
 
         def report(done: int) -> None:
@@ -82,7 +82,7 @@ class Measurer:
             observed = folder / "observed.onnx"
             save_in_scratch(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), observed)
 
-            def measure() -> Stats:
+            def measure() -> Statistics:
                 return sweep(observed, self.feeds, requests, sampling, threads=self.threads, progress=report)
 
             try:

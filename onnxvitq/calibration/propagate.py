@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxvitq.core.layers import Attention, BlockMap
 from onnxvitq.core.plan import ChannelScaling
-from onnxvitq.core.statistics import FIELDS, StatRequest, Stats
+from onnxvitq.core.statistics import FIELDS, Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 
 
@@ -64,12 +64,12 @@ class _Relations:
 
 
 def propagated(
-    stats: Stats,
+    stats: Statistics,
     blockmaps: tuple[BlockMap, BlockMap],
     change: Change,
     reached: Collection[str],
-    requests: Sequence[StatRequest],
-) -> tuple[Stats, tuple[StatRequest, ...]]:
+    requests: Sequence[StatisticsRequest],
+) -> tuple[Statistics, tuple[StatisticsRequest, ...]]:
     """What is known of the changed graph, and what has to be measured.
 
     Args:
@@ -81,21 +81,21 @@ def propagated(
     """
     before, after = blockmaps
     if len(before.attentions) != len(after.attentions):
-        return Stats(count=stats.count), tuple(requests)
+        return Statistics(count=stats.count), tuple(requests)
     relations = _relations(before, after, change)
     found: dict[str, Any] = {name: {} for name in FIELDS.values()}
-    missing: list[StatRequest] = []
+    missing: list[StatisticsRequest] = []
     for request in requests:
         value = _value(stats, relations, reached, request)
         if value is None:
             missing.append(request)
         else:
             found[FIELDS[request.kind]][request.tensor] = value
-    return Stats(count=stats.count, **found), tuple(missing)
+    return Statistics(count=stats.count, **found), tuple(missing)
 
 
 def _value(
-    stats: Stats, relations: _Relations, reached: Collection[str], request: StatRequest
+    stats: Statistics, relations: _Relations, reached: Collection[str], request: StatisticsRequest
 ) -> FloatArray | tuple[float, float] | tuple[FloatArray, ...] | None:
     """The statistic, or None where it does not follow."""
     tensor, known = request.tensor, getattr(stats, FIELDS[request.kind])
@@ -113,7 +113,7 @@ def _value(
     return known.get(tensor)
 
 
-def _of_powers(stats: Stats, probs: str, kind: str) -> FloatArray | tuple[float, float] | None:
+def _of_powers(stats: Statistics, probs: str, kind: str) -> FloatArray | tuple[float, float] | None:
     """Of exp(S - max S), whose largest of every row is 1; a range holds 0 anyway."""
     if kind == "range":
         return 0.0, 1.0
@@ -132,7 +132,7 @@ def _whole_range(moved: _Moved, channels: Mapping[str, FloatArray]) -> tuple[flo
     return float(low.min()), float(high.max())
 
 
-def _range_of_layout(stats: Stats, relations: _Relations, tensor: str) -> tuple[float, float] | None:
+def _range_of_layout(stats: Statistics, relations: _Relations, tensor: str) -> tuple[float, float] | None:
     """Of an operand that had the range of the linear's output before: nothing was cut off, nothing came in."""
     output = relations.layouts.get(tensor, "")
     if output not in stats.channels or output not in relations.moved:

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxvitq.calibration.observers import Channels, Operand, Range, Rows, Whole
 from onnxvitq.core.errors import CalibrationError
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.runtime.session import Session
 
@@ -30,12 +30,12 @@ class Sampling:
 def sweep(
     model: Path,
     feeds: Iterable[Mapping[str, np.ndarray]],
-    requests: Sequence[StatRequest],
+    requests: Sequence[StatisticsRequest],
     sampling: Sampling,
     *,
     threads: int = 0,
     progress: Progress | None = None,
-) -> Stats:
+) -> Statistics:
     """Run a model once over ``feeds`` and observe its outputs.
 
     Args:
@@ -76,7 +76,7 @@ def sweep(
     for request in list(observers):
         # An observer gives up its parts as its result is put together, or everything would be in memory twice.
         results[request.kind][request.tensor] = observers.pop(request).result()
-    return Stats(
+    return Statistics(
         count=count,
         ranges=results["range"],
         channels=results["channels"],

@@ -8,7 +8,7 @@ from onnxvitq.core.tensors import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatRequest:
+class StatisticsRequest:
     """One statistic that a step needs of one tensor.
 
     ``range``: lowest and highest value. ``channels``: the same of each channel, the last axis. ``rows``: a bounded sample of
@@ -20,7 +20,7 @@ class StatRequest:
     kind: Literal["range", "channels", "rows", "left", "right", "whole"]
 
 
-# Which field of ``Stats`` answers a request.
+# Which field of ``Statistics`` answers a request.
 FIELDS = {
     "range": "ranges",
     "channels": "channels",
@@ -32,7 +32,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stats:
+class Statistics:
     """What one sweep measured.
 
     ranges: tensor -> (lowest, highest). channels: tensor -> (2, C), the lowest and the highest value of each channel.
@@ -49,7 +49,7 @@ class Stats:
     rights: Mapping[str, FloatArray] = field(default_factory=dict)
     wholes: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
 
-    def joined(self, other: "Stats") -> "Stats":
+    def joined(self, other: "Statistics") -> "Statistics":
         """These, and the other's of the same samples."""
         fields: dict[str, Any] = {name: {**getattr(self, name), **getattr(other, name)} for name in FIELDS.values()}
         return replace(self, **fields)

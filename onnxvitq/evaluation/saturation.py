@@ -7,7 +7,7 @@ import numpy as np
 
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray, IntArray
 from onnxvitq.numerics.affine import quantize
 from onnxvitq.numerics.dynamic import dynamic_params
@@ -16,9 +16,9 @@ from onnxvitq.numerics.saturation import Saturation, estimate_saturation
 ROWS = 128  # of a layer's inputs that are looked at
 
 
-def estimate_linears(layers: Layers, plan: QuantPlan, stats: Stats, workers: int) -> dict[str, Saturation]:
-    """Name -> estimate, for every planned linear; of one whose input was not sampled (``StatRequest`` rows) only what some
-    input would do.
+def estimate_linears(layers: Layers, plan: QuantPlan, stats: Statistics, workers: int) -> dict[str, Saturation]:
+    """Name -> estimate, for every planned linear; of one whose input was not sampled
+    (``StatisticsRequest`` of rows) only what some input would do.
 
     Inputs that are divided by each token's size are taken undivided: their codes reach further.
     """

@@ -10,7 +10,7 @@ from onnxvitq.blocks.streams import find_streams
 from onnxvitq.calibration.propagate import Change
 from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.core.plan import ChannelScaling, Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.steps.channel_scaling.choose import choose_online_scalings, choose_scalings
 from onnxvitq.fit.steps.channel_scaling.rewrite import apply_scalings, divide_late
 from onnxvitq.fit.steps.late_softmax.choose import attentions_to_divide_late
@@ -48,7 +48,7 @@ def rounds_of_changes(config: QuantConfig) -> list[tuple[StepName, ...]]:
 
 
 def propose(
-    graph: gs.Graph, layers: Layers, plan: QuantPlan, stats: Stats, steps: Sequence[StepName], config: QuantConfig
+    graph: gs.Graph, layers: Layers, plan: QuantPlan, stats: Statistics, steps: Sequence[StepName], config: QuantConfig
 ) -> Proposal:
     """What a round would change; maps and late divisions are chosen from the same statistics, and are of different tensors.
 

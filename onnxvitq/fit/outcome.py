@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.objectives import mse
 
@@ -36,11 +36,11 @@ class Step(Protocol):
         """As in the report."""
         ...
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
         """The statistics this step reads."""
         ...
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
         """The plan with this step's decisions, and what they bought."""
         ...
 

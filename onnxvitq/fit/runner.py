@@ -27,7 +27,7 @@ from onnxvitq.calibration.sweep import Sampling
 from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.core.layers import BlockMap, products
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups, without_nodes
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.evaluator import OutputEvaluator
@@ -156,7 +156,7 @@ class Fitter:
         """
         self._measurer = replace(self._measurer, cache=cache)
         wanted = scaling_requests(self._layers.blockmap) if any(map(self._config.runs, EXACT_STEPS)) else ()
-        requests = (*wanted, *self._requests(), StatRequest(tensor=self._output, kind="whole"))
+        requests = (*wanted, *self._requests(), StatisticsRequest(tensor=self._output, kind="whole"))
         self._stats = self._measurer.measure(self._graph, requests, self._sampling, count)
         self._wholes = self._stats.wholes[self._output]
 
@@ -183,11 +183,13 @@ class Fitter:
             quality=self._quality,
         )
 
-    def _requests(self) -> tuple[StatRequest, ...]:
+    def _requests(self) -> tuple[StatisticsRequest, ...]:
         """What all steps need, each statistic once: one sweep serves them all."""
         requests = [request for step in self._steps for request in step.needs(self._layers, self._plan)]
         if self._config.mixed:
-            requests += [StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(self._layers, self._plan)]
+            requests += [
+                StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(self._layers, self._plan)
+            ]
         return tuple(dict.fromkeys(requests))
 
     def _stages(self) -> list[Callable[[], None]]:
@@ -281,7 +283,7 @@ class Fitter:
                 write_stats(aside, self._stats)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-            self._stats = Stats(count=self._stats.count)
+            self._stats = Statistics(count=self._stats.count)
             self._take(proposal.graph)
             if self._is_exact():
                 self._follow(before[0], before[1].blockmap, proposal.change, aside)
@@ -380,7 +382,7 @@ class Fitter:
             aside = folder / "statistics.npz"  # not read in between, and this holds more than any other step
             try:
                 write_stats(aside, replace(self._stats, lefts={}, rights={}))  # those are for the search alone
-                self._stats = Stats(count=self._stats.count)
+                self._stats = Statistics(count=self._stats.count)
                 give_back()  # the graph before the last exact change, too
                 plan, outcome = reconstruct_weights(self._graph, self._layers, self._plan, self._feeds, folder, options)
             except OSError as error:

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from onnxvitq.core.config import FLOAT, QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.plan import Layers, QuantPlan, only
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions
 from onnxvitq.evaluation.one_at_a_time import error_power
@@ -70,7 +70,7 @@ class Fitting:
     graph: gs.Graph
     layers: Layers
     plan: QuantPlan
-    stats: Stats
+    stats: Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

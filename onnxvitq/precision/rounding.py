@@ -14,7 +14,7 @@ from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import least_squares_params, params_from_weight
 from onnxvitq.numerics.allocate import Floats
@@ -37,7 +37,7 @@ class UnitFits:
     """
 
     def __init__(
-        self, case: tuple[Layers, QuantPlan, Stats], units: Sequence[BitUnit], *, feedback: bool, threads: int
+        self, case: tuple[Layers, QuantPlan, Statistics], units: Sequence[BitUnit], *, feedback: bool, threads: int
     ) -> None:
         self._case, self._units, self._feedback, self._threads = case, units, feedback, threads
         self._rounders: dict[str, Rounder] = {}  # by the tensor that is read

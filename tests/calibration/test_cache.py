@@ -11,16 +11,16 @@ import pytest
 from onnxvitq.calibration.cache import CalibrationCache, open_cache
 from onnxvitq.calibration.sweep import Sampling
 from onnxvitq.core.errors import OutputError
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 
 KINDS = ("range", "rows", "left", "right", "whole")
-REQUESTS = tuple(StatRequest(tensor=f"of {kind}", kind=kind) for kind in KINDS)  # type: ignore[arg-type]
+REQUESTS = tuple(StatisticsRequest(tensor=f"of {kind}", kind=kind) for kind in KINDS)  # type: ignore[arg-type]
 SAMPLING = Sampling(seed=3, positions=np.array([32, 1, 1], np.float32))
 
 
-def stats(value: float = 1.0) -> Stats:
+def stats(value: float = 1.0) -> Statistics:
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4) * np.float32(value) / 3
-    return Stats(
+    return Statistics(
         count=5,
         ranges={"of range": (-0.1 * value, float(np.float32(0.3)))},
         rows={"of rows": array},
@@ -45,12 +45,15 @@ def kept(tmp_path: Path) -> CalibrationCache:
 
 
 def measured(
-    cache: CalibrationCache, model: Path, requests: tuple[StatRequest, ...] = REQUESTS, sampling: Sampling = SAMPLING
-) -> tuple[Stats, bool]:
+    cache: CalibrationCache,
+    model: Path,
+    requests: tuple[StatisticsRequest, ...] = REQUESTS,
+    sampling: Sampling = SAMPLING,
+) -> tuple[Statistics, bool]:
     """What the cache gives, and whether it had to be measured."""
     calls = []
 
-    def measure() -> Stats:
+    def measure() -> Statistics:
         calls.append(1)
         return stats()
 

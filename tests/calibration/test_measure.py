@@ -17,7 +17,7 @@ from onnxvitq.calibration.propagate import Change
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import ChannelScaling, Layers
-from onnxvitq.core.statistics import FIELDS, StatRequest, Stats
+from onnxvitq.core.statistics import FIELDS, Statistics, StatisticsRequest
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.source import open_source
 from onnxvitq.fit.initial_plan import make_plan
@@ -50,7 +50,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return build_case(model, correlated(0, SAMPLES), tmp_path_factory.mktemp("measure"), bits=8, attention="int8")
 
 
-def requests(layers: Layers) -> tuple[StatRequest, ...]:
+def requests(layers: Layers) -> tuple[StatisticsRequest, ...]:
     """What a fit asks for."""
     plan = make_plan(layers.blockmap, QuantConfig(attention="int8"))
     search = SearchScales(objective="mse", search=Search())
@@ -61,13 +61,15 @@ def requests(layers: Layers) -> tuple[StatRequest, ...]:
 class Counted:
     """How many samples each sweep ran, and what kinds of statistics it was asked for."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Stats], Stats] = lambda stats: stats) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Statistics], Statistics] = lambda stats: stats
+    ) -> None:
         self.runs: list[int] = []
         self.kinds: list[set[str]] = []
 
         def counted(
-            model: Path, feeds: CalibrationDataset, wanted: Sequence[StatRequest], *args: Any, **options: Any
-        ) -> Stats:
+            model: Path, feeds: CalibrationDataset, wanted: Sequence[StatisticsRequest], *args: Any, **options: Any
+        ) -> Statistics:
             stats = sweep(model, feeds, wanted, *args, **options)
             self.runs.append(stats.count)
             self.kinds.append({request.kind for request in wanted})
@@ -76,7 +78,7 @@ class Counted:
         monkeypatch.setattr(measure, "sweep", counted)
 
 
-def followed(case: Case, maps: Sequence[ChannelScaling], late: Sequence[str]) -> tuple[Stats, Stats]:
+def followed(case: Case, maps: Sequence[ChannelScaling], late: Sequence[str]) -> tuple[Statistics, Statistics]:
     """What follows from the graph before, and a sweep of the graph after."""
     samples = np.concatenate([one["tokens"] for one in case.feeds])
     feeds = CalibrationDataset(open_source({"tokens": samples}, (TOKENS,), None), again=True)
@@ -91,7 +93,7 @@ def followed(case: Case, maps: Sequence[ChannelScaling], late: Sequence[str]) ->
     return found, measurer.measure(graph, wanted, sampling, SAMPLES)
 
 
-def assert_alike(found: Stats, measured: Stats) -> None:
+def assert_alike(found: Statistics, measured: Statistics) -> None:
     """To the rounding of float32 sums: values are of size 1 to 10."""
     assert found.count == measured.count
     for kind, name in FIELDS.items():
@@ -141,7 +143,7 @@ def test_an_operand_that_had_another_range_than_the_linears_output_is_measured(
 ) -> None:
     """Something came in on its way, or was cut off."""
 
-    def narrower(stats: Stats) -> Stats:
+    def narrower(stats: Statistics) -> Statistics:
         return replace(stats, ranges={name: (low / 2, high / 2) for name, (low, high) in stats.ranges.items()})
 
     counted = Counted(monkeypatch, narrower)

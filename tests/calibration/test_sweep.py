@@ -13,11 +13,11 @@ from textgraph import model_of
 from onnxvitq.calibration import sweep as sweep_module
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.errors import CalibrationError, InvalidGraphError
-from onnxvitq.core.statistics import StatRequest
+from onnxvitq.core.statistics import StatisticsRequest
 from onnxvitq.runtime.session import Session
 
 Feed = dict[str, np.ndarray]
-RANGE = StatRequest(tensor="y", kind="range")
+RANGE = StatisticsRequest(tensor="y", kind="range")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def feeds(count: int, *, low: float = 1.0) -> list[Feed]:
 
 def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> None:
     stats = sweep(
-        model, feeds(7, low=-2.0), (RANGE, StatRequest(tensor="m", kind="range")), Sampling(seed=0), threads=1
+        model, feeds(7, low=-2.0), (RANGE, StatisticsRequest(tensor="m", kind="range")), Sampling(seed=0), threads=1
     )
     assert stats.count == 7
     assert stats.ranges == {"y": (-1.0, 5.0), "m": (-2.0, 4.0)}
@@ -47,7 +47,9 @@ def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> Non
 
 def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
     kinds = ("range", "channels", "rows", "left", "right", "whole")
-    stats = sweep(model, feeds(5), [StatRequest(tensor="m", kind=kind) for kind in kinds], Sampling(seed=0), threads=1)
+    stats = sweep(
+        model, feeds(5), [StatisticsRequest(tensor="m", kind=kind) for kind in kinds], Sampling(seed=0), threads=1
+    )
     assert stats.ranges == {"m": (1.0, 5.0)}
     np.testing.assert_array_equal(stats.channels["m"], [[1, 1, 1, 1], [5, 1, 1, 1]])
     assert stats.rows["m"].shape == (5, 3, 4)
@@ -58,7 +60,7 @@ def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
 
 def test_some_samples_alone_count_as_those_they_are(model: Path) -> None:
     sampling = Sampling(seed=0, only=frozenset({1, 3}))
-    stats = sweep(model, feeds(7), (RANGE, StatRequest(tensor="m", kind="right")), sampling, threads=1)
+    stats = sweep(model, feeds(7), (RANGE, StatisticsRequest(tensor="m", kind="right")), sampling, threads=1)
     assert stats.count == 2
     assert stats.ranges == {"y": (2.0, 5.0)}
     assert stats.rights["m"].max(axis=(1, 2, 3)).tolist() == [2.0, 4.0]
@@ -73,7 +75,7 @@ def test_a_tensor_is_computed_only_when_it_is_asked_for(model: Path) -> None:
 def test_the_same_seed_draws_the_same_rows(model: Path) -> None:
     rng = np.random.default_rng(0)
     many = [{"x": rng.normal(size=(1, 200, 4)).astype(np.float32)} for _ in range(3)]
-    request = (StatRequest(tensor="m", kind="rows"),)
+    request = (StatisticsRequest(tensor="m", kind="rows"),)
     first, second, other = (sweep(model, many, request, Sampling(seed=seed), threads=1).rows["m"] for seed in (0, 0, 1))
     assert np.array_equal(first, second)
     assert first.shape == other.shape
@@ -83,7 +85,7 @@ def test_the_same_seed_draws_the_same_rows(model: Path) -> None:
 def test_tensors_with_as_many_rows_are_sampled_alike(model: Path) -> None:
     rng = np.random.default_rng(0)
     many = [{"x": rng.normal(size=(1, 200, 4)).astype(np.float32)} for _ in range(3)]
-    requests = [StatRequest(tensor=tensor, kind="rows") for tensor in "ym"]
+    requests = [StatisticsRequest(tensor=tensor, kind="rows") for tensor in "ym"]
     rows = sweep(model, many, requests, Sampling(seed=0), threads=1).rows
     assert np.array_equal(rows["y"], rows["m"] + 1)
 
@@ -122,7 +124,7 @@ def test_one_session_serves_all_requests_and_samples(model: Path, monkeypatch: p
             return super().run(feeds, outputs)
 
     monkeypatch.setattr(sweep_module, "Session", Counting)
-    requests = [StatRequest(tensor=tensor, kind=kind) for tensor in "ym" for kind in ("range", "rows", "left")]
+    requests = [StatisticsRequest(tensor=tensor, kind=kind) for tensor in "ym" for kind in ("range", "rows", "left")]
     sweep(model, feeds(4), requests, Sampling(seed=0), threads=1)
     assert made == [model]
     assert runs == [2] * 4  # each sample once, each tensor once
@@ -140,7 +142,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_tensor_and_sample(
     model: Path, kind: str, value: str, low: float
 ) -> None:
     good, bad = feeds(2), feeds(1, low=low)
-    request = (RANGE, StatRequest(tensor="l", kind=kind))
+    request = (RANGE, StatisticsRequest(tensor="l", kind=kind))
     with pytest.raises(CalibrationError) as caught:
         sweep(model, [*good, *bad], request, Sampling(seed=0), threads=1)
     assert str(caught.value) == "l: NaN or infinity in the float model, at calibration sample 2"

@@ -10,7 +10,7 @@ import pytest
 import onnxvitq
 from onnxvitq.core.formats import QParams, QuantSpec
 from onnxvitq.core.layers import Site
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import InputSpec
 
 PACKAGE = Path(onnxvitq.__file__).parent
@@ -88,14 +88,14 @@ def test_a_spec_is_hashable_and_goes_to_json_and_back() -> None:
 
 def test_records_cannot_be_changed() -> None:
     site = Site(name="x", kind="activation", role="r", consumers=(("node", 0),))
-    request = StatRequest(tensor="x", kind="rows")
+    request = StatisticsRequest(tensor="x", kind="rows")
     image = InputSpec(name="image", dtype="float32", shape=(None, 3, 8, 8))
     params = QParams(spec=UINT8, scale=np.float32(1), zero_point=np.array(0))
     for record, field in ((UINT8, "bits"), (site, "name"), (request, "tensor"), (image, "shape"), (params, "scale")):
         with pytest.raises(FrozenInstanceError):
             setattr(record, field, None)
     assert len({site, request, image}) == 3  # hashable
-    assert Stats().ranges == {}
+    assert Statistics().ranges == {}
 
 
 def test_params_hold_read_only_copies() -> None:

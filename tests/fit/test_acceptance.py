@@ -9,7 +9,7 @@ import pytest
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.acceptance import HARMLESS_DB, accept_parts, drop_harmful_products
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -18,7 +18,7 @@ START = 41.0
 
 
 @pytest.fixture
-def before(layers: Layers, stats: Stats) -> QuantPlan:
+def before(layers: Layers, stats: Statistics) -> QuantPlan:
     return MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), stats)[0]
 
 
@@ -102,7 +102,7 @@ class ProductJudge:
 
 
 @pytest.fixture
-def planned(with_products: Layers, more_stats: Stats) -> QuantPlan:
+def planned(with_products: Layers, more_stats: Statistics) -> QuantPlan:
     return MinMaxRanges().apply(with_products, make_plan(with_products.blockmap, QuantConfig()), more_stats)[0]
 
 
@@ -157,7 +157,7 @@ def test_what_is_put_back_costs_no_more_than_the_limit_in_all(with_products: Lay
     assert START - judge(plan) <= HARMLESS_DB
 
 
-def test_a_product_of_a_tensor_with_itself(with_products: Layers, more_stats: Stats) -> None:
+def test_a_product_of_a_tensor_with_itself(with_products: Layers, more_stats: Statistics) -> None:
     square = replace(with_products.blockmap.products[0], right="a")
     layers = replace(with_products, blockmap=replace(with_products.blockmap, products=(square,)))
     planned, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), more_stats)
@@ -166,7 +166,7 @@ def test_a_product_of_a_tensor_with_itself(with_products: Layers, more_stats: St
 
 
 def test_without_planned_products_nothing_is_judged(
-    layers: Layers, with_products: Layers, before: QuantPlan, stats: Stats
+    layers: Layers, with_products: Layers, before: QuantPlan, stats: Statistics
 ) -> None:
     judge = ProductJudge({})
     assert drop_harmful_products(before, layers, judge) == (before, ())

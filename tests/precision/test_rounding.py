@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.numerics.affine import least_squares_params
 from onnxvitq.precision import rounding as unit_fits
 from onnxvitq.precision.rounding import UnitFits, drawn_outputs
 from onnxvitq.precision.subgraphs import FLOAT_BITS, find_units
 
 
-def fits_of(layers: Layers, plan: QuantPlan, stats: Stats, *, feedback: bool, granularity: str = "module") -> UnitFits:
+def fits_of(
+    layers: Layers, plan: QuantPlan, stats: Statistics, *, feedback: bool, granularity: str = "module"
+) -> UnitFits:
     units = find_units(layers, plan, granularity, with_edges=True)  # type: ignore[arg-type]
     return UnitFits((layers, plan, stats), units, feedback=feedback, threads=1)
 
 
 @pytest.mark.parametrize("feedback", [False, True])
 def test_errors_fall_by_four_a_bit_and_a_float_layer_has_none(
-    layers: Layers, plan: QuantPlan, stats: Stats, feedback: bool
+    layers: Layers, plan: QuantPlan, stats: Statistics, feedback: bool
 ) -> None:
     fits = fits_of(layers, plan, stats, feedback=feedback)
     for errors in fits.relative_errors((3, 5, 7, FLOAT_BITS), 5):
@@ -30,7 +32,7 @@ def test_errors_fall_by_four_a_bit_and_a_float_layer_has_none(
 
 
 @pytest.mark.parametrize("feedback", [False, True])
-def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: Stats, feedback: bool) -> None:
+def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: Statistics, feedback: bool) -> None:
     put = fits_of(layers, plan, stats, feedback=feedback).on(plan, {"block0.attn": 4, "block0.mlp": FLOAT_BITS})
     query, key, fc1 = (one.name for one in layers.blockmap.linears)
     assert set(put.weights) == set(put.biases) == {query, key}
@@ -44,7 +46,7 @@ def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: 
     assert put.params(f"{fc1}.weight") is plan.params(f"{fc1}.weight")
 
 
-def test_layers_rounded_together_are_those_rounded_alone(layers: Layers, plan: QuantPlan, stats: Stats) -> None:
+def test_layers_rounded_together_are_those_rounded_alone(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
     together, alone = (fits_of(layers, plan, stats, feedback=True, granularity="layer") for _ in range(2))
     choices = [{"block0.attn.query": 3, "block0.attn.key": 5}, {"block0.attn.query": 4, "block0.mlp.fc1": 3}]
     together.make(choices)
@@ -57,7 +59,7 @@ def test_layers_rounded_together_are_those_rounded_alone(layers: Layers, plan: Q
 
 
 def test_a_few_outputs_tell_what_all_do(
-    layers: Layers, plan: QuantPlan, stats: Stats, monkeypatch: pytest.MonkeyPatch
+    layers: Layers, plan: QuantPlan, stats: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = fits_of(layers, plan, stats, feedback=False).relative_errors((3, 5), 5)
     monkeypatch.setattr(unit_fits, "OUTPUTS", 2)

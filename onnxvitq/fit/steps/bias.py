@@ -7,7 +7,7 @@ import numpy as np
 from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
 from onnxvitq.fit.quantized_inputs import seen_rows
@@ -33,11 +33,11 @@ class CorrectBias:
     workers: int = 0
     name: str = "bias"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
         """Rows of every linear's input."""
-        return tuple(StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan))
+        return tuple(StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan))
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
         """New biases for the linears that gain."""
 
         def correct(group: tuple[str, list[str]]) -> list[_Corrected]:

@@ -3,7 +3,7 @@
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.outcome import StepOutcome
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 
@@ -13,15 +13,15 @@ class MinMaxRanges:
 
     name = "minmax"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
         """The range of every activation site that is computed."""
         return tuple(
-            StatRequest(tensor=name, kind="range")
+            StatisticsRequest(tensor=name, kind="range")
             for name, decision in plan.decisions.items()
             if decision.site.kind == "activation" and name not in layers.constants
         )
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
         """Parameters for every site.
 
         Raises:

@@ -10,7 +10,7 @@ from onnxvitq.core.formats import QParams, QuantSpec
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
 from onnxvitq.numerics.affine import fake_quantize
@@ -32,15 +32,15 @@ class SearchScales:
     workers: int = 0
     name: str = "scales"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatRequest, ...]:
+    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
         """Rows of every linear's input, matrices of every attention's operands."""
-        requests = [StatRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan)]
+        requests = [StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan)]
         for attention in layers.blockmap.attentions:
             for left, right, _ in _products(attention, layers, plan):
-                requests += [StatRequest(tensor=left, kind="left"), StatRequest(tensor=right, kind="right")]
+                requests += [StatisticsRequest(tensor=left, kind="left"), StatisticsRequest(tensor=right, kind="right")]
         return tuple(requests)
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Stats) -> tuple[QuantPlan, StepOutcome]:
+    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
         """Searched parameters in place of min-max's."""
         objective = OBJECTIVES["pearson" if self.objective == "ranking" else self.objective]
 
@@ -64,7 +64,7 @@ class SearchScales:
         )
 
     def _linears(
-        self, layers: Layers, plan: QuantPlan, stats: Stats, group: tuple[str, list[str]], objective: Objective
+        self, layers: Layers, plan: QuantPlan, stats: Statistics, group: tuple[str, list[str]], objective: Objective
     ) -> "_Judged":
         tensor, names = group
         linears = [layers.blockmap.linear(name) for name in names]
@@ -82,7 +82,7 @@ class SearchScales:
         params = {tensor: left, **{one.weight: right for one, right in zip(linears, rights, strict=True)}}
         return replace(judged, params=params) if judged.kept else judged
 
-    def _product(self, plan: QuantPlan, stats: Stats, pair: tuple[str, str], objective: Objective) -> "_Judged":
+    def _product(self, plan: QuantPlan, stats: Statistics, pair: tuple[str, str], objective: Objective) -> "_Judged":
         left, right = pair
         (fit_left, held_left), (fit_right, held_right) = (
             split_samples(stats.lefts[left]),

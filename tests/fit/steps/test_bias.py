@@ -7,7 +7,7 @@ from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
 from onnxvitq.fit.outcome import Step, StepOutcome
 from onnxvitq.fit.steps.bias import CorrectBias, expected_error
@@ -36,7 +36,7 @@ def grid_params(columns: int) -> QParams:
 
 
 @pytest.fixture
-def fc1(layers: Layers, stats: Stats) -> tuple[Layers, QuantPlan]:
+def fc1(layers: Layers, stats: Statistics) -> tuple[Layers, QuantPlan]:
     """A problem whose fc1 has an exact weight, and a plan of fc1 alone with exact scales."""
     layers = exact(layers, FC1, grid_weight(7, 3))
     plan = make_plan(layers.blockmap, QuantConfig(nodes_to_exclude=("block0.attn*",)))
@@ -49,11 +49,14 @@ def rows_of(fitting: float, held: float, features: int) -> np.ndarray:
     return rows
 
 
-def test_needs_rows_of_every_linears_input(layers: Layers, plan: QuantPlan, stats: Stats) -> None:
+def test_needs_rows_of_every_linears_input(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
     step: Step = CorrectBias()
-    assert step.needs(layers, plan) == (StatRequest(tensor="x", kind="rows"), StatRequest(tensor="h", kind="rows"))
+    assert step.needs(layers, plan) == (
+        StatisticsRequest(tensor="x", kind="rows"),
+        StatisticsRequest(tensor="h", kind="rows"),
+    )
     alone = make_plan(layers.blockmap, QuantConfig(nodes_to_exclude=("*qkv*",)))
-    assert step.needs(layers, alone) == (StatRequest(tensor="h", kind="rows"),)
+    assert step.needs(layers, alone) == (StatisticsRequest(tensor="h", kind="rows"),)
 
 
 def test_expected_error_worked() -> None:
@@ -74,7 +77,7 @@ def test_expected_error_is_the_mean_of_the_three_terms_of_eq_16() -> None:
     assert np.abs(got - expected).max() < 1e-6  # operands of about 1 were rounded to float32
 
 
-def test_a_constant_error_is_removed_exactly(fc1: tuple[Layers, QuantPlan], stats: Stats) -> None:
+def test_a_constant_error_is_removed_exactly(fc1: tuple[Layers, QuantPlan], stats: Statistics) -> None:
     layers, plan = fc1
     stats = replace(stats, rows={"h": rows_of(ABOVE, ABOVE, 7)})
     after, outcome = CorrectBias().apply(layers, plan, stats)
@@ -90,7 +93,7 @@ def test_a_constant_error_is_removed_exactly(fc1: tuple[Layers, QuantPlan], stat
 
 
 def test_a_correction_that_does_not_help_held_out_samples_is_refused(
-    fc1: tuple[Layers, QuantPlan], stats: Stats
+    fc1: tuple[Layers, QuantPlan], stats: Statistics
 ) -> None:
     layers, plan = fc1
     after, outcome = CorrectBias().apply(layers, plan, replace(stats, rows={"h": rows_of(ABOVE, BELOW, 7)}))
@@ -99,14 +102,14 @@ def test_a_correction_that_does_not_help_held_out_samples_is_refused(
     assert outcome == StepOutcome(name="bias", accepted=False, before=before, after=before, kept=0, layers=1)
 
 
-def test_without_an_error_there_is_no_correction(fc1: tuple[Layers, QuantPlan], stats: Stats) -> None:
+def test_without_an_error_there_is_no_correction(fc1: tuple[Layers, QuantPlan], stats: Statistics) -> None:
     layers, plan = fc1
     after, outcome = CorrectBias().apply(layers, plan, replace(stats, rows={"h": rows_of(0.5, 0.5, 7)}))
     assert after.biases == {}
     assert (outcome.accepted, outcome.before, outcome.after) == (False, 120.0, 120.0)
 
 
-def test_each_linear_of_a_group_is_judged_alone(layers: Layers, stats: Stats) -> None:
+def test_each_linear_of_a_group_is_judged_alone(layers: Layers, stats: Statistics) -> None:
     # The query reads a feature whose error stays, the key one whose error turns round.
     query, key = np.zeros((6, 4)), np.zeros((6, 5))
     query[0], key[1] = 1, 1
@@ -123,7 +126,7 @@ def test_each_linear_of_a_group_is_judged_alone(layers: Layers, stats: Stats) ->
     assert (outcome.kept, outcome.layers) == (1, 2)
 
 
-def test_fitted_plan_gains_and_keeps_its_scales(layers: Layers, plan: QuantPlan, stats: Stats) -> None:
+def test_fitted_plan_gains_and_keeps_its_scales(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
     rng = np.random.default_rng(5)
     rows = {name: np.abs(values) + rng.uniform(0, 1, values.shape[-1]) for name, values in stats.rows.items()}
     shifted = {name: values.astype(np.float32) for name, values in rows.items()}

@@ -7,7 +7,7 @@ import pytest
 
 from onnxvitq.core.layers import Attention, BlockMap, Site
 from onnxvitq.core.plan import Layers, QuantPlan, SiteDecision
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import ACTIVATION
 from onnxvitq.fit.steps.late_softmax.choose import WORTH_DB, attentions_to_divide_late
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
@@ -37,7 +37,7 @@ def choose(attention: Attention, probs: np.ndarray, *, planned: bool = True) -> 
         name: SiteDecision(site=Site(name=name, kind="activation", role=name, consumers=()), spec=ACTIVATION)
         for name in (("p", "v") if planned else ())
     }
-    stats = Stats(lefts={"p": probs}, rights={"v": value})
+    stats = Statistics(lefts={"p": probs}, rights={"v": value})
     layers = Layers(blockmap=blockmap, constants={})
     return attentions_to_divide_late(layers, QuantPlan(decisions=sites), stats)
 

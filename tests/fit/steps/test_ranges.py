@@ -6,7 +6,7 @@ import pytest
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
 from onnxvitq.fit.outcome import Step, StepOutcome
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -21,10 +21,10 @@ def unfitted(layers: Layers) -> QuantPlan:
 def test_needs_the_range_of_every_activation(layers: Layers, unfitted: QuantPlan) -> None:
     step: Step = MinMaxRanges()
     wanted = step.needs(layers, unfitted)
-    assert wanted == tuple(StatRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v"))
+    assert wanted == tuple(StatisticsRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v"))
 
 
-def test_every_site_gets_min_max_parameters(layers: Layers, unfitted: QuantPlan, stats: Stats) -> None:
+def test_every_site_gets_min_max_parameters(layers: Layers, unfitted: QuantPlan, stats: Statistics) -> None:
     plan, outcome = MinMaxRanges().apply(layers, unfitted, stats)
     assert outcome == StepOutcome(name="minmax", accepted=True, before=None, after=None, kept=9, layers=9)
     for name, decision in plan.decisions.items():
@@ -45,7 +45,7 @@ def test_probabilities_have_zero_point_zero(plan: QuantPlan) -> None:
     assert params.zero_point == 0
 
 
-def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: QuantPlan, stats: Stats) -> None:
+def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: QuantPlan, stats: Statistics) -> None:
     empty = replace(stats, ranges={**stats.ranges, "h": (np.inf, -np.inf)})
     with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
         MinMaxRanges().apply(layers, unfitted, empty)
@@ -53,7 +53,7 @@ def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: Quant
 
 
 def test_a_constant_operand_is_not_measured_and_has_the_range_of_its_values(
-    with_products: Layers, more_stats: Stats
+    with_products: Layers, more_stats: Statistics
 ) -> None:
     unfitted = make_plan(with_products.blockmap, QuantConfig())
     wanted = [request.tensor for request in MinMaxRanges().needs(with_products, unfitted)]

@@ -7,7 +7,7 @@ from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
 from onnxvitq.fit.outcome import Step, sqnr_db
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -39,7 +39,7 @@ def moved(before: QuantPlan, after: QuantPlan) -> set[str]:
     return {tensor for tensor in before.decisions if not same(params_of(before, tensor), params_of(after, tensor))}
 
 
-def planned(layers: Layers, stats: Stats, *excluded: str) -> QuantPlan:
+def planned(layers: Layers, stats: Statistics, *excluded: str) -> QuantPlan:
     """Min-max parameters for what is not excluded."""
     config = QuantConfig(nodes_to_exclude=excluded)
     return MinMaxRanges().apply(layers, make_plan(layers.blockmap, config), stats)[0]
@@ -52,14 +52,14 @@ def edges_in_held_out(samples: np.ndarray) -> np.ndarray:
     return values
 
 
-def fitted_linears(layers: Layers, stats: Stats, tensor: str, names: list[str], objective: str) -> ProductFit:
+def fitted_linears(layers: Layers, stats: Statistics, tensor: str, names: list[str], objective: str) -> ProductFit:
     fitting, _ = split_samples(stats.rows[tensor])
     weight = np.concatenate([layers.weight(name) for name in names], axis=1)
     specs = (ACTIVATION, weight_spec(8, saturation_free=True))
     return fit_linear(fitting, weight, specs, stats.ranges[tensor], OBJECTIVES[objective], SEARCH)
 
 
-def fitted_product(stats: Stats, left: str, right: str, objective: str) -> ProductFit:
+def fitted_product(stats: Statistics, left: str, right: str, objective: str) -> ProductFit:
     operands = split_samples(stats.lefts[left])[0], split_samples(stats.rights[right])[0]
     bounds = (stats.ranges[left], stats.ranges[right])
     return fit_product(*operands, (ACTIVATION, ACTIVATION), bounds, OBJECTIVES[objective], SEARCH)
@@ -69,25 +69,25 @@ def test_linears_are_grouped_by_the_tensor_they_read(layers: Layers, plan: Quant
     assert linear_groups(layers, plan) == {"x": [QUERY, KEY], "h": [FC1]}
 
 
-def test_an_excluded_linear_is_in_no_group(layers: Layers, stats: Stats) -> None:
+def test_an_excluded_linear_is_in_no_group(layers: Layers, stats: Statistics) -> None:
     assert linear_groups(layers, planned(layers, stats, KEY)) == {"x": [QUERY], "h": [FC1]}
     assert linear_groups(layers, planned(layers, stats, "*qkv*", FC1)) == {}
 
 
 def test_needs_rows_of_inputs_and_matrices_of_operands(layers: Layers, plan: QuantPlan) -> None:
     step: Step = searching("mse")
-    rows = [StatRequest(tensor="x", kind="rows"), StatRequest(tensor="h", kind="rows")]
-    scores = [StatRequest(tensor="q", kind="left"), StatRequest(tensor="k", kind="right")]
-    context = [StatRequest(tensor="p", kind="left"), StatRequest(tensor="v", kind="right")]
+    rows = [StatisticsRequest(tensor="x", kind="rows"), StatisticsRequest(tensor="h", kind="rows")]
+    scores = [StatisticsRequest(tensor="q", kind="left"), StatisticsRequest(tensor="k", kind="right")]
+    context = [StatisticsRequest(tensor="p", kind="left"), StatisticsRequest(tensor="v", kind="right")]
     assert step.needs(layers, plan) == (*rows, *scores, *context)
 
 
-def test_needs_nothing_of_what_stays_float(layers: Layers, stats: Stats) -> None:
+def test_needs_nothing_of_what_stays_float(layers: Layers, stats: Statistics) -> None:
     wanted = searching("mse").needs(layers, planned(layers, stats, "*scores", FC1))
     assert [(request.tensor, request.kind) for request in wanted] == [("x", "rows"), ("p", "left"), ("v", "right")]
 
 
-def test_a_value_that_stands_left_is_a_left_operand(layers: Layers, stats: Stats) -> None:
+def test_a_value_that_stands_left_is_a_left_operand(layers: Layers, stats: Statistics) -> None:
     attention = replace(layers.blockmap.attentions[0], probs_first=False)
     turned = replace(layers, blockmap=replace(layers.blockmap, attentions=(attention,)))
     wanted = searching("mse").needs(turned, planned(turned, stats))
@@ -95,7 +95,7 @@ def test_a_value_that_stands_left_is_a_left_operand(layers: Layers, stats: Stats
 
 
 def test_linears_that_read_one_tensor_share_its_scale_and_are_searched_together(
-    layers: Layers, plan: QuantPlan, stats: Stats
+    layers: Layers, plan: QuantPlan, stats: Statistics
 ) -> None:
     after, _ = searching("mse").apply(layers, plan, stats)
     fit = fitted_linears(layers, stats, "x", [QUERY, KEY], "mse")
@@ -111,7 +111,7 @@ def test_linears_that_read_one_tensor_share_its_scale_and_are_searched_together(
 
 @pytest.mark.parametrize("objective", ["mse", "pearson"])
 def test_products_are_searched_with_the_objective(
-    layers: Layers, plan: QuantPlan, stats: Stats, objective: str
+    layers: Layers, plan: QuantPlan, stats: Statistics, objective: str
 ) -> None:
     after, _ = searching(objective).apply(layers, plan, stats)
     for left, right in (("q", "k"), ("p", "v")):
@@ -120,7 +120,7 @@ def test_products_are_searched_with_the_objective(
         assert same(params_of(after, right), fit.right)
 
 
-def test_ranking_is_for_the_scores_and_pearson_for_the_rest(layers: Layers, plan: QuantPlan, stats: Stats) -> None:
+def test_ranking_is_for_the_scores_and_pearson_for_the_rest(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
     # Lengths of queries and keys spread over decades: the two objectives choose differently.
     # The samples that judge are copies of some that were fitted on, so that both results would be kept.
     rng = np.random.default_rng(0)
@@ -147,7 +147,7 @@ def test_ranking_is_for_the_scores_and_pearson_for_the_rest(layers: Layers, plan
     assert same(params_of(after, "x"), linears.left)
 
 
-def test_what_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Stats) -> None:
+def test_what_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Statistics) -> None:
     rows = {**stats.rows, "x": edges_in_held_out(stats.rows["x"])}
     stats = replace(stats, rows=rows, ranges={**stats.ranges, "x": (-8.0, 8.0)})
     plan = planned(layers, stats)
@@ -158,7 +158,7 @@ def test_what_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Stats
     assert (outcome.accepted, outcome.kept, outcome.layers) == (True, 3, 4)
 
 
-def test_a_product_that_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Stats) -> None:
+def test_a_product_that_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Statistics) -> None:
     lefts = {**stats.lefts, "q": edges_in_held_out(stats.lefts["q"])}
     stats = replace(stats, lefts=lefts, ranges={**stats.ranges, "q": (-8.0, 8.0)})
     plan = planned(layers, stats)
@@ -168,7 +168,7 @@ def test_a_product_that_loses_on_held_out_samples_is_not_kept(layers: Layers, st
     assert outcome.kept == 3
 
 
-def test_when_everything_loses_the_plan_is_min_max(layers: Layers, stats: Stats) -> None:
+def test_when_everything_loses_the_plan_is_min_max(layers: Layers, stats: Statistics) -> None:
     rows = {**stats.rows, "x": edges_in_held_out(stats.rows["x"])}
     stats = replace(stats, rows=rows, ranges={**stats.ranges, "x": (-8.0, 8.0)})
     plan = planned(layers, stats, FC1, "block0.attn")
@@ -179,7 +179,7 @@ def test_when_everything_loses_the_plan_is_min_max(layers: Layers, stats: Stats)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_layer_loses_on_held_out_samples(layers: Layers, plan: QuantPlan, stats: Stats, objective: str) -> None:
+def test_no_layer_loses_on_held_out_samples(layers: Layers, plan: QuantPlan, stats: Statistics, objective: str) -> None:
     after, _ = searching(objective).apply(layers, plan, stats)
     for tensor, names in linear_groups(layers, plan).items():
         _, held = split_samples(stats.rows[tensor])
@@ -192,7 +192,7 @@ def test_no_layer_loses_on_held_out_samples(layers: Layers, plan: QuantPlan, sta
         assert losses[0] <= losses[1]
 
 
-def test_outcome_is_the_held_out_sqnr_before_and_after(layers: Layers, stats: Stats) -> None:
+def test_outcome_is_the_held_out_sqnr_before_and_after(layers: Layers, stats: Statistics) -> None:
     plan = planned(layers, stats, "block0.attn*")  # fc1 alone
     after, outcome = searching("mse").apply(layers, plan, stats)
     _, held = split_samples(stats.rows["h"])
@@ -206,7 +206,7 @@ def test_outcome_is_the_held_out_sqnr_before_and_after(layers: Layers, stats: St
     assert (outcome.name, outcome.accepted, outcome.kept, outcome.layers) == ("scales", True, 1, 1)
 
 
-def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(layers: Layers, stats: Stats) -> None:
+def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(layers: Layers, stats: Statistics) -> None:
     plan = planned(layers, stats, QUERY)
     after, _ = searching("mse").apply(layers, plan, stats)
     fit = fitted_linears(layers, stats, "x", [KEY], "mse")
@@ -214,7 +214,7 @@ def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(layers: Layers, s
     assert same(params_of(after, f"{KEY}.weight"), fit.right)
 
 
-def test_seven_bit_weights_are_searched_as_seven_bits(layers: Layers, stats: Stats) -> None:
+def test_seven_bit_weights_are_searched_as_seven_bits(layers: Layers, stats: Statistics) -> None:
     config = QuantConfig(bits="w7a8")
     plan, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, config), stats)
     after, _ = searching("mse").apply(layers, plan, stats)
@@ -225,13 +225,13 @@ def test_seven_bit_weights_are_searched_as_seven_bits(layers: Layers, stats: Sta
         assert (params.scale >= 0.499 * largest / 63).all()  # half of min-max's at least, up to float32
 
 
-def test_the_plan_it_got_is_as_it_was(layers: Layers, plan: QuantPlan, stats: Stats) -> None:
+def test_the_plan_it_got_is_as_it_was(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
     searching("mse").apply(layers, plan, stats)
     for tensor in "xhqkpv":
         assert same(params_of(plan, tensor), params_from_range(*stats.ranges[tensor], ACTIVATION))
 
 
-def test_three_samples_are_enough(layers: Layers, stats: Stats) -> None:
+def test_three_samples_are_enough(layers: Layers, stats: Statistics) -> None:
     first = {
         part: {name: values[:3] for name, values in getattr(stats, part).items()}
         for part in ("rows", "lefts", "rights")

@@ -12,7 +12,7 @@ from textgraph import difference, feeds_of, model_of, run
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import Branch, Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.low_rank.branches import FACTOR_A, FACTOR_B, INNER, quantized_linear
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -58,7 +58,7 @@ class Case:
         self.layers = Layers(blockmap=self.blockmap, constants=constants(self.graph, names))
         plan = make_plan(self.blockmap, QuantConfig(bits="w7a8", attention="float"))
         bounds = (float(self.feeds["x"].min()), float(self.feeds["x"].max()))
-        plan, _ = MinMaxRanges().apply(self.layers, plan, Stats(count=1, ranges={"x": bounds}))
+        plan, _ = MinMaxRanges().apply(self.layers, plan, Statistics(count=1, ranges={"x": bounds}))
         self.plan = plan.with_branches(branches)
 
     def written(self, plan: QuantPlan | None = None) -> onnx.ModelProto:

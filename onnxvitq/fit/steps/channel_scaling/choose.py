@@ -20,7 +20,7 @@ from onnxvitq.core.formats import QuantSpec
 from onnxvitq.core.layers import Attention, BlockMap, Linear
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import ChannelScaling, Layers, QuantPlan
-from onnxvitq.core.statistics import StatRequest, Stats
+from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
@@ -34,7 +34,7 @@ ONLINE_DB = 3.0  # the gain that is worth an operator: about 3 % of a ViT-S's ti
 ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
 
 
-def scaling_requests(blockmap: BlockMap) -> tuple[StatRequest, ...]:
+def scaling_requests(blockmap: BlockMap) -> tuple[StatisticsRequest, ...]:
     """Rows of every tensor that may be mapped, and of those that read it; ranges by channel, for what follows of a map."""
     names = [tensor for tensor, _, _ in _normed(blockmap)] + [tensor for tensor, _ in _unfolded(blockmap)]
     for _, query, key in _query_key(blockmap):
@@ -42,10 +42,10 @@ def scaling_requests(blockmap: BlockMap) -> tuple[StatRequest, ...]:
     for _, value, proj in _value_proj(blockmap):
         names += [value.output, proj.input]
     kinds: tuple[Literal["rows", "channels"], ...] = ("rows", "channels")
-    return tuple(StatRequest(tensor=name, kind=kind) for name in dict.fromkeys(names) for kind in kinds)
+    return tuple(StatisticsRequest(tensor=name, kind=kind) for name in dict.fromkeys(names) for kind in kinds)
 
 
-def choose_scalings(layers: Layers, plan: QuantPlan, stats: Stats, workers: int = 0) -> list[ChannelScaling]:
+def choose_scalings(layers: Layers, plan: QuantPlan, stats: Statistics, workers: int = 0) -> list[ChannelScaling]:
     """The maps that quantize better on held-out rows, each of other tensors."""
     blockmap = layers.blockmap
     searches: list[_Search] = [
@@ -66,7 +66,9 @@ def choose_scalings(layers: Layers, plan: QuantPlan, stats: Stats, workers: int 
     return [one for maps in fan_out(lambda search: search(), searches, workers) for one in maps]
 
 
-def choose_online_scalings(layers: Layers, plan: QuantPlan, stats: Stats, workers: int = 0) -> list[ChannelScaling]:
+def choose_online_scalings(
+    layers: Layers, plan: QuantPlan, stats: Statistics, workers: int = 0
+) -> list[ChannelScaling]:
     """Scales for inputs of linears that nothing can be folded into: behind an activation, or shared with a residual stream."""
     unfolded = [
         (tensor, partial(_best_norm_map, layers, plan, stats.rows[tensor], "", readers))
@@ -146,7 +148,7 @@ def _best_norm_map(
 
 
 def _best_value_map(
-    layers: Layers, plan: QuantPlan, stats: Stats, members: tuple[Attention, Linear, Linear]
+    layers: Layers, plan: QuantPlan, stats: Statistics, members: tuple[Attention, Linear, Linear]
 ) -> list[ChannelScaling]:
     attention, value, proj = members
     values, context = split_samples(stats.rows[value.output]), split_samples(stats.rows[proj.input])
@@ -178,7 +180,7 @@ def _best_value_map(
 
 
 def _best_scores_map(
-    layers: Layers, plan: QuantPlan, stats: Stats, members: tuple[Attention, Linear, Linear]
+    layers: Layers, plan: QuantPlan, stats: Statistics, members: tuple[Attention, Linear, Linear]
 ) -> list[ChannelScaling]:
     attention, query, key = members
     width, channels = attention.width, query.out_features

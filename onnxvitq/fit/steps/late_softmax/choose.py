@@ -8,17 +8,17 @@ import numpy as np
 from onnxvitq.core.formats import QuantSpec
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.statistics import Stats
+from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 
 WORTH_DB = 3.0  # of an attention's own result; each costs about 0.3 % of a ViT-S's time
 
 
-def attentions_to_divide_late(layers: Layers, plan: QuantPlan, stats: Stats) -> dict[str, float]:
+def attentions_to_divide_late(layers: Layers, plan: QuantPlan, stats: Statistics) -> dict[str, float]:
     """Attention name -> gain in dB of its result, where it is worth it.
 
-    Reads the sampled operands of the product with V (``Stats.lefts`` and ``rights``).
+    Reads the sampled operands of the product with V (``Statistics.lefts`` and ``rights``).
     """
     gains: dict[str, float] = {}
     for attention in layers.blockmap.attentions:
