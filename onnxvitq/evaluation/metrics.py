@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from onnxvitq.core.tensors import FloatArray
+from onnxvitq.numerics.decibels import sqnr
 
 SMALLEST = 1e-12  # of a probability: what is less is of no class that could be chosen
-CAP_DB = 120.0  # equal outputs would be infinitely many dB; JSON has no infinity
 
 
 class OutputDifference:
@@ -49,10 +49,7 @@ class OutputDifference:
     @property
     def sqnr_db(self) -> float:
         """10 log10 of signal power over error power, between -120 and 120."""
-        if self._noise == 0:
-            return CAP_DB
-        ratio = self._signal / self._noise
-        return max(-CAP_DB, min(CAP_DB, 10 * math.log10(ratio))) if ratio > 0 else -CAP_DB
+        return sqnr(self._signal, self._noise)
 
     @property
     def cosine(self) -> float:

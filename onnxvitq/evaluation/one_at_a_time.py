@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onnxvitq.core.plan import Layers, QuantPlan, only
+from onnxvitq.numerics.decibels import error_power
 
 IN_BLOCK = re.compile(r"block(\d+)\.(.*)")
 
@@ -92,8 +93,3 @@ def one_at_a_time(layers: Layers, plan: QuantPlan, measure: Measure) -> tuple[Se
         Sensitivity(part=part, sqnr_db=reading.sqnr_db, agreement=reading.agreement, share=power / total)
         for part, reading, power in zip(parts, readings, powers, strict=True)
     )
-
-
-def error_power(sqnr_db: float) -> float:
-    """Error power over signal power."""
-    return float(10 ** (-sqnr_db / 10))

@@ -1,6 +1,5 @@
 """How a step reports what it did to the layers that it looked at."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +9,7 @@ import numpy as np
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
+from onnxvitq.numerics.decibels import sqnr_of_error
 from onnxvitq.numerics.objectives import mse
 
 
@@ -47,7 +47,7 @@ class Step(Protocol):
 
 def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:
     """Signal-to-quantization-noise ratio in dB, from the mean noise power of the samples; capped at 120."""
-    return -10.0 * math.log10(max(mse(reference, approximation), 1e-12))
+    return sqnr_of_error(mse(reference, approximation))
 
 
 def outcome(name: str, before: Sequence[float], after: Sequence[float], kept: int) -> StepOutcome:

@@ -31,7 +31,7 @@ from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.evaluator import OutputEvaluator
-from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
+from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.one_at_a_time import one_at_a_time
 from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.evaluation.saturation import describe_saturation, estimate_linears
@@ -54,6 +54,7 @@ from onnxvitq.fit.steps.scale_search import SearchScales
 from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction, reconstruct_weights
 from onnxvitq.graph.io import LoadedModel, constants, to_proto
 from onnxvitq.graph.scratch import save_in_scratch, scratch_error, scratch_folder
+from onnxvitq.numerics.decibels import CAP_DB
 from onnxvitq.numerics.fit import Search
 from onnxvitq.precision.allocator import BitAllocator, Fitting
 from onnxvitq.precision.promise import QualityKeeper

@@ -26,11 +26,11 @@ from onnxvitq.core.plan import Layers, QuantPlan, only
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions
-from onnxvitq.evaluation.one_at_a_time import error_power
 from onnxvitq.evaluation.one_by_one import OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.graph.io import to_proto
 from onnxvitq.numerics.allocate import Floats, Whole, least_error, pareto_front
+from onnxvitq.numerics.decibels import decibels, error_power, sqnr_of_error
 from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.precision.rounding import UnitFits
@@ -54,7 +54,7 @@ FRONT, FRONT_EACH = 8, 64  # points of the front that are judged, at most, and c
 # 0.6 dB predicted at 4 bits came to -0.2 dB by module and 0.1 dB by layer once everything was fitted, 1.3 dB at 5 bits to 0.0
 # dB: each layer is solved against what those before it left.
 WORTH_DB = 1.5
-DB_A_BIT = 20 * math.log10(2)  # what another bit gains
+DB_A_BIT = decibels(4)  # what another bit gains: half the step, a quarter of the power of the error
 UNPACKING = 8192  # bytes of nodes, at most, for weights of one width and number of outputs
 SIZE_TRIES = 5  # graphs written to meet a size in bytes
 FACTORS = (2.0**-20, 2.0**20)  # of an error's size, between which that is looked for which keeps a promise
@@ -140,7 +140,7 @@ class BitAllocator:
         options = [tuple(int(one) for one in choice) for choice in front.choices]
 
         def predicted(choice: Sequence[int]) -> float:
-            return -10 * math.log10(base + measured.predicted(choice))
+            return sqnr_of_error(base + measured.predicted(choice), smallest=0)
 
         if self._config.sized:
             proposed, uniform = self._within_budget(costs)
@@ -275,7 +275,7 @@ class BitAllocator:
             kept = expected_drop(decisions.margins, seen, decisions.labels).bound <= limit
             low, high = (factor, high) if kept else (low, factor)
         signal, noise = (float((one.astype(np.float64) ** 2).sum()) for one in (references, errors))
-        return -10 * math.log10(low**2 * noise / signal) if noise > 0 < signal else -math.inf
+        return sqnr_of_error(low**2 * noise, signal, smallest=0) if noise > 0 < signal else -math.inf
 
     def _within_mean(self, costs: BitCosts) -> _Choice:
         """The best choice with that mean of bits."""

@@ -22,9 +22,9 @@ from onnxvitq.core.plan import QuantPlan, linear_groups, only, planned_products,
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions
 from onnxvitq.evaluation.evaluator import OutputEvaluator
-from onnxvitq.evaluation.one_at_a_time import error_power
 from onnxvitq.evaluation.probe import OutputProbe, Samples
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.numerics.decibels import error_power
 from onnxvitq.numerics.drop import ExpectedDrop, binomial_interval, expected_drop, paired_interval
 from onnxvitq.precision.allocator import Fitting
 

@@ -13,7 +13,7 @@ from textgraph import model_of
 from onnxvitq.core.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation import compare as comparing
 from onnxvitq.evaluation.compare import PLAIN_SAMPLES, Comparison, compare
-from onnxvitq.evaluation.metrics import CAP_DB
+from onnxvitq.numerics.decibels import CAP_DB
 
 WEIGHT = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 FEEDS = [{"x": np.random.default_rng(seed).normal(size=(1, 4)).astype(np.float32)} for seed in range(6)]

@@ -9,7 +9,7 @@ from textgraph import model_of
 
 from onnxvitq.core.errors import DataError
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
-from onnxvitq.evaluation.metrics import CAP_DB
+from onnxvitq.numerics.decibels import CAP_DB
 
 EYE = np.eye(3, dtype=np.float32)  # the scores are the inputs
 SWAPPED = EYE[:, [1, 0, 2]]  # classes 0 and 1 exchanged

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from onnxvitq.evaluation.metrics import CAP_DB, OutputDifference
+from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.numerics.decibels import CAP_DB
 
 REFERENCE = np.array([[3.0, 0.0, 4.0], [0.0, 12.0, 5.0]], np.float32)  # norms 5 and 13, largest entries 2 and 1
 

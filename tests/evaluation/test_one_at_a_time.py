@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxvitq.core.plan import Layers, QuantPlan, only
-from onnxvitq.evaluation.one_at_a_time import SitePart, error_power, one_at_a_time, site_parts
+from onnxvitq.evaluation.one_at_a_time import SitePart, one_at_a_time, site_parts
 
 
 @dataclass
@@ -64,7 +64,3 @@ def test_corrections_are_left_out(plan: QuantPlan) -> None:
     alone = only(corrected, {name})
     assert (alone.biases, alone.weights) == ({}, {})
     assert [key for key, decision in alone.decisions.items() if decision.params is not None] == [name]
-
-
-def test_error_power() -> None:
-    assert error_power(30.0) == pytest.approx(1e-3)

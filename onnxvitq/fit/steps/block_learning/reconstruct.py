@@ -4,7 +4,6 @@ What a block learned is kept only if its error on held-out samples, measured on 
 than that of the closed form it started from.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from onnxvitq.fit.steps.block_learning.checkpoint import BlockOutcome, Checkpoin
 from onnxvitq.fit.steps.block_learning.network import Unit, cut
 from onnxvitq.fit.steps.block_learning.samples import Samples
 from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training, token_weights
+from onnxvitq.numerics.decibels import sqnr_of_error
 
 
 def reconstruct(
@@ -111,4 +111,4 @@ class _Judge:
                 noise += float((weights * (value - exact) ** 2).sum(dtype=np.float64))
                 signal += float((weights * exact**2).sum(dtype=np.float64))
             ratio += noise / max(signal, 1e-30)
-        return -10 * math.log10(max(ratio, 1e-12))
+        return sqnr_of_error(ratio)

@@ -23,6 +23,7 @@ from onnxvitq.core.plan import ChannelScaling, Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.decibels import gain_db
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 from onnxvitq.numerics.fit import some_outputs, times
 from onnxvitq.numerics.transform import balance_query_key, channel_shift, fold_into_linear, smoothing_scale
@@ -242,7 +243,7 @@ def _better(
     """The candidate with the least noise, if it is worth it against the first, which changes nothing."""
     powers = [noise(candidate) for candidate in candidates]
     best = int(np.argmin(powers))
-    gain = 10 * float(np.log10(max(powers[0], 1e-30) / max(powers[best], 1e-30)))
+    gain = gain_db(powers[0], powers[best])
     if gain < WORTH_DB:
         return []
     shift, scale = candidates[best]

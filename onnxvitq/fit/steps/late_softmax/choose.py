@@ -11,6 +11,7 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
+from onnxvitq.numerics.decibels import gain_db
 
 WORTH_DB = 3.0  # of an attention's own result; each costs about 0.3 % of a ViT-S's time
 
@@ -41,4 +42,4 @@ def _gain(probs: FloatArray, value: FloatArray, spec: QuantSpec) -> float:
     powers = fake_quantize(probs / probs.max(axis=-1, keepdims=True), params_from_range(0.0, 1.0, spec))
     late = powers @ value / powers.sum(axis=-1, keepdims=True)
     noise = [float(np.mean((got - reference) ** 2, dtype=np.float64)) for got in (plain, late)]
-    return 10 * float(np.log10(max(noise[0], 1e-30) / max(noise[1], 1e-30)))
+    return gain_db(*noise)

@@ -29,9 +29,10 @@ from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.outcome import StepOutcome, outcome
 from onnxvitq.fit.quantized_inputs import seen_input
-from onnxvitq.fit.steps.weight_reconstruction.solve import ENOUGH, affine, decibel, groups, residuals, used_rows
+from onnxvitq.fit.steps.weight_reconstruction.solve import ENOUGH, affine, groups, residuals, used_rows
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
+from onnxvitq.numerics.decibels import sqnr_of_error
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.lowrank import LowRank, errors_by_rank, low_rank, share_budget
 from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
@@ -260,7 +261,7 @@ class _Fit:
             )
             shift = best_bias(fitting, times(a, b))
             after = float(output_error(held, times(a, b), shift).sum())
-            if decibel(before, after) > self.options.worth_db:
+            if round(sqnr_of_error(after, before), 3) > self.options.worth_db:
                 for linear, part, b_params in zip(self.linears, self.slices, factors, strict=True):
                     branches[linear.name] = Branch(
                         a=fit.a, b=fit.b[:, part], a_params=a_params, b_params=b_params, inner=inner
@@ -272,8 +273,8 @@ class _Fit:
             inputs=fitting.cross.shape[0],
             outputs=self.width,
             rows=self.rows / exact.samples,
-            before=decibel(self.held_signal, before),
-            after=decibel(self.held_signal, min(after, before)),
+            before=round(sqnr_of_error(before, self.held_signal), 3),
+            after=round(sqnr_of_error(min(after, before), self.held_signal), 3),
             branches=branches,
             biases=biases,
         )

@@ -30,6 +30,7 @@ from onnxvitq.fit.outcome import StepOutcome, outcome
 from onnxvitq.fit.quantized_inputs import seen_input
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
+from onnxvitq.numerics.decibels import sqnr_of_error
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
@@ -240,8 +241,8 @@ class _Solver:
             weight=np.ascontiguousarray(weight[:, part]),
             params=_columns(params, params.scale[part]),
             bias=bias[part],
-            before=decibel(power, float(sums[0])),
-            after=decibel(power, float(sums[choice])),
+            before=round(sqnr_of_error(float(sums[0]), power), 3),
+            after=round(sqnr_of_error(float(sums[choice]), power), 3),
             changed=choice > 0,
         )
 
@@ -301,8 +302,3 @@ def used_rows(
 def _columns(params: QParams, scale: FloatArray) -> QParams:
     """The parameters of these columns."""
     return QParams(spec=params.spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
-
-
-def decibel(signal: float, noise: float) -> float:
-    """Signal-to-noise ratio, capped at 120 dB."""
-    return round(-10.0 * float(np.log10(max(noise / max(signal, 1e-30), 1e-12))), 3)
