@@ -1,5 +1,6 @@
 """Which tensors are quantized, and in what format. Softmax, norms, activations functions and residual adds stay float:
-there is no integer kernel for the first, and quantized residual adds ruin accuracy (METHODS.md, section 5).
+there is no integer kernel for the first, and quantized residual adds ruin accuracy (docs/methods.md,
+"What is quantized").
 
 Bits are said of layers, and a tensor has one format: where layers that ask for different bits read one tensor (or share a
 weight), it has the most of them.

@@ -67,7 +67,7 @@ EXACT = 1e-4  # of the largest output: how far a reparametrised float model may 
 SEEN = 64  # samples at most, that judge which layers ruin the output
 JUDGED = 16  # held-out samples at most, that a plan's output is judged on: each judgement runs all of them
 REPORTED = 8  # held-out samples that a sensitivity report is measured on: it runs each of them once for every part
-DECISIVE = 32.0  # weight of a class token's row in every mean (METHODS.md, section 7, lesson 2)
+DECISIVE = 32.0  # weight of a class token's row in every mean (docs/methods.md, "Rows that decide")
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total
 

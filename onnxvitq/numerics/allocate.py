@@ -5,7 +5,8 @@ that no other one beats in both size and error (Pareto), and, for one budget, on
 better than what is known: the rest of the units contributes at least what its linear relaxation says (the lower convex hull
 of each unit's options, its steps taken in the order of gain per size).
 
-METHODS.md, section 1.6: Paper A picks from the Pareto front by its sum Omega; it is additive, so nothing needs enumerating.
+Paper A (docs/methods.md, "Nuclear norm criterion") picks from the Pareto front by its sum Omega; it is
+additive, so nothing needs enumerating.
 """
 
 import itertools

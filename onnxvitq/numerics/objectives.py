@@ -73,7 +73,8 @@ def _standardised(values: FloatArray) -> _Standardised:
 def ranking_hinge(reference: FloatArray, approximation: FloatArray) -> float:
     """Mean hinge over pairs of keys of one query whose order the approximation should keep (Paper A, eq. 13).
 
-    Phi((a'_i - a'_j) sign(a_i - a_j)), Phi(p) = max(theta - p, 0). Where the paper leaves the choice open (METHODS 1.3),
+    Phi((a'_i - a'_j) sign(a_i - a_j)), Phi(p) = max(theta - p, 0). Where the paper leaves the choice open (docs/methods.md,
+    "Ranking-aware objective"),
     a reconstruction: scores are divided by the reference's standard deviation in the sample, so that theta = 0.2 has a
     meaning; the mean is taken, not the sum, which would drown the correlation; and only pairs further apart than theta in
     the reference count, so that the float tensor itself pays nothing. Pairs are (i, i + offset) for up to 8 offsets

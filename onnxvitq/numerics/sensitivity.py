@@ -1,6 +1,7 @@
 """What a layer loses with fewer bits: Paper A's Omega, and the error of a layer's own output.
 
-Paper A (METHODS.md, section 1.6, eq. 18): Omega_i = sum_j sigma_j(Y_i) * ||Y^_i - Y_i||_2^2, the nuclear norm of a module's
+Paper A (eq. 18; docs/methods.md, "Nuclear norm criterion"):
+Omega_i = sum_j sigma_j(Y_i) * ||Y^_i - Y_i||_2^2, the nuclear norm of a module's
 feature times its squared quantization error, where Y is the attention map of an attention and the output of an MLP. What the
 paper leaves open is reconstructed: the module alone is quantized; the attention map is the softmax's output; norms and errors
 are means over images (and sums over heads, which are blocks of one block-diagonal map).

@@ -1,7 +1,7 @@
 """Exact reparametrisations: the same function in float from tensors that are easier to quantize.
 
 Pure functions of small arrays; each returns new ones, in the dtype of what it rewrites, worked out in float64. Which shift
-and scale is worth having is a matter for who measures (METHODS: the best strength differs from layer to layer).
+and scale is worth having is a matter for who measures (docs/methods.md, "Channel scaling").
 Shapes: C channels, I inputs, O outputs, H heads, D channels a head. Weights are (I, O), rows are (N, I).
 
 Throughout u' = (u - shift) / scale is what is quantized in place of u, channel by channel; its producer makes u' at no cost

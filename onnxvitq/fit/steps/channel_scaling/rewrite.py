@@ -27,8 +27,9 @@ def apply_scalings(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelSc
 def divide_late(graph: gs.Graph, blockmap: BlockMap, names: Sequence[str]) -> gs.Graph:
     """A new graph in which the named attentions compute exp(S - max S) V / sum exp(S - max S) in place of softmax(S) V.
 
-    The powers fill the range [0, 1] row by row, where probabilities are small, so their codes are finer (METHODS.md, section
-    7); the writer lets the row sums read the codes as well. Only attentions without anything between softmax and product.
+    The powers fill the range [0, 1] row by row, where probabilities are small, so their codes are finer (docs/methods.md,
+    "Late division");
+    the writer lets the row sums read the codes as well. Only attentions without anything between softmax and product.
     """
     written = graph.copy()
     edit, nodes = Editor(written), {node.name: node for node in written.nodes}

@@ -4,7 +4,8 @@ The float network and the quantized-so-far network run side by side, piece by pi
 then has its float input (for the target) and its quantized input (what the integer kernel will see, errors of everything
 before it included). A ridge regression moves the weight (the bias is its last column: bias correction is the case of
 infinite strength), error feedback rounds it with the Hessian of the quantized inputs, and the held-out samples say which of
-the results, the old weight among them, is kept (METHODS.md, sections 3.7c, 3.7e and 7).
+the results, the old weight among them, is kept (docs/methods.md, "Ridge regression" and
+"Error feedback").
 
 A layer whose output is added to a residual stream is solved against the *float* stream: it repairs what the stream carries
 of earlier errors as well.
