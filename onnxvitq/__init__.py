@@ -22,6 +22,18 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxvitq' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    """That of the installed package; "unknown" for a source tree that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # half of what importing this package would cost
+
+    try:
+        return version("onnxvitq")
+    except PackageNotFoundError:
+        return "unknown"

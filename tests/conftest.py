@@ -1,5 +1,6 @@
 """What several packages' tests share: a small Vision Transformer, exported once in each form that is asked for."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -106,3 +107,8 @@ def unmapped(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFact
     """As ``quantized``, its channels and nodes as they are found in the float model: the plan fits that one's graph."""
     config = QuantConfig(skip=("rotation", "channels", "online-channels", "softmax"), candidates=4)
     return quantize(vit_file, images, tmp_path_factory.mktemp("unmapped") / "vit_int8.onnx", config)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes or more for the whole suite; one where paths were named, which is sooner done than started."""
+    return max(2, os.cpu_count() or 2) if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0

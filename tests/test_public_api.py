@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_names_are_the_packages_own() -> None:
     from onnxvitq import QuantConfig
 
     assert QuantConfig().objective == onnxvitq.QuantConfig().objective
+
+
+def test_the_version_is_that_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onnxvitq.__version__ == metadata.version("onnxvitq")
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert onnxvitq.__version__ == "unknown"
 
 
 def test_star_import_gives_the_list() -> None:
