@@ -12,12 +12,16 @@ import onnxvitq
 
 PACKAGE = Path(onnxvitq.__file__).parent
 
+# Modules of report/ that every room may fill in: they stand at the bottom, and are a floor of their own.
+RECORDS = frozenset({"records", "model_records", "report"})
+
 # Room of onnxvitq -> the rooms that it may import beside itself; bottom up.
 NUMBERS = frozenset({"core", "numerics"})
 GRAPHS = NUMBERS | {"graph", "blocks"}
 RUNNING = GRAPHS | {"data", "runtime"}
 MEASURING = RUNNING | {"calibration", "targets"}
 MAY_IMPORT: dict[str, frozenset[str]] = {
+    "records": frozenset(),
     "core": frozenset(),
     "numerics": frozenset({"core"}),
     "data": frozenset({"core"}),
@@ -26,11 +30,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "blocks": NUMBERS | {"graph"},
     "runtime": NUMBERS | {"graph"},
     "calibration": RUNNING,
-    "targets": GRAPHS | {"runtime"},
-    "evaluation": MEASURING,
-    "precision": MEASURING | {"evaluation", "report"},
-    "report": MEASURING | {"evaluation"},
-    "fit": MEASURING | {"evaluation", "precision", "report"},
+    "targets": GRAPHS | {"runtime", "records"},
+    "evaluation": MEASURING | {"records"},
+    "precision": MEASURING | {"evaluation", "records"},
+    "report": MEASURING | {"evaluation", "records"},
+    "fit": MEASURING | {"evaluation", "precision", "records"},
 }
 ROOMS = frozenset(MAY_IMPORT)
 MAY_IMPORT["api"] = ROOMS
@@ -54,7 +58,12 @@ def sources() -> list[Path]:
 
 
 def unit_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return _unit(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def _unit(parts: tuple[str, ...]) -> str:
+    """Of a module's names below the package."""
+    return "records" if parts[0] == "report" and len(parts) > 1 and parts[1] in RECORDS else parts[0]
 
 
 def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -74,7 +83,7 @@ def imported_units(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         if parts[0] != "onnxvitq":
             continue
         if len(parts) > 1:
-            yield parts[1], names
+            yield _unit(tuple(parts[1:])), names
         elif names:
             yield from ((name, ()) for name in names)
         else:
