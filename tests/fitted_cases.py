@@ -12,11 +12,12 @@ from transformer_text import WIDTH, transformer
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.formats import weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.evaluation.evaluator import OutputEvaluator
-from onnxvitq.fit.initial_plan import make_plan, weight_spec
+from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.bias import CorrectBias
 from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -52,7 +53,7 @@ class Case:
 
 def with_bits(plan: QuantPlan, bits: int) -> QuantPlan:
     """The plan with weights of that many bits, not fitted."""
-    spec = weight_spec(bits)
+    spec = weight_format(bits)
     decisions = {
         name: replace(decision, spec=spec) if decision.site.kind == "weight" else decision
         for name, decision in plan.decisions.items()

@@ -36,9 +36,9 @@ from onnxvitq.core.config import (
     StepName,
     Target,
     load_config,
-    parse_bits,
 )
 from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.formats import parse_bits
 
 # Spellings that users of other tools type by habit.
 CALIBRATION = ("--calib", "--calibration-data-path")

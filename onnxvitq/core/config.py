@@ -1,7 +1,6 @@
 """Every option of a quantization, as one frozen record that goes to and comes from JSON and TOML."""
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.formats import parse_bits
 
 CONFIG_VERSION = 1
 FLOAT = "float"
-BITS = re.compile("w([2-8])a([2-8])")
 Method = Literal["search", "closed-form", "aiqvit"]
 RankSearchName = Literal["energy", "darts"]
 ObjectiveName = Literal["minmax", "mse", "pearson", "ranking"]
@@ -302,18 +301,6 @@ class QuantConfig:
             if not accepted:
                 raise ConfigError(name, f"expected {expected.__name__}, got {value!r}")
         return cls(**given)
-
-
-def parse_bits(name: str, text: str) -> tuple[int, int]:
-    """(bits a weight, bits an activation) of "wNaM".
-
-    Raises:
-        ConfigError: it is not of that form, or a width is not 2 to 8; ``name`` says where it stood.
-    """
-    found = BITS.fullmatch(text)
-    if found is None:
-        raise ConfigError(name, f"expected wNaM with N and M 2 to 8, such as w4a8, got {text!r}")
-    return int(found[1]), int(found[2])
 
 
 def _overrides(value: object) -> tuple[tuple[str, str], ...]:

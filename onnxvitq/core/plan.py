@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxvitq.core.errors import PlanError
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.layers import BlockMap, Linear, Product, Site, products
 from onnxvitq.core.tensors import FloatArray
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 # What numpy, zipfile and json raise on bytes that are cut short, altered, or something else altogether.
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, RuntimeError, zipfile.BadZipFile)
 
@@ -41,7 +41,7 @@ class SiteDecision:
     """One site: the format asked for, and the parameters once fitted."""
 
     site: Site
-    spec: QuantSpec
+    spec: TensorFormat
     params: QParams | None = None
 
 
@@ -152,7 +152,7 @@ def plan_to_bytes(plan: QuantPlan) -> bytes:
     for index, decision in enumerate(plan.decisions.values()):
         if decision.params is not None:
             arrays[f"scale{index}"], arrays[f"zero{index}"] = decision.params.scale, decision.params.zero_point
-        decisions.append({"site": asdict(decision.site), "spec": asdict(decision.spec)})
+        decisions.append({"site": asdict(decision.site), "spec": decision.spec.to_dict()})
     for index, bias in enumerate(plan.biases.values()):
         arrays[f"bias{index}"] = bias
     for index, weight in enumerate(plan.weights.values()):
@@ -190,7 +190,7 @@ def plan_from_bytes(data: bytes) -> QuantPlan:
 def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan:
     decisions: dict[str, SiteDecision] = {}
     for index, entry in enumerate(header["decisions"]):
-        spec = QuantSpec(**entry["spec"])
+        spec = TensorFormat.from_dict(entry["spec"])
         consumers = tuple((name, port) for name, port in entry["site"].pop("consumers"))
         params = None
         if f"scale{index}" in arrays:
@@ -215,7 +215,7 @@ BRANCH_PARAMS = ("a_params", "b_params", "inner")
 
 
 def _branch_header(name: str, branch: Branch) -> dict[str, Any]:
-    return {"name": name, "specs": {part: asdict(getattr(branch, part).spec) for part in BRANCH_PARAMS}}
+    return {"name": name, "specs": {part: getattr(branch, part).spec.to_dict() for part in BRANCH_PARAMS}}
 
 
 def _branch_arrays(branch: Branch) -> dict[str, np.ndarray]:
@@ -229,7 +229,9 @@ def _branch_arrays(branch: Branch) -> dict[str, np.ndarray]:
 def _branch(header: dict[str, Any], arrays: Mapping[str, np.ndarray], key: str) -> Branch:
     params = {
         part: QParams(
-            spec=QuantSpec(**spec), scale=arrays[f"{key}_{part}_scale"], zero_point=arrays[f"{key}_{part}_zero"]
+            spec=TensorFormat.from_dict(spec),
+            scale=arrays[f"{key}_{part}_scale"],
+            zero_point=arrays[f"{key}_{part}_zero"],
         )
         for part, spec in header["specs"].items()
     }

@@ -11,26 +11,23 @@ import fnmatch
 import re
 from collections.abc import Mapping
 
-from onnxvitq.core.config import FLOAT, QuantConfig, parse_bits
+from onnxvitq.core.config import FLOAT, QuantConfig
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import (
+    EIGHT_BITS,
+    PAIR_SAFE_BITS,
+    LayerBits,
+    TensorFormat,
+    activation_format,
+    parse_bits,
+    weight_format,
+)
 from onnxvitq.core.layers import BlockMap, Linear, Site, edges, operand_sites, outer_linears
 from onnxvitq.core.plan import QuantPlan, SiteDecision
 from onnxvitq.numerics.dynamic import DYNAMIC
 
-ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
+ACTIVATION = activation_format(EIGHT_BITS)
 OUTSIDE = "outside the blocks, and accuracy is preferred"
-Bits = tuple[int, int]  # of the weight (of a product: unused), of the activations
-
-
-def weight_spec(bits: int, *, saturation_free: bool = False) -> QuantSpec:
-    """Symmetric, one scale an output channel of (I, O)."""
-    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1, saturation_free=saturation_free)
-
-
-def activation_spec(bits: int) -> QuantSpec:
-    """One scale and zero point a tensor, codes from 0."""
-    return QuantSpec(bits=bits, signed=False, symmetric=False)
 
 
 def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
@@ -79,13 +76,15 @@ def token_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
     return frozenset(name for name in dynamic_inputs(decisions) if not decisions[name].site.role.startswith(few))
 
 
-def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dict[str, str]]:
+def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits], dict[str, str]]:
     """Bits of every linear and product by its name, and those that stay float, with the reason."""
     names = dict(_names(blockmap))
     default = parse_bits("bits", config.bits)
     bits = dict.fromkeys(names, default)
     if config.edges_at_8_bits:
-        bits |= dict.fromkeys(edges(blockmap), (7 if default[0] == 7 else 8, 8))
+        # Who asked for 7 bits asked for weights that no processor saturates with.
+        weights = PAIR_SAFE_BITS if default.weights == PAIR_SAFE_BITS else EIGHT_BITS
+        bits |= dict.fromkeys(edges(blockmap), LayerBits(weights, EIGHT_BITS))
     excluded: dict[str, str] = {}
     for pattern in config.nodes_to_exclude:
         hits = _matching(names, pattern, "--nodes-to-exclude")
@@ -104,10 +103,12 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, Bits], dic
     return bits, {**in_float, **excluded}
 
 
-def _spec(site: Site, bits: Mapping[str, Bits], config: QuantConfig) -> QuantSpec:
+def _spec(site: Site, bits: Mapping[str, LayerBits], config: QuantConfig) -> TensorFormat:
     if site.kind == "weight":
-        return weight_spec(max(bits[node][0] for node, _ in site.consumers), saturation_free=config.saturation_free)
-    return activation_spec(max(bits[node][1] for node, _ in site.consumers))
+        return weight_format(
+            max(bits[node].weights for node, _ in site.consumers), saturation_free=config.saturation_free
+        )
+    return activation_format(max(bits[node].activations for node, _ in site.consumers))
 
 
 def _add(sites: dict[str, Site], tensor: str, kind: str, role: str, consumer: tuple[str, int]) -> None:

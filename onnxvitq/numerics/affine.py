@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.tensors import FloatArray, IntArray
 from onnxvitq.numerics.pairs import LARGEST_PAIR, ROUNDED_UP, largest_pair, limit_pairs
 
@@ -13,19 +13,15 @@ FEW_BITS = 4
 FEW_BITS_GRID = (*(0.05 * step for step in range(5, 16)), *WEIGHT_GRID)  # a finer step is worth clipping
 
 
-def _along_axis(values: np.ndarray, params: QParams, rank: int) -> np.ndarray:
-    """() or (C,) -> a shape that broadcasts along the spec's axis of a tensor of that rank."""
-    if params.spec.axis is None:
-        return values
-    shape = [1] * rank
-    shape[params.spec.axis] = -1
-    return values.reshape(shape)
+def _spread(x: np.ndarray, params: QParams) -> tuple[FloatArray, FloatArray]:
+    """Scales and zero points of a tensor, float32, in shapes that broadcast against it."""
+    spread = params.spec.granularity.spread
+    return spread(params.scale, x.shape), spread(params.zero_point.astype(np.float32), x.shape)
 
 
 def quantize(x: FloatArray, params: QParams) -> IntArray:
     """Codes of ``x``: clip(rint(x / scale) + zero_point), ties to even, saturated to [qmin, qmax]; ``spec.storage``."""
-    scale = _along_axis(params.scale, params, x.ndim)
-    zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
+    scale, zero = _spread(x, params)
     codes = np.rint(x / scale)
     codes += zero
     np.clip(codes, params.spec.qmin, params.spec.qmax, out=codes)
@@ -36,14 +32,13 @@ def quantize(x: FloatArray, params: QParams) -> IntArray:
 
 def dequantize(codes: IntArray, params: QParams) -> FloatArray:
     """Real values of codes: scale * (code - zero_point), float32."""
-    zero = _along_axis(params.zero_point.astype(np.float32), params, codes.ndim)
-    return (codes.astype(np.float32) - zero) * _along_axis(params.scale, params, codes.ndim)
+    scale, zero = _spread(codes, params)
+    return (codes.astype(np.float32) - zero) * scale
 
 
 def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
     """``dequantize(quantize(x))`` without the trip through integers; float32, same shape."""
-    scale = _along_axis(params.scale, params, x.ndim)
-    zero = _along_axis(params.zero_point.astype(np.float32), params, x.ndim)
+    scale, zero = _spread(x, params)
     y = np.asarray(x / scale)
     np.rint(y, out=y)
     y += zero  # also where it is 0: no -0
@@ -56,7 +51,7 @@ def fake_quantize(x: FloatArray, params: QParams) -> FloatArray:
     return y
 
 
-def params_from_range(low: float, high: float, spec: QuantSpec) -> QParams:
+def params_from_range(low: float, high: float, spec: TensorFormat) -> QParams:
     """The per-tensor quantizer that covers [low, high], widened to hold zero exactly.
 
     Symmetric: scale = max(|low|, |high|) / qmax, zero point 0. Otherwise scale = (high - low) / (qmax - qmin) and the zero
@@ -76,7 +71,7 @@ def params_from_range(low: float, high: float, spec: QuantSpec) -> QParams:
     return QParams(spec=spec, scale=np.maximum(np.float32(scale), SMALLEST_SCALE), zero_point=np.array(zero))
 
 
-def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 1.0) -> QParams:
+def params_from_weight(weight: FloatArray, spec: TensorFormat, multiplier: float = 1.0) -> QParams:
     """Symmetric quantizer of a weight (I, O): scale = multiplier * max|w| / qmax, over the axis the spec keeps.
 
     A saturation-free one has steps so wide that no pair has to be limited (multiplier 1).
@@ -87,7 +82,7 @@ def params_from_weight(weight: FloatArray, spec: QuantSpec, multiplier: float = 
     return params_from_steps(weight_steps(weight, spec), spec, multiplier)
 
 
-def weight_steps(weight: FloatArray, spec: QuantSpec) -> FloatArray:
+def weight_steps(weight: FloatArray, spec: TensorFormat) -> FloatArray:
     """What ``params_from_weight`` multiplies, () or (O,); a search over multipliers looks at the weight once.
 
     Raises:
@@ -95,22 +90,21 @@ def weight_steps(weight: FloatArray, spec: QuantSpec) -> FloatArray:
     """
     if not spec.symmetric:
         raise ValueError("weights are quantized symmetrically")
-    other = tuple(axis for axis in range(weight.ndim) if axis != spec.axis)
-    largest = np.abs(weight).max(axis=None if spec.axis is None else other)
-    steps = np.asarray(largest.astype(np.float32) / spec.qmax)
+    largest = spec.granularity.largest(np.abs(weight))
+    steps: FloatArray = np.asarray(largest.astype(np.float32) / np.float32(spec.qmax))
     if spec.limits_pairs:
         pair = largest_pair(weight).max(axis=0 if spec.axis is None else ())
         steps = np.maximum(steps, pair / np.float32(LARGEST_PAIR - ROUNDED_UP))
     return steps
 
 
-def params_from_steps(steps: FloatArray, spec: QuantSpec, multiplier: float) -> QParams:
+def params_from_steps(steps: FloatArray, spec: TensorFormat, multiplier: float) -> QParams:
     """Symmetric quantizer with scales multiplier * steps."""
     scale = np.maximum(np.float32(multiplier) * steps, SMALLEST_SCALE)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
-def least_squares_params(weight: FloatArray, spec: QuantSpec) -> QParams:
+def least_squares_params(weight: FloatArray, spec: TensorFormat) -> QParams:
     """Symmetric quantizer of a weight (I, O), an output channel's scale that with the least squared error of its weights of
     those that go from a share of the largest weight to all of it. A finer step is worth clipping the more, the fewer bits.
     """

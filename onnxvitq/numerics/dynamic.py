@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import UINT8, QParams, TensorFormat
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize
 
-DYNAMIC = QuantSpec(bits=8, signed=False, symmetric=False)  # the only format that DynamicQuantizeLinear has
+DYNAMIC = TensorFormat(UINT8)  # the only format that DynamicQuantizeLinear has
 SMALLEST_ROW = np.float32(1e-30)  # a row of zeros is divided by something, too
 
 
@@ -25,7 +25,7 @@ def dynamic_params(x: FloatArray) -> QParams:
     low, high = np.minimum(x.min(initial=0.0), zero), np.maximum(x.max(initial=0.0), zero)
     scale = (high - low) / top if high > low else np.float32(1.0)
     point = np.rint(np.clip(-low / scale, zero, top))
-    return QParams(spec=DYNAMIC, scale=np.array(scale), zero_point=np.array(point, np.uint8))
+    return QParams(spec=DYNAMIC, scale=np.array(scale), zero_point=np.array(point, DYNAMIC.storage))
 
 
 def fake_quantize_dynamic(x: FloatArray) -> FloatArray:

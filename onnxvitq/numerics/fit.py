@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import EIGHT_BITS, QParams, TensorFormat
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_steps, weight_steps
 from onnxvitq.numerics.objectives import Objective, against
@@ -24,7 +24,7 @@ class Search:
     candidates: int = 16
     rounds: int = 2
 
-    def grid(self, spec: QuantSpec) -> list[float]:
+    def grid(self, spec: TensorFormat) -> list[float]:
         """Multipliers of the min-max scale, evenly spaced over [0.5, 1.2], from lower down for few bits; 1 is among them."""
         lowest = (LOWEST_WEIGHT if spec.symmetric else LOWEST_ACTIVATION).get(spec.bits, LOWEST)
         return sorted({1.0, *np.linspace(lowest, HIGHEST, self.candidates).round(6).tolist()})
@@ -49,7 +49,7 @@ Candidate = Callable[[float], QParams]
 def fit_linear(
     rows: FloatArray,
     weight: FloatArray,
-    specs: tuple[QuantSpec, QuantSpec],
+    specs: tuple[TensorFormat, TensorFormat],
     bounds: tuple[float, float],
     objective: Objective,
     search: Search,
@@ -94,7 +94,7 @@ def times(rows: FloatArray, weight: FloatArray) -> FloatArray:
 def fit_product(
     left: FloatArray,
     right: FloatArray,
-    specs: tuple[QuantSpec, QuantSpec],
+    specs: tuple[TensorFormat, TensorFormat],
     bounds: tuple[tuple[float, float], tuple[float, float]],
     objective: Objective,
     search: Search,
@@ -118,7 +118,7 @@ def fit_product(
     )
 
 
-def _range_candidate(bounds: tuple[float, float], spec: QuantSpec) -> Candidate:
+def _range_candidate(bounds: tuple[float, float], spec: TensorFormat) -> Candidate:
     """Multiplier -> parameters: the range times it, as published, at 8 bits; below, where clips go deep, the longer side alone
     is clipped and the shorter one stays where the clip does not reach it.
 
@@ -128,7 +128,7 @@ def _range_candidate(bounds: tuple[float, float], spec: QuantSpec) -> Candidate:
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)  # zero is always held: a clip may lie below a range above it
 
     def candidate(multiplier: float) -> QParams:
-        if multiplier >= 1 or spec.bits >= 8:
+        if multiplier >= 1 or spec.bits >= EIGHT_BITS:
             return params_from_range(multiplier * low, multiplier * high, spec)
         clip = multiplier * max(-low, high)
         return params_from_range(max(low, -clip), min(high, clip), spec)

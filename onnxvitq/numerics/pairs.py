@@ -8,11 +8,13 @@ so wide that none does cost about 1 dB.
 
 import numpy as np
 
+from onnxvitq.core.formats import BYTE, UINT8, NumberFormat
 from onnxvitq.core.tensors import FloatArray
 
-LARGEST_PAIR = 128  # 255 * 128 <= 32767
+_SUM = NumberFormat(bits=2 * BYTE, signed=True, symmetric=False)  # what two products are added in
+FLOOR, CEILING = _SUM.qmin, _SUM.qmax
+LARGEST_PAIR = CEILING // UINT8.qmax  # of two codes that have one sign: 128
 ROUNDED_UP = 1  # two real values that add up to one less are at most LARGEST_PAIR when both are rounded up
-FLOOR, CEILING = -32768, 32767
 
 
 def partner(index: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxvitq.core.config import QuantConfig
-from onnxvitq.core.formats import QParams
+from onnxvitq.core.formats import EIGHT_BITS, QParams
 from onnxvitq.core.layers import products
 from onnxvitq.core.plan import QuantPlan, linear_groups, only, planned_products, without_nodes
 from onnxvitq.core.tensors import FloatArray
@@ -28,7 +28,6 @@ from onnxvitq.numerics.decibels import error_power
 from onnxvitq.numerics.drop import ExpectedDrop, binomial_interval, expected_drop, paired_interval
 from onnxvitq.precision.allocator import Fitting
 
-RAISED = 8  # bits
 ORDERING = 4  # held-out samples that the order of the changes is measured on
 ROUNDING = 1e-5  # of decisions, that float sums in another order may lose: a promise to lose none can be kept
 MORE = 4  # further changes at most, where the written model misses what the probe promised
@@ -163,7 +162,7 @@ class QualityKeeper:
             activations = {name for name, one in decisions.items() if one.site.kind != "weight"}
             floats = [one for one in floats if activations.issuperset(one.tensors)]
             raises = [replace(one, tensors=tuple(n for n in one.tensors if n in activations)) for one in raises]
-        raises = [one for one in raises if any(decisions[name].spec.bits < RAISED for name in one.tensors)]
+        raises = [one for one in raises if any(decisions[name].spec.bits < EIGHT_BITS for name in one.tensors)]
         return [*self._worst_first(raises, self._fitting.plan), *self._worst_first(floats, self._raised(raises))]
 
     def _layers(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -207,7 +206,7 @@ class QualityKeeper:
         decisions = dict(plan.decisions)
         for tensor in {tensor for one in changes for tensor in one.tensors}:
             decision = decisions[tensor]
-            spec, params = replace(decision.spec, bits=RAISED), decision.params
+            spec, params = decision.spec.with_bits(EIGHT_BITS), decision.params
             assert params is not None  # the plan is fitted
             decisions[tensor] = replace(decision, spec=spec)
             if decision.site.kind == "weight":

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from onnxvitq.core.config import QuantConfig, parse_bits
-from onnxvitq.core.formats import QParams
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.formats import QParams, parse_bits
 from onnxvitq.core.layers import Linear, edges
 from onnxvitq.core.plan import Layers, QuantPlan, without_nodes
 from onnxvitq.numerics.affine import params_from_weight
@@ -110,7 +110,7 @@ def _unit_name(linear: Linear, granularity: str) -> str:
 def unit_params(layers: Layers, plan: QuantPlan, unit: BitUnit, width: int) -> dict[str, QParams]:
     """Min-max parameters of a unit's weights with that many bits, limited as the plan has it."""
     return {
-        weight: params_from_weight(layers.constants[weight], replace(plan.decisions[weight].spec, bits=width))
+        weight: params_from_weight(layers.constants[weight], plan.decisions[weight].spec.with_bits(width))
         for weight in unit.weights
     }
 
@@ -125,6 +125,6 @@ def with_widths(plan: QuantPlan, units: Sequence[BitUnit], bits: Mapping[str, in
             in_float += unit.linears
             continue
         for weight in unit.weights:
-            spec = replace(decisions[weight].spec, bits=width)
+            spec = decisions[weight].spec.with_bits(width)
             decisions[weight] = replace(decisions[weight], spec=spec, params=None)
     return without_nodes(replace(plan, decisions=decisions), dict.fromkeys(in_float, REASON))

@@ -1,21 +1,36 @@
 import ast
 import json
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onnxvitq
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.formats import (
+    INT8,
+    Granularity,
+    LayerBits,
+    NumberFormat,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    PerToken,
+    QParams,
+    TensorFormat,
+    activation_format,
+    parse_bits,
+    weight_format,
+)
 from onnxvitq.core.layers import Site
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import InputSpec
 
 PACKAGE = Path(onnxvitq.__file__).parent
-UINT8 = QuantSpec(bits=8, signed=False, symmetric=False)
-CHANNELS = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+UINT8 = activation_format(8)
+CHANNELS = weight_format(8)
 
 
 def keywords(decorator: ast.expr) -> dict[str, object] | None:
@@ -71,19 +86,74 @@ def test_a_record_that_is_not_frozen_is_seen(decorator: str) -> None:
     ],
 )
 def test_codes_and_storage(bits: int, signed: bool, symmetric: bool, qmin: int, qmax: int, storage: str) -> None:
-    spec = QuantSpec(bits=bits, signed=signed, symmetric=symmetric)
+    spec = TensorFormat(NumberFormat(bits=bits, signed=signed, symmetric=symmetric))
     assert (spec.qmin, spec.qmax, spec.storage) == (qmin, qmax, np.dtype(storage))
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 17])
 def test_bits_out_of_range(bits: int) -> None:
     with pytest.raises(ValueError, match=f"bits: expected 2 to 16, got {bits}"):
-        QuantSpec(bits=bits, signed=True, symmetric=True)
+        TensorFormat(NumberFormat(bits=bits, signed=True, symmetric=True))
 
 
-def test_a_spec_is_hashable_and_goes_to_json_and_back() -> None:
-    assert len({UINT8, QuantSpec(bits=8, signed=False, symmetric=False), CHANNELS}) == 2
-    assert QuantSpec(**json.loads(json.dumps(asdict(CHANNELS)))) == CHANNELS
+@pytest.mark.parametrize(
+    "granularity",
+    [PerTensor(), PerChannel(axis=1), PerToken(), PerBlock(axis=0, size=32)],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_format_is_hashable_and_goes_to_json_and_back(granularity: Granularity) -> None:
+    spec = TensorFormat(NumberFormat(bits=4, signed=True, symmetric=False), granularity, saturation_free=True)
+    assert len({UINT8, activation_format(8), CHANNELS, spec}) == 3
+    assert TensorFormat.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "levels"),
+    [
+        (INT8, "int8", 255),
+        (NumberFormat(bits=8, signed=True, symmetric=False), "int8 asymmetric", 256),
+        (NumberFormat(bits=4, signed=False, symmetric=False), "uint4", 16),
+        (NumberFormat(bits=4, signed=False, symmetric=True), "uint4 symmetric", 16),
+        (NumberFormat(bits=16, signed=True, symmetric=True), "int16", 65535),
+    ],
+)
+def test_a_number_format_is_printed_and_parsed(number: NumberFormat, name: str, levels: int) -> None:
+    assert (str(number), number.levels) == (name, levels)
+    assert NumberFormat.parse(name) == number
+
+
+@pytest.mark.parametrize("text", ["", "int", "float8", "INT8", "int8 symmetrical", "int1", "int17", "8"])
+def test_what_is_no_number_format_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        NumberFormat.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "expected"),
+    [
+        (PerTensor(), 9.0),
+        (PerChannel(axis=0), [3.0, 9.0]),
+        (PerChannel(axis=1), [9.0, 8.0, 7.0]),
+        (PerToken(), [[3.0], [9.0]]),
+        (PerBlock(axis=1, size=2), [[2.0, 3.0], [9.0, 7.0]]),
+        (PerBlock(axis=0, size=2), [[9.0, 8.0, 7.0]]),
+    ],
+)
+def test_which_values_share_a_scale(granularity: Granularity, expected: object) -> None:
+    values = np.array([[1, 2, 3], [9, 8, 7]], np.float32)
+    largest = granularity.largest(values)
+    np.testing.assert_array_equal(largest, expected)
+    wide = np.broadcast_to(granularity.spread(largest, values.shape), values.shape)  # each value has its scale
+    assert (wide >= values).all()
+    assert set(wide.ravel()) == set(largest.ravel())
+    assert granularity.rank in (None, largest.ndim)
+
+
+def test_bits_of_a_layer_are_parsed_and_printed() -> None:
+    assert parse_bits("bits", "w4a8") == LayerBits(weights=4, activations=8) == (4, 8)
+    assert str(LayerBits(4, 8)) == "w4a8"
+    with pytest.raises(ConfigError, match=r"bits: expected wNaM with N and M 2 to 8, such as w4a8, got 'w9a8'"):
+        parse_bits("bits", "w9a8")
 
 
 def test_records_cannot_be_changed() -> None:
@@ -91,7 +161,14 @@ def test_records_cannot_be_changed() -> None:
     request = StatisticsRequest(tensor="x", kind="rows")
     image = InputSpec(name="image", dtype="float32", shape=(None, 3, 8, 8))
     params = QParams(spec=UINT8, scale=np.float32(1), zero_point=np.array(0))
-    for record, field in ((UINT8, "bits"), (site, "name"), (request, "tensor"), (image, "shape"), (params, "scale")):
+    for record, field in (
+        (UINT8, "number"),
+        (INT8, "bits"),
+        (site, "name"),
+        (request, "tensor"),
+        (image, "shape"),
+        (params, "scale"),
+    ):
         with pytest.raises(FrozenInstanceError):
             setattr(record, field, None)
     assert len({site, request, image}) == 3  # hashable
@@ -100,7 +177,11 @@ def test_records_cannot_be_changed() -> None:
 
 def test_params_hold_read_only_copies() -> None:
     scale, zero = np.array([1.0, 2.0]), np.array([0, 3])
-    params = QParams(spec=QuantSpec(bits=8, signed=True, symmetric=False, axis=1), scale=scale, zero_point=zero)
+    params = QParams(
+        spec=TensorFormat(NumberFormat(bits=8, signed=True, symmetric=False), PerChannel(1)),
+        scale=scale,
+        zero_point=zero,
+    )
     scale[0], zero[0] = 9, 9
     assert (params.scale.tolist(), params.zero_point.tolist()) == ([1.0, 2.0], [0, 3])
     assert (params.scale.dtype, params.zero_point.dtype) == (np.float32, np.int8)
@@ -121,7 +202,7 @@ def test_per_tensor_params_are_scalars() -> None:
     [(UINT8, [1.0], [0]), (CHANNELS, 1.0, 0), (CHANNELS, [1.0, 2.0], [0]), (CHANNELS, [[1.0]], [[0]])],
     ids=["vector", "scalar", "lengths", "matrix"],
 )
-def test_params_of_the_wrong_shape(spec: QuantSpec, scale: object, zero: object) -> None:
+def test_params_of_the_wrong_shape(spec: TensorFormat, scale: object, zero: object) -> None:
     with pytest.raises(ValueError, match="expected rank"):
         QParams(spec=spec, scale=np.array(scale), zero_point=np.array(zero))
 
@@ -139,7 +220,7 @@ def test_a_zero_point_must_be_a_code(zero: np.ndarray) -> None:
 
 
 def test_a_zero_point_is_held_to_the_formats_codes_not_the_storages() -> None:
-    four_bits = QuantSpec(bits=4, signed=False, symmetric=False)
+    four_bits = activation_format(4)
     assert QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(15)).zero_point == 15
     with pytest.raises(ValueError, match="from 0 to 15"):
         QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(16))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from onnxvitq.core.errors import PlanError
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, activation_format, weight_format
 from onnxvitq.core.layers import BlockMap, Linear, Site
 from onnxvitq.core.plan import PLAN_VERSION, Branch, Layers, QuantPlan, SiteDecision, plan_from_bytes, plan_to_bytes
 
-ACTIVATION = QuantSpec(bits=8, signed=False, symmetric=False)
-WEIGHT = QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+ACTIVATION = activation_format(8)
+WEIGHT = weight_format(7)
 
 
 def site(name: str, kind: str) -> Site:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from fitted_cases import Case, build_case, correlated, seeded_transformer
 
+from onnxvitq.core.formats import weight_format
 from onnxvitq.evaluation.saturation import describe_saturation, estimate_linears
-from onnxvitq.fit.initial_plan import weight_spec
 from onnxvitq.numerics.affine import params_from_weight, quantize
 
 
@@ -18,7 +18,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def limited(case: Case) -> Case:
     """The same with weights that are free of saturation."""
-    spec = weight_spec(8, saturation_free=True)
+    spec = weight_format(8, saturation_free=True)
     weights = {linear.weight for linear in case.layers.blockmap.linears}
     decisions = {
         name: replace(one, spec=spec, params=params_from_weight(case.layers.constants[name], spec))

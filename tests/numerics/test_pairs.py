@@ -3,15 +3,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import INT8, TensorFormat, weight_format
 from onnxvitq.numerics.affine import fake_quantize, params_from_weight, quantize
 from onnxvitq.numerics.pairs import CEILING, FLOOR, LARGEST_PAIR, largest_pair, limit_pairs, partner, room_beside
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.numerics.saturation import estimate_saturation
 
-FULL = QuantSpec(bits=8, signed=True, symmetric=True, axis=1)
-FREE = QuantSpec(bits=8, signed=True, symmetric=True, axis=1, saturation_free=True)
-SEVEN = QuantSpec(bits=7, signed=True, symmetric=True, axis=1)
+FULL = weight_format(8)
+FREE = weight_format(8, saturation_free=True)
+SEVEN = weight_format(7)
 SHAPES = pytest.mark.parametrize("shape", [(1, 3), (2, 1), (7, 5), (96, 40)])
 
 
@@ -73,7 +73,7 @@ def test_the_step_is_as_wide_as_the_largest_pair_needs() -> None:
 
 
 def test_one_step_for_the_tensor_is_that_of_its_largest_pair() -> None:
-    spec = QuantSpec(bits=8, signed=True, symmetric=True, saturation_free=True)
+    spec = TensorFormat(INT8, saturation_free=True)
     weight = weight_of((7, 5))
     params = params_from_weight(weight, spec)
     assert float(params.scale) == pytest.approx(max(np.abs(weight).max(), largest_pair(weight).max()) / 127)

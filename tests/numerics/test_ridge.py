@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fitted_cases import moments_of
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import activation_format
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.moments import Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
@@ -23,7 +23,7 @@ def rows(seed: int = 0, count: int = 200) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((count, INPUTS)) @ rng.standard_normal((INPUTS, INPUTS)) + 1).astype(np.float32)
     weight, bias = read_only(rng.standard_normal((INPUTS, OUTPUTS))), read_only(rng.standard_normal(OUTPUTS))
-    spec = QuantSpec(bits=3, signed=False, symmetric=False)
+    spec = activation_format(3)
     a = fake_quantize(x, params_from_range(0.6 * float(x.min()), 0.5 * float(x.max()), spec))
     return read_only(a), read_only(x @ weight + bias), read_only(rng.choice([1.0, 32.0], count)), weight, bias
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import activation_format
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.rotation import hadamard, rotation, turn
 
@@ -66,7 +66,7 @@ def test_outlier_channels_cost_less_in_eight_bits() -> None:
     turned = rows @ rotation(96, 0)
     noise = []
     for values in (rows.astype(np.float32), turned.astype(np.float32)):
-        spec = QuantSpec(bits=8, signed=False, symmetric=False)
+        spec = activation_format(8)
         quantized = fake_quantize(values, params_from_range(float(values.min()), float(values.max()), spec))
         noise.append(float(((quantized - values) ** 2).mean()))
     assert noise[1] < noise[0] / 3

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import NumberFormat, PerChannel, PerTensor, QParams, TensorFormat, weight_format
 from onnxvitq.numerics import rounding
 from onnxvitq.numerics.affine import dequantize, fake_quantize, params_from_weight, quantize
 from onnxvitq.numerics.rounding import BLOCK, ROWS_BLOCK, RowFeedback, refit_scale, round_with_feedback, rounding_error
@@ -12,8 +12,10 @@ SEEDS = pytest.mark.parametrize("seed", range(6))
 BITS = pytest.mark.parametrize("bits", [2, 4, 8])
 
 
-def spec_of(bits: int, axis: int | None = 1) -> QuantSpec:
-    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=axis)
+def spec_of(bits: int, axis: int | None = 1) -> TensorFormat:
+    return TensorFormat(
+        NumberFormat(bits=bits, signed=True, symmetric=True), PerTensor() if axis is None else PerChannel(axis)
+    )
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
@@ -200,7 +202,16 @@ def test_rows_feedback_beats_baseline_and_differs(seed: int, inputs: int) -> Non
 def test_several_formats_are_rounded_as_each_alone(seed: int) -> None:
     rows, weights = rows_case(seed, 2 * ROWS_BLOCK + 11)
     formats = [
-        (weight, params_from_weight(weight, QuantSpec(bits=bits, signed=True, symmetric=True, axis=axis)))
+        (
+            weight,
+            params_from_weight(
+                weight,
+                TensorFormat(
+                    NumberFormat(bits=bits, signed=True, symmetric=True),
+                    PerTensor() if axis is None else PerChannel(axis),
+                ),
+            ),
+        )
         for weight in weights
         for bits, axis in ((2, 1), (5, None), (8, 1))
     ]
@@ -236,9 +247,7 @@ def test_several_at_a_time_lose_little(seed: int, monkeypatch: pytest.MonkeyPatc
 
 def test_rows_feedback_limits_pairs() -> None:
     rows, (weight, _) = rows_case(0, 24)
-    params = params_from_weight(
-        weight, QuantSpec(bits=8, signed=True, symmetric=True, axis=1, saturation_free=True), 0.7
-    )
+    params = params_from_weight(weight, weight_format(8, saturation_free=True), 0.7)
     codes = quantize(RowFeedback(rows).round([(weight, params)])[0], params).astype(int)
     assert np.abs(codes[0::2] + codes[1::2])[codes[0::2] * codes[1::2] > 0].max() <= 128
 

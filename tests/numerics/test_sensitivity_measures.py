@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import TensorFormat, weight_format
 from onnxvitq.numerics.affine import params_from_weight
 from onnxvitq.numerics.sensitivity import Rounded, Rounder, nuclear_norm, omega
 
 
-def spec(bits: int) -> QuantSpec:
-    return QuantSpec(bits=bits, signed=True, symmetric=True, axis=1)
+def spec(bits: int) -> TensorFormat:
+    return weight_format(bits)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

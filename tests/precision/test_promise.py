@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import activation_format
 from onnxvitq.numerics.affine import params_from_range
 from onnxvitq.precision.promise import _meant_range
 
-FOUR = QuantSpec(bits=4, signed=False, symmetric=False, axis=None)
+FOUR = activation_format(4)
 
 
 def test_what_a_rounded_zero_point_cut_off_is_in_the_range_again() -> None:

@@ -1,7 +1,5 @@
 """Units' weights rounded on their own: what widths do to a layer's output, and plans to judge."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -38,7 +36,7 @@ def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: 
     assert set(put.weights) == set(put.biases) == {query, key}
     for name in (query, key):
         weight = layers.weight(name)
-        params = least_squares_params(weight, replace(plan.decisions[f"{name}.weight"].spec, bits=4))
+        params = least_squares_params(weight, plan.decisions[f"{name}.weight"].spec.with_bits(4))
         codes = put.weights[name] / (params.scale if feedback else np.abs(weight).max(axis=0) / 7)
         np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)
         assert np.abs(codes).max() <= 7.001

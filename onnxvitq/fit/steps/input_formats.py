@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from onnxvitq.core.formats import EIGHT_BITS
 from onnxvitq.core.layers import Attention, BlockMap, Linear, Product, outer_linears
 from onnxvitq.core.plan import QuantPlan, without, without_nodes
 from onnxvitq.fit.acceptance import Judge, PartOutcome, part_name
@@ -163,7 +164,7 @@ def _has_8_bits(plan: QuantPlan, linear: Linear) -> bool:
     sites = [plan.decisions.get(tensor) for tensor in (linear.input, linear.weight)]
     readers = [(linear.name, port) for port in range(2)]
     return all(
-        site is not None and site.spec.bits == 8 and reader in site.site.consumers
+        site is not None and site.spec.bits == EIGHT_BITS and reader in site.site.consumers
         for site, reader in zip(sites, readers, strict=True)
     )
 

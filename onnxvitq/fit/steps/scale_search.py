@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxvitq.calibration.held_out import split_samples
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
@@ -124,7 +124,7 @@ def _products(attention: Attention, layers: Layers, plan: QuantPlan) -> list[tup
 def _fit_formats(
     rows: FloatArray,
     weights: Sequence[FloatArray],
-    specs: tuple[QuantSpec, Sequence[QuantSpec]],
+    specs: tuple[TensorFormat, Sequence[TensorFormat]],
     bounds: tuple[float, float],
     objective: Objective,
     search: Search,
@@ -134,7 +134,7 @@ def _fit_formats(
     Weights of one format are searched side by side. Where there are several formats (some layers have fewer bits) each has
     its own search, and of the input's scales that they end with, the one is taken that all of them together lose least by.
     """
-    lefts: dict[QuantSpec, QParams] = {}
+    lefts: dict[TensorFormat, QParams] = {}
     rights: dict[int, QParams] = {}
     for spec in dict.fromkeys(specs[1]):
         members = [index for index, one in enumerate(specs[1]) if one == spec]

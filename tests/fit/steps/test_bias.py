@@ -5,10 +5,10 @@ import pytest
 
 from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.config import QuantConfig
-from onnxvitq.core.formats import QParams
+from onnxvitq.core.formats import QParams, weight_format
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
-from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
+from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 from onnxvitq.fit.outcome import Step, StepOutcome
 from onnxvitq.fit.steps.bias import CorrectBias, expected_error
 from onnxvitq.fit.steps.ranges import MinMaxRanges
@@ -32,7 +32,7 @@ def grid_weight(rows: int, columns: int) -> np.ndarray:
 
 
 def grid_params(columns: int) -> QParams:
-    return QParams(spec=weight_spec(8), scale=np.full(columns, 1 / 32), zero_point=np.zeros(columns, int))
+    return QParams(spec=weight_format(8), scale=np.full(columns, 1 / 32), zero_point=np.zeros(columns, int))
 
 
 @pytest.fixture

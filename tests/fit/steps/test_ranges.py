@@ -5,9 +5,10 @@ import pytest
 
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import CalibrationError
+from onnxvitq.core.formats import weight_format
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
-from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
+from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 from onnxvitq.fit.outcome import Step, StepOutcome
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
@@ -31,7 +32,7 @@ def test_every_site_gets_min_max_parameters(layers: Layers, unfitted: QuantPlan,
         params = plan.params(name)
         assert params is not None
         if decision.site.kind == "weight":
-            expected = params_from_weight(layers.constants[name], weight_spec(7))
+            expected = params_from_weight(layers.constants[name], weight_format(7))
         else:
             expected = params_from_range(*stats.ranges[name], ACTIVATION)
         assert np.array_equal(params.scale, expected.scale)

@@ -5,10 +5,10 @@ import pytest
 
 from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.config import QuantConfig
-from onnxvitq.core.formats import QParams
+from onnxvitq.core.formats import QParams, weight_format
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
-from onnxvitq.fit.initial_plan import ACTIVATION, make_plan, weight_spec
+from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 from onnxvitq.fit.outcome import Step, sqnr_db
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.fit.steps.scale_search import SearchScales
@@ -55,7 +55,7 @@ def edges_in_held_out(samples: np.ndarray) -> np.ndarray:
 def fitted_linears(layers: Layers, stats: Statistics, tensor: str, names: list[str], objective: str) -> ProductFit:
     fitting, _ = split_samples(stats.rows[tensor])
     weight = np.concatenate([layers.weight(name) for name in names], axis=1)
-    specs = (ACTIVATION, weight_spec(8, saturation_free=True))
+    specs = (ACTIVATION, weight_format(8, saturation_free=True))
     return fit_linear(fitting, weight, specs, stats.ranges[tensor], OBJECTIVES[objective], SEARCH)
 
 
@@ -220,7 +220,7 @@ def test_seven_bit_weights_are_searched_as_seven_bits(layers: Layers, stats: Sta
     after, _ = searching("mse").apply(layers, plan, stats)
     for name in (QUERY, KEY, FC1):
         params = params_of(after, f"{name}.weight")
-        assert params.spec == weight_spec(7, saturation_free=True)
+        assert params.spec == weight_format(7, saturation_free=True)
         largest = np.abs(layers.weight(name)).max(axis=0)
         assert (params.scale >= 0.499 * largest / 63).all()  # half of min-max's at least, up to float32
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.plan import Branch
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import params_from_weight
@@ -33,7 +33,7 @@ def round_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def limited_through(codes: Tensor, spec: QuantSpec) -> Tensor:
+def limited_through(codes: Tensor, spec: TensorFormat) -> Tensor:
     """Codes (I, O) as they are written where neighbours are limited (``numerics.pairs``); the gradient passes through."""
     if not spec.limits_pairs:
         return codes
@@ -138,7 +138,7 @@ class Factor(nn.Module):
     largest entry.
     """
 
-    def __init__(self, values: FloatArray, spec: QuantSpec) -> None:
+    def __init__(self, values: FloatArray, spec: TensorFormat) -> None:
         super().__init__()
         self.spec = spec
         self.values = nn.Parameter(torch.from_numpy(np.array(values)))

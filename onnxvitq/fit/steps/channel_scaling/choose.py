@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from onnxvitq.calibration.held_out import split_samples
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import TensorFormat
 from onnxvitq.core.layers import Attention, BlockMap, Linear
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import ChannelScaling, Layers, QuantPlan
@@ -262,11 +262,11 @@ def _reader(plan: QuantPlan, tensor: str) -> _Quantizer:
     return lambda rows: fake_quantize_samples(rows, quantizer)
 
 
-def _seen(rows: FloatArray, spec: QuantSpec) -> FloatArray:
+def _seen(rows: FloatArray, spec: TensorFormat) -> FloatArray:
     return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
 
 
-def _rounded(weight: FloatArray, spec: QuantSpec) -> FloatArray:
+def _rounded(weight: FloatArray, spec: TensorFormat) -> FloatArray:
     return fake_quantize(weight, params_from_weight(weight, spec))
 
 

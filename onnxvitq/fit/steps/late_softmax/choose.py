@@ -5,7 +5,7 @@ A softmax output is small and uneven: at 197 tokens its mean is 1.3 steps of 1 /
 
 import numpy as np
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import TensorFormat
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
@@ -35,7 +35,7 @@ def _is_plain(attention: Attention) -> bool:
     return attention.direct and attention.probs_first
 
 
-def _gain(probs: FloatArray, value: FloatArray, spec: QuantSpec) -> float:
+def _gain(probs: FloatArray, value: FloatArray, spec: TensorFormat) -> float:
     """How much nearer to P V the late division comes: (S, L, m, k) rows of P, (S, L, k, n)."""
     reference = probs @ value
     plain = fake_quantize(probs, params_from_range(0.0, float(probs.max()), spec)) @ value

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.calibration.held_out import is_held_out
 from onnxvitq.calibration.subgraphs import Pieces
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import INT8, QParams, TensorFormat, activation_format, weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import one_blas_thread
 from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
@@ -39,10 +39,10 @@ from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
 from onnxvitq.numerics.ridge import best_bias
 from onnxvitq.targets.ort_cpu.layout import apply_products
 
-FACTOR_A = QuantSpec(bits=8, signed=True, symmetric=True, axis=1, saturation_free=True)
+FACTOR_A = weight_format(8, saturation_free=True)
 # One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
-FACTOR_B = QuantSpec(bits=8, signed=True, symmetric=True, saturation_free=True)
-INNER = QuantSpec(bits=8, signed=False, symmetric=False)
+FACTOR_B = TensorFormat(INT8, saturation_free=True)
+INNER = activation_format(8)
 MAX_RANK = 64
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
 # Time of a branch, in multiplies of the large product: of every value it adds to, whatever its rank, and of its own multiplies.

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.calibration.subgraphs import Pieces
-from onnxvitq.core.formats import QParams, QuantSpec
+from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import fan_out, one_blas_thread
 from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
@@ -129,7 +129,7 @@ def groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
 
 def _formats(plan: QuantPlan, linears: Sequence[Linear]) -> list[list[Linear]]:
     """The linears by the format of their weight."""
-    formats: dict[QuantSpec, list[Linear]] = {}
+    formats: dict[TensorFormat, list[Linear]] = {}
     for linear in linears:
         formats.setdefault(plan.decisions[linear.weight].spec, []).append(linear)
     return list(formats.values())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnxvitq.core.formats import QuantSpec
+from onnxvitq.core.formats import INT8, PerChannel, PerTensor, TensorFormat, activation_format, weight_format
 from onnxvitq.fit.steps.block_learning.quantizers import ActivationQuantizer, Factor, WeightQuantizer, round_through
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 
@@ -17,7 +17,7 @@ def activations(seed: int = 0) -> np.ndarray:
 
 @BITS
 def test_an_activation_is_quantized_as_numpy_does_it(bits: int) -> None:
-    params = params_from_range(-1.5, 2.0, QuantSpec(bits=bits, signed=False, symmetric=False))
+    params = params_from_range(-1.5, 2.0, activation_format(bits))
     module = ActivationQuantizer(params, learned=True)
     x = activations()
     found = module(torch.from_numpy(x)).detach().numpy()
@@ -33,7 +33,7 @@ def test_an_activation_is_quantized_as_numpy_does_it(bits: int) -> None:
 @BITS
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 def test_gradients_are_those_of_autograd(bits: int, drop: float) -> None:
-    spec = QuantSpec(bits=bits, signed=False, symmetric=False)
+    spec = activation_format(bits)
     module = ActivationQuantizer(params_from_range(-1.5, 1.0, spec), learned=True)
     module.drop = drop
     x = torch.from_numpy(activations()).requires_grad_()
@@ -58,7 +58,7 @@ def test_gradients_are_those_of_autograd(bits: int, drop: float) -> None:
 
 
 def test_a_zero_point_of_zero_stays() -> None:
-    spec = QuantSpec(bits=4, signed=False, symmetric=False)
+    spec = activation_format(4)
     module = ActivationQuantizer(params_from_range(0.0, 1.0, spec), learned=True)
     assert module.log_scale.requires_grad
     assert not module.zero.requires_grad
@@ -68,7 +68,7 @@ def test_a_zero_point_of_zero_stays() -> None:
 @BITS
 def test_a_weight_comes_back_on_its_grid(bits: int) -> None:
     weight = activations(2)
-    params = params_from_weight(weight, QuantSpec(bits=bits, signed=True, symmetric=True, axis=1))
+    params = params_from_weight(weight, weight_format(bits))
     module = WeightQuantizer(weight, params, learned=True)
     values, found = module.result()
     np.testing.assert_allclose(values, fake_quantize(weight, params), rtol=1e-5, atol=1e-6)
@@ -81,7 +81,7 @@ def test_a_weight_comes_back_on_its_grid(bits: int) -> None:
 @pytest.mark.parametrize("axis", [1, None])
 def test_a_factor_is_quantized_as_numpy_does_it(axis: int | None) -> None:
     values = activations(3)
-    spec = QuantSpec(bits=8, signed=True, symmetric=True, axis=axis)
+    spec = TensorFormat(INT8, PerTensor() if axis is None else PerChannel(axis))
     module = Factor(values, spec)
     kept, params = module.result()
     np.testing.assert_array_equal(kept, values)
@@ -90,9 +90,7 @@ def test_a_factor_is_quantized_as_numpy_does_it(axis: int | None) -> None:
 
 
 def test_dropped_elements_are_as_many_as_asked_for_and_others_each_time() -> None:
-    module = ActivationQuantizer(
-        params_from_range(-4.0, 4.0, QuantSpec(bits=2, signed=False, symmetric=False)), learned=True
-    )
+    module = ActivationQuantizer(params_from_range(-4.0, 4.0, activation_format(2)), learned=True)
     module.drop = 0.3
     x = torch.from_numpy(activations())
     masks = [(module(x) == x).to(torch.float32) for _ in range(2)]

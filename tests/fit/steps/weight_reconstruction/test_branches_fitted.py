@@ -38,7 +38,7 @@ def narrow(case: Case, bits: int) -> Case:
     decisions = dict(case.plan.decisions)
     for name, decision in decisions.items():
         if decision.site.kind == "activation":
-            spec = replace(decision.spec, bits=bits)
+            spec = decision.spec.with_bits(bits)
             decisions[name] = replace(decision, spec=spec, params=params_from_range(*case.stats.ranges[name], spec))
     return replace(case, plan=replace(case.plan, decisions=decisions))
 
