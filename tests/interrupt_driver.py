@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxvitq import api
-from onnxvitq.calibration import subgraphs as pieces
-from onnxvitq.calibration import sweep
+from onnxvitq.calibration import subgraphs, sweep
 from onnxvitq.cli import main as command_line
 from onnxvitq.cli import quantize
 from onnxvitq.data import source
@@ -45,7 +44,7 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("biases are next", SearchScales, "apply", 1, "after"),
     ("a candidate is judged", judge, "Session", 1, "after"),
     ("weights are next", fitting, "reconstruct_weights", 1, "before"),
-    ("a piece of a network is written", pieces, "Session", 3, "before"),
+    ("a subgraph of a network is written", subgraphs, "Session", 3, "before"),
     ("the weights are solved", fitting, "reconstruct_weights", 1, "after"),
     ("the output is begun", api, "save_model", 1, "before"),
     ("the output is half written", api, "save_model", 1, "half"),

@@ -1,4 +1,4 @@
-"""Output error of many plans of one model, from one session (``rewrite.probe``)."""
+"""Output error of many plans of one model, from one session (``probe_graph``)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe_graph import probe_graph, probe_parameters, weight_input
-from onnxvitq.graph.cut import Stage, stages
+from onnxvitq.graph.cut import WeightedSubgraph, as_graph, cut_evenly
 from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
@@ -41,7 +41,7 @@ class Inside:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """A stage with its session; ``watched`` are outputs that are asked for by name."""
+    """A subgraph with its session; ``watched`` are outputs that are asked for by name."""
 
     session: Session
     inputs: frozenset[str]
@@ -88,8 +88,10 @@ class OutputProbe:
         del probe.outputs[1:]
         base = probe_parameters(layers, plan)
         inside = inside or Inside()
-        parts = stages(probe, {name: value.size for name, value in base.items()}, inside.stages, inside.watched)
-        self._parts = [_opened(part, threads) for part in parts]
+        sizes = {name: value.size for name, value in base.items()}
+        self._parts = [
+            _opened(probe, part, threads) for part in cut_evenly(probe, sizes, inside.stages, inside.watched)
+        ]
         read = {name for part in self._parts for name in part.inputs}
         self._base = {name: value for name, value in base.items() if name in read}
         self._known: dict[int, dict[str, np.ndarray]] = {}  # of a sample, what the parts hand on with ``plan``
@@ -192,8 +194,8 @@ class OutputProbe:
         return found
 
 
-def _opened(stage: Stage, threads: int) -> _Part:
-    graph = stage.graph.copy()  # stages share their tensors
+def _opened(probe: gs.Graph, part: WeightedSubgraph, threads: int) -> _Part:
+    graph = as_graph(probe, part.subgraph, part.watched).copy()  # subgraphs share their tensors
     for tensor in graph.inputs:
         tensor.dtype = tensor.dtype or np.float32
     with scratch_folder() as folder:
@@ -202,8 +204,8 @@ def _opened(stage: Stage, threads: int) -> _Part:
         session = Session(path, threads=threads, spare="cores")
     return _Part(
         session=session,
-        inputs=frozenset(stage.inputs),
-        outputs=stage.outputs,
-        watched=frozenset(stage.watched),
-        share=stage.share,
+        inputs=frozenset(part.subgraph.inputs),
+        outputs=part.subgraph.outputs,
+        watched=frozenset(part.watched),
+        share=part.share,
     )

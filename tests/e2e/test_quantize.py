@@ -449,8 +449,9 @@ from functools import partial
 from pathlib import Path
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.api import quantize
-from onnxvitq.calibration import subgraphs as pieces
-pieces.Store = partial(pieces.Store, limit=2**20)  # far below what 64 images need: the rest has to go to files
+from onnxvitq.calibration import subgraphs
+# Far below what 64 images need: the rest has to go to files.
+subgraphs.TensorStore = partial(subgraphs.TensorStore, limit=2**20)
 folder, samples = Path(sys.argv[1]), int(sys.argv[2])
 config = QuantConfig(num_samples=samples, threads=1)
 result = quantize(folder / "wide.onnx", folder / "images", folder / "out.onnx", config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.layers import Linear, products
 from onnxvitq.core.plan import Layers, QuantPlan, planned_linear, planned_products
-from onnxvitq.fit.steps.block_learning.network import Operand, Replacement, Unit, Values, run
+from onnxvitq.fit.steps.block_learning.network import BlockSubgraph, Operand, Replacement, Values, run
 from onnxvitq.fit.steps.block_learning.quantizers import (
     ActivationQuantizer,
     GroupBranch,
@@ -38,7 +38,7 @@ class QuantizedUnit(nn.Module):
     Modules are kept by number, as names of tensors may hold what torch does not allow in names.
     """
 
-    def __init__(self, unit: Unit, layers: Layers, plan: QuantPlan, learned: Learned) -> None:
+    def __init__(self, unit: BlockSubgraph, layers: Layers, plan: QuantPlan, learned: Learned) -> None:
         super().__init__()
         self.unit, self.plan, self._layers = unit, plan, layers
         nodes = {node.name: node for node in unit.nodes}

@@ -1,11 +1,10 @@
-"""A canonical graph as units that torch runs: cut where the fewest tensors cross, between one block and the next.
+"""A canonical graph block by block, each block run by torch.
 
 The nodes themselves are executed, whatever architecture they came from; a caller may put something else in the place of a
 node, and something in front of any of its inputs.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.fit.steps.block_learning.operators import OPERATORS
+from onnxvitq.graph.cut import Subgraph, cut_between_blocks
 
 Values = dict[str, Tensor]
 Replacement = Callable[[Values], Tensor]  # values by name -> the output of the node that it stands for
@@ -22,48 +22,39 @@ Operand = Callable[[Tensor], Tensor]  # what a node reads -> what it shall read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Unit:
-    """Consecutive nodes. ``inputs`` come from before (or from outside), ``outputs`` are what later units read, or the model's.
+class BlockSubgraph(Subgraph):
+    """One block of the network, or what lies before the first or behind the last.
 
-    ``refused``: the operators that torch has no function for here; a unit that has one is not learned.
+    Attributes:
+        index: number in the order of execution, from 0.
+        refused: operators that torch has no function for here, sorted; a block that has one is not learned.
     """
 
     index: int
-    nodes: tuple[gs.Node, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     refused: tuple[str, ...]
 
 
-def cut(graph: gs.Graph, blockmap: BlockMap) -> tuple[Unit, ...]:
-    """The whole graph as units, one a block, and what lies before the first and behind the last.
-
-    Between the last product of a block and the first of the next, the cut is where the fewest tensors are alive, the first
-    such place: behind the residual Add that ends a block.
-    """
-    nodes = _in_order(graph)
-    position = {node.name: index for index, node in enumerate(nodes)}
-    spans = _spans(blockmap, position)
-    alive = _alive(graph, nodes)
-    cuts = [0]
-    for before, after in zip([(0, -1), *spans], [*spans, (len(nodes), len(nodes))], strict=True):
-        places = range(max(before[1] + 1, cuts[-1]), after[0] + 1)
-        if places and spans:
-            cuts.append(min(places, key=lambda place: len(alive[place])))
-    stops = sorted({*cuts, len(nodes)})
+def cut(graph: gs.Graph, blockmap: BlockMap) -> tuple[BlockSubgraph, ...]:
+    """The whole graph, block by block (``graph.cut.cut_between_blocks``), with what torch cannot run of it."""
     return tuple(
-        _unit(graph, index, nodes[start:stop], (alive[start], alive[stop]))
-        for index, (start, stop) in enumerate(itertools.pairwise(stops))
+        BlockSubgraph(
+            index=index,
+            nodes=subgraph.nodes,
+            inputs=subgraph.inputs,
+            outputs=subgraph.outputs,
+            refused=tuple(sorted({node.op for node in subgraph.nodes} - OPERATORS.keys())),
+        )
+        for index, subgraph in enumerate(cut_between_blocks(graph, blockmap))
     )
 
 
 def run(
-    unit: Unit,
+    unit: BlockSubgraph,
     values: Mapping[str, Tensor],
     replaced: Mapping[str, Replacement] | None = None,
     operands: Mapping[tuple[str, int], Operand] | None = None,
 ) -> Values:
-    """A unit's outputs.
+    """A block's outputs.
 
     Args:
         unit: no operator of it is refused.
@@ -95,72 +86,3 @@ def _value(tensor: gs.Tensor, known: Values) -> Tensor | None:
             known[tensor.name] = torch.from_numpy(np.array(tensor.values))
         return known[tensor.name]
     return known[tensor.name] if tensor.name else None
-
-
-def _in_order(graph: gs.Graph) -> list[gs.Node]:
-    """Topological, each node as late as the first that reads it: nothing is alive for longer than it has to be."""
-    made = {id(tensor): node for node in graph.nodes for tensor in node.outputs}
-    done: set[int] = set()
-    order: list[gs.Node] = []
-    for last in graph.nodes:
-        pending = [(last, False)]
-        while pending:
-            node, ready = pending.pop()
-            if id(node) in done:
-                continue
-            if ready:
-                done.add(id(node))
-                order.append(node)
-                continue
-            pending.append((node, True))
-            pending += [(made[id(tensor)], False) for tensor in reversed(node.inputs) if id(tensor) in made]
-    return order
-
-
-def _spans(blockmap: BlockMap, position: Mapping[str, int]) -> list[tuple[int, int]]:
-    """First and last position of what belongs to each block: its attention's products and linears, its MLPs."""
-    spans: list[tuple[int, int]] = []
-    attentions = {attention.name: attention for attention in blockmap.attentions}
-    for block in blockmap.blocks:
-        attention = attentions[block.attention]
-        linears = {attention.query_linear, attention.key_linear, attention.value_linear, attention.proj_linear}
-        linears |= {name for mlp in block.mlps for name in (mlp.fc1, mlp.fc2, mlp.gate)}
-        names = {attention.scores_node, attention.context_node}
-        names |= {node for one in blockmap.linears if one.name in linears for node in (one.name, one.bias_node)}
-        places = [position[name] for name in names if name in position]
-        if not spans or min(places) > spans[-1][1]:
-            spans.append((min(places), max(places)))
-        else:  # blocks that interleave are learned as one
-            spans[-1] = (min(*places, spans[-1][0]), max(*places, spans[-1][1]))
-    return spans
-
-
-def _alive(graph: gs.Graph, nodes: Sequence[gs.Node]) -> list[frozenset[str]]:
-    """At each place between nodes, the computed tensors that are there and still read; the last entry: the outputs."""
-    outputs = {tensor.name for tensor in graph.outputs}
-    readers: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        for tensor in node.inputs:
-            readers[tensor.name] = index
-    readers |= dict.fromkeys(outputs, len(nodes))
-    alive: set[str] = set()
-    places = [frozenset[str]()]
-    for index, node in enumerate(nodes):
-        alive |= {tensor.name for tensor in node.outputs if readers.get(tensor.name, -1) > index}
-        alive = {name for name in alive if readers[name] > index}
-        places.append(frozenset(alive))
-    return places
-
-
-def _unit(graph: gs.Graph, index: int, nodes: Sequence[gs.Node], alive: Iterable[frozenset[str]]) -> Unit:
-    before, after = alive
-    own = {tensor.name for node in nodes for tensor in node.outputs}
-    read = {tensor.name for node in nodes for tensor in node.inputs if not isinstance(tensor, gs.Constant)}
-    outside = {tensor.name for tensor in graph.inputs}
-    return Unit(
-        index=index,
-        nodes=tuple(nodes),
-        inputs=tuple(sorted(read & (before | outside))),
-        outputs=tuple(sorted(own & after)),
-        refused=tuple(sorted({node.op for node in nodes} - OPERATORS.keys())),
-    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedUnit
-from onnxvitq.fit.steps.block_learning.network import Unit, cut
+from onnxvitq.fit.steps.block_learning.network import BlockSubgraph, cut
 from onnxvitq.fit.steps.block_learning.quantizers import GroupBranch, RankGate
 from onnxvitq.fit.steps.block_learning.samples import Samples
 from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training
@@ -73,7 +73,9 @@ def search_ranks(
     return ranks
 
 
-def _search(unit: Unit, layers: Layers, plan: QuantPlan, samples: Samples, options: RankSearch) -> dict[str, int]:
+def _search(
+    unit: BlockSubgraph, layers: Layers, plan: QuantPlan, samples: Samples, options: RankSearch
+) -> dict[str, int]:
     torch.manual_seed(options.training.seed)
     only_branches = Learned(branch=True, scales=False, focus=False, weights=False)
     module = QuantizedUnit(unit, layers, plan, only_branches)
@@ -120,6 +122,6 @@ def _over(spent: Tensor) -> Tensor:
     return spent + 9 * torch.relu(spent - 1)
 
 
-def _within(unit: Unit, blockmap: BlockMap) -> BlockMap:
+def _within(unit: BlockSubgraph, blockmap: BlockMap) -> BlockMap:
     names = {node.name for node in unit.nodes}
     return replace(blockmap, linears=tuple(one for one in blockmap.linears if one.name in names))

@@ -15,7 +15,7 @@ from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.steps.block_learning.block import QuantizedUnit
 from onnxvitq.fit.steps.block_learning.checkpoint import BlockOutcome, Checkpoints, fingerprint
-from onnxvitq.fit.steps.block_learning.network import Unit, cut
+from onnxvitq.fit.steps.block_learning.network import BlockSubgraph, cut
 from onnxvitq.fit.steps.block_learning.samples import Samples
 from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training, token_weights
 from onnxvitq.numerics.decibels import sqnr_of_error
@@ -46,7 +46,7 @@ def reconstruct(
     outcomes = []
     for unit in units:
 
-        def report(done: int, loss: float, unit: Unit = unit) -> None:
+        def report(done: int, loss: float, unit: BlockSubgraph = unit) -> None:
             options.progress(unit.index * options.iterations + done, len(units) * options.iterations, loss)
 
         run.samples.run_exact(unit)
@@ -68,7 +68,9 @@ class _Run:
     def __init__(self, layers: Layers, samples: Samples, options: Reconstruction) -> None:
         self._layers, self.samples, self._options = layers, samples, options
 
-    def unit(self, unit: Unit, plan: QuantPlan, report: Callable[[int, float], None]) -> tuple[QuantPlan, BlockOutcome]:
+    def unit(
+        self, unit: BlockSubgraph, plan: QuantPlan, report: Callable[[int, float], None]
+    ) -> tuple[QuantPlan, BlockOutcome]:
         """The plan with what this unit learned, if that is better."""
         judge = _Judge(unit, self.samples, self._options.positions)
         before = judge.sqnr(self.samples.judged(unit, plan))
@@ -83,7 +85,7 @@ class _Run:
         outcome = BlockOutcome(unit=unit.index, before=before, after=after, kept=after > before)
         return learned if outcome.kept else plan, outcome
 
-    def _reason_not_to_learn(self, unit: Unit, plan: QuantPlan) -> str:
+    def _reason_not_to_learn(self, unit: BlockSubgraph, plan: QuantPlan) -> str:
         if unit.refused:
             return f"block {unit.index} cannot be reconstructed: op {', '.join(unit.refused)}"
         names = {node.name for node in unit.nodes}
@@ -96,7 +98,7 @@ class _Run:
 class _Judge:
     """Held-out SQNR of a unit's outputs, tokens weighted."""
 
-    def __init__(self, unit: Unit, samples: Samples, positions: FloatArray | None) -> None:
+    def __init__(self, unit: BlockSubgraph, samples: Samples, positions: FloatArray | None) -> None:
         self._outputs, self._samples, self._positions = unit.outputs, samples, positions
 
     def sqnr(self, found: Mapping[str, Sequence[np.ndarray]]) -> float:

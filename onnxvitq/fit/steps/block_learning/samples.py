@@ -1,8 +1,8 @@
 """Both networks unit by unit over all calibration samples, each unit run by onnxruntime as it will be written.
 
-Only what later units read is kept, in memory up to a limit and then in files (``rebuild.pieces.Store``). The quantized unit
-is the writer's own output, so what later units learn from is what the model will compute, and a unit that torch cannot run is
-passed all the same.
+Only what later units read is kept, in memory up to a limit and then in files (``calibration.subgraphs.TensorStore``). The
+quantized unit is the writer's own output, so what later units learn from is what the model will compute, and a unit that torch
+cannot run is passed all the same.
 
 Beside the calibration samples there are mixtures of them, ``m a + (1 - m) b`` (mixup, Zhang et al. 2018, of inputs alone: the
 float network answers for each). A block has more weights than a few dozen samples have tokens, and learns those by heart. They
@@ -17,11 +17,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.calibration.held_out import is_held_out
-from onnxvitq.calibration.subgraphs import Store
+from onnxvitq.calibration.subgraphs import TensorStore
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.fit.steps.block_learning.network import Unit
-from onnxvitq.graph.cut import part_of
+from onnxvitq.fit.steps.block_learning.network import BlockSubgraph
+from onnxvitq.graph.cut import as_graph
 from onnxvitq.graph.io import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.layout import apply_plan
@@ -46,7 +46,7 @@ class Samples:
         self.count = 0
         for name in ("exact", "coded"):
             (folder / name).mkdir(parents=True)
-        self.exact, self.coded = Store(folder / "exact"), Store(folder / "coded")
+        self.exact, self.coded = TensorStore(folder / "exact"), TensorStore(folder / "coded")
         for feed in feeds:
             self._add(feed)
             self.count += 1
@@ -92,12 +92,12 @@ class Samples:
         for sample in range(self.count):
             yield {name: self.exact.get(name, sample) for name in self.exact.names}
 
-    def run_exact(self, unit: Unit) -> None:
+    def run_exact(self, unit: BlockSubgraph) -> None:
         """The float unit's outputs, into ``exact``."""
-        session = self._session(part_of(self._graph, unit.nodes, unit.inputs, unit.outputs).copy())
+        session = self._session(as_graph(self._graph, unit).copy())
         self._into(self.exact, session, unit)
 
-    def judged(self, unit: Unit, plan: QuantPlan) -> dict[str, list[np.ndarray]]:
+    def judged(self, unit: BlockSubgraph, plan: QuantPlan) -> dict[str, list[np.ndarray]]:
         """The quantized unit's outputs, of the samples that judge, not kept."""
         session = self._coded_session(unit, plan)
         found: dict[str, list[np.ndarray]] = {name: [] for name in unit.outputs}
@@ -107,11 +107,11 @@ class Samples:
                 found[name].append(value)
         return found
 
-    def run_coded(self, unit: Unit, plan: QuantPlan) -> None:
+    def run_coded(self, unit: BlockSubgraph, plan: QuantPlan) -> None:
         """The quantized unit's outputs, into ``coded``."""
         self._into(self.coded, self._coded_session(unit, plan), unit)
 
-    def _into(self, store: Store, session: Session, unit: Unit) -> None:
+    def _into(self, store: TensorStore, session: Session, unit: BlockSubgraph) -> None:
         for sample in range(max(self.count, self.learned[-1] + 1)):
             feed = {name: store.get(name, sample) for name in unit.inputs}
             for name, value in zip(unit.outputs, session.run(feed, unit.outputs), strict=True):
@@ -124,8 +124,8 @@ class Samples:
                 if name not in needed:
                     store.drop(name)
 
-    def _coded_session(self, unit: Unit, plan: QuantPlan) -> Session:
-        part = part_of(self._graph, unit.nodes, unit.inputs, unit.outputs)
+    def _coded_session(self, unit: BlockSubgraph, plan: QuantPlan) -> Session:
+        part = as_graph(self._graph, unit)
         within, own = _within(unit, self._layers, plan)
         return self._session(apply_plan(part, own, within))
 
@@ -138,7 +138,7 @@ class Samples:
         return session
 
 
-def _within(unit: Unit, layers: Layers, plan: QuantPlan) -> tuple[QuantPlan, Layers]:
+def _within(unit: BlockSubgraph, layers: Layers, plan: QuantPlan) -> tuple[QuantPlan, Layers]:
     """What of a plan and of what was found belongs to a unit."""
     names = {node.name for node in unit.nodes}
     blockmap = layers.blockmap

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.calibration.held_out import is_held_out
-from onnxvitq.calibration.subgraphs import Pieces
+from onnxvitq.calibration.subgraphs import SubgraphRunner
 from onnxvitq.core.formats import INT8, QParams, TensorFormat, activation_format, weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import one_blas_thread
@@ -194,9 +194,9 @@ class _Runs:
         """One run over the layers that have a rank; with ``keep``, later layers see the branches of those before them."""
         layers, plan, linears = self.layers, self.plan, self.layers.blockmap.linears
         folder.mkdir()
-        exact = Pieces(self.graph, linears, self.feeds, folder / "float", self.options.threads)
+        exact = SubgraphRunner(self.graph, linears, self.feeds, folder / "float", self.options.threads)
         written = apply_products(self.graph, layers, plan)
-        coded = Pieces(written, linears, self.feeds, folder / "quantized", self.options.threads)
+        coded = SubgraphRunner(written, linears, self.feeds, folder / "quantized", self.options.threads)
         found, onto = [], residuals(self.graph, linears)
         tensors = groups(linears)
         for number, (tensor, group) in enumerate(tensors.items()):
@@ -237,7 +237,7 @@ class _Fit:
         self.width, self.rows = int(stops[-1]), 0
         self.slices = [slice(begin, end) for begin, end in itertools.pairwise(stops)]
 
-    def fit(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], rank: int) -> GroupGain:
+    def fit(self, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str], rank: int) -> GroupGain:
         """The best branches of that rank, kept if the held-out error says so."""
         fitting, held = self._moments(exact, coded, streams, self.params)
         rank = rank if fitting.rows >= ENOUGH * len(fitting.gram) else 0
@@ -279,7 +279,7 @@ class _Fit:
             biases=biases,
         )
 
-    def _inner(self, coded: Pieces, params: QParams, a: FloatArray) -> QParams:
+    def _inner(self, coded: SubgraphRunner, params: QParams, a: FloatArray) -> QParams:
         """Codes of z A, over its whole range."""
         low, high = 0.0, 0.0
         for sample in range(coded.samples):
@@ -288,7 +288,7 @@ class _Fit:
         return params_from_range(low, high, INNER)
 
     def _moments(
-        self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], read: QParams
+        self, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str], read: QParams
     ) -> tuple[Moments, Moments]:
         """Of what the branch reads and what it should put out, on the samples fitted to and on those held out."""
         tensor, width = self.linears[0].input, self.width

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxvitq.calibration.subgraphs import Pieces
+from onnxvitq.calibration.subgraphs import SubgraphRunner
 from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import fan_out, one_blas_thread
@@ -86,8 +86,8 @@ def reconstruct_weights(
         OSError: no room in ``folder``.
     """
     linears = layers.blockmap.linears
-    exact = Pieces(graph, linears, feeds, folder / "float", options.threads)
-    coded = Pieces(apply_products(graph, layers, plan), linears, feeds, folder / "quantized", options.threads)
+    exact = SubgraphRunner(graph, linears, feeds, folder / "float", options.threads)
+    coded = SubgraphRunner(apply_products(graph, layers, plan), linears, feeds, folder / "quantized", options.threads)
     onto = residuals(graph, linears)
     solved: list[tuple[float, float, bool]] = []  # not the layers: their weights are in the plan
     with one_blas_thread():
@@ -193,7 +193,7 @@ class _Solver:
         stops = np.cumsum([0, *(one.out_features for one in linears)])
         self.slices = [slice(begin, end) for begin, end in itertools.pairwise(stops)]
 
-    def solve(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> list[_Solved]:
+    def solve(self, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str]) -> list[_Solved]:
         """For each layer the candidate with the least error on the held-out samples; the old weight is the first one."""
         fitting, held = self._moments(exact, coded, streams if self.options.stream else {})
         give_back(cycles=False)
@@ -250,7 +250,9 @@ class _Solver:
     def _with_bias(self, fitting: Moments, weight: FloatArray, params: QParams) -> _Candidate:
         return weight, params, best_bias(fitting, fake_quantize(weight, params))[None]
 
-    def _moments(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> tuple[Moments, Moments]:
+    def _moments(
+        self, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str]
+    ) -> tuple[Moments, Moments]:
         """Of the samples that are fitted to, and of those held out."""
         return summed(
             self.weight.shape,
@@ -259,7 +261,7 @@ class _Solver:
             self.options.threads,
         )
 
-    def _sampled(self, exact: Pieces, coded: Pieces, streams: Mapping[str, str], sample: int) -> Rows:
+    def _sampled(self, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str], sample: int) -> Rows:
         tensor = self.linears[0].input
         real, seen = (one.values.get(tensor, sample) for one in (exact, coded))
         rows, mass = used_rows(seen.shape, (sample, exact.samples), self.options.positions)

@@ -22,17 +22,6 @@ def canonical(graph):  # type: ignore[no-untyped-def]
     return graph, find_blocks(graph, "test")
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_one_unit_a_block_cut_at_the_stream(depth: int) -> None:
-    graph, blockmap = canonical(graph_of(transformer(depth=depth)))
-    units = cut(graph, blockmap)
-    assert [unit.outputs for unit in units] == [*((f"b{index}_end",) for index in range(depth)), ("logits",)]
-    assert [unit.inputs for unit in units] == [("tokens",), *((f"b{index}_end",) for index in range(depth))]
-    assert sum(len(unit.nodes) for unit in units) == len(graph.nodes)
-    linears = [{one.name for one in blockmap.linears} & {node.name for node in unit.nodes} for unit in units]
-    assert [len(names) for names in linears] == [*[6] * depth, 1]
-
-
 def test_units_in_turn_are_the_network() -> None:
     graph, blockmap = canonical(graph_of(transformer()))
     feeds = feeds_of(proto_of(graph), batch=2)

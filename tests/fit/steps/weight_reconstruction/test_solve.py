@@ -11,7 +11,7 @@ from fitted_cases import Case, build_case, correlated, linear_of, seeded_transfo
 from textgraph import model_of
 
 from onnxvitq.calibration.held_out import is_held_out
-from onnxvitq.calibration.subgraphs import Pieces
+from onnxvitq.calibration.subgraphs import SubgraphRunner
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.outcome import StepOutcome
@@ -153,7 +153,7 @@ def test_the_old_bias_is_what_is_judged_before(one: Case) -> None:
 # ----------------------------------------------------------------------------------------------- layer after layer
 
 
-class OnFloatInputs(Pieces):
+class OnFloatInputs(SubgraphRunner):
     """A quantized network without errors: every layer passes on what the float layer would."""
 
     case: Case
@@ -171,7 +171,7 @@ def test_in_sequence_beats_each_layer_against_float_inputs(tmp_path: Path, monke
         sequence = rebuilt(case)[0]
         with monkeypatch.context() as patch:
             patch.setattr(OnFloatInputs, "case", case, raising=False)
-            patch.setattr(weights, "Pieces", OnFloatInputs)
+            patch.setattr(weights, "SubgraphRunner", OnFloatInputs)
             alone = rebuilt(case)[0]
         before, after, other = (case.sqnr(plan, fresh) for plan in (case.plan, sequence, alone))
         gains.append((after - before, after - other))
@@ -249,21 +249,21 @@ def stream_error(case: Case, plan: QuantPlan, tensor: str) -> float:
     linears = case.layers.blockmap.linears
     values = []
     for index, quantized in enumerate((False, True)):
-        pieces = Pieces(case.graph, linears, case.feeds, case.folder / f"stream{index}", threads=1)
+        runner = SubgraphRunner(case.graph, linears, case.feeds, case.folder / f"stream{index}", threads=1)
         for linear in linears:
-            if pieces.can_reach(tensor):
+            if runner.can_reach(tensor):
                 break
-            pieces.reach([linear.input])
+            runner.reach([linear.input])
             weight, bias = case.layers.weight(linear.name), case.layers.bias(linear.name)
             planned = quantized and plan.params(linear.input) is not None
-            pieces.compute(
+            runner.compute(
                 linear,
                 (lambda x, name=linear.name: layer(case, plan, name, x))  # type: ignore[misc]
                 if planned
                 else (lambda x, weight=weight, bias=bias: times(x, weight) + bias),  # type: ignore[misc]
             )
-        pieces.reach([tensor])
-        values.append(np.stack([pieces.values.get(tensor, sample) for sample in range(pieces.samples)]))
+        runner.reach([tensor])
+        values.append(np.stack([runner.values.get(tensor, sample) for sample in range(runner.samples)]))
     return float(np.mean((values[0] - values[1]) ** 2))
 
 
@@ -282,7 +282,7 @@ def test_the_stream_is_the_target_of_the_layers_that_write_it_alone(
     solved: list[str] = []
     original = weights._Solver.solve
 
-    def solve(self: Any, exact: Pieces, coded: Pieces, streams: Mapping[str, str]) -> Any:
+    def solve(self: Any, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str]) -> Any:
         solved.extend(linear.name for linear in self.linears)
         found.update(streams)
         return original(self, exact, coded, streams)
@@ -366,7 +366,7 @@ def test_stored_tensors_may_lie_in_files(
 ) -> None:
     case = transformer_case(samples=5)
     first = arrays(rebuilt(case)[0])
-    monkeypatch.setattr("onnxvitq.calibration.subgraphs.Store.__init__.__defaults__", (0,))
+    monkeypatch.setattr("onnxvitq.calibration.subgraphs.TensorStore.__init__.__defaults__", (0,))
     assert arrays(rebuilt(case)[0]) == first
 
 
