@@ -35,8 +35,10 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.evaluation.probe import Samples
 from onnxvitq.fit.runner import Fitter
 from onnxvitq.graph.io import load_model, save_for_session, to_proto
-from onnxvitq.precision import allocator as precision
-from onnxvitq.precision.allocator import BitAllocator, Fitting
+from onnxvitq.precision import budget
+from onnxvitq.precision.allocator import BitAllocator
+from onnxvitq.precision.network import PlannedNetwork
+from onnxvitq.precision.trial import ChoiceTrial
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 
@@ -83,14 +85,19 @@ def comparison(folder: Path, images: Path, bits: list[int], wanted: str | None, 
             lines.append(f"| {name} | {width} | | | | | | | uniform | {uniform} |")
             print(lines[-1], flush=True)
             start = QuantConfig(bits=f"w{width}a8", threads=threads, skip=("scales", "bias", "weights"))
-            fitting, held, _ = prepared(model, folder, start)
+            network, held, _ = prepared(model, folder, start)
             for granularity, criterion in FORMS:
                 config = QuantConfig(average_bits=width, granularity=granularity, criterion=criterion, threads=threads)
                 begun = time.perf_counter()
-                found = BitAllocator(fitting, held, config).choose()[1]
-                seconds, passes = time.perf_counter() - begun, found["runs"] / fitting.stats.count
-                gains = [found["proposed"][key] - found["uniform"][key] for key in ("predicted_db", "measured_db")]
-                written = f"mixed | {row(model, folder, images, config)}" if found["mixed"] else f"uniform | {uniform}"
+                report = BitAllocator(network, held, config).choose()[1]
+                seconds, passes = time.perf_counter() - begun, report.runs / network.statistics.count
+                assert report.proposed.measured_db is not None  # both are evaluated
+                assert report.uniform.measured_db is not None
+                gains = (
+                    report.proposed.predicted_db - report.uniform.predicted_db,
+                    report.proposed.measured_db - report.uniform.measured_db,
+                )
+                written = f"mixed | {row(model, folder, images, config)}" if report.mixed else f"uniform | {uniform}"
                 figures = f"{gains[0]:.1f} | {gains[1]:.1f} | {passes:.2f} | {seconds:.1f}"
                 lines.append(f"| {name} | {width} | {granularity} | {criterion} | {figures} | {written} |")
                 print(lines[-1], flush=True)
@@ -110,20 +117,20 @@ def rankings(folder: Path, wanted: str | None, threads: int) -> list[str]:
     ]
     for name, path in models(folder, wanted):
         config = QuantConfig(average_bits=5.0, threads=threads)
-        fitting, held, unseen = prepared(
+        network, held, unseen = prepared(
             path, folder, QuantConfig(bits="w5a8", threads=threads, skip=("scales", "bias", "weights"))
         )
         for granularity, criterion in FORMS:
             form = replace(config, granularity=granularity, criterion=criterion)
-            allocator = BitAllocator(fitting, held, form)
+            allocator = BitAllocator(network, held, form)
             _, costs = allocator.costs()
-            probe = allocator.probe(unseen)
+            trial = ChoiceTrial(network, allocator.groups, allocator.rounding, unseen, threads=threads)
             for kind in ("any", "equal"):
                 rng = np.random.default_rng(0)
-                drawn = list(itertools.islice(draws(rng, [unit.size for unit in allocator.units], kind), DRAWS))
+                drawn = list(itertools.islice(draws(rng, [group.size for group in allocator.groups], kind), DRAWS))
                 options = [[costs.widths.index(width) for width in choice] for choice in drawn]
-                predicted = [-costs.predicted(choice) for choice in options]
-                measured = [allocator.measure(probe, costs, choice) for choice in options]
+                predicted = [-costs.error(choice) for choice in options]
+                measured = [trial.sqnr_db(costs.bits(choice)) for choice in options]
                 spearman = float(np.corrcoef(ranks(predicted), ranks(measured))[0, 1])
                 figures = f"{spearman:.3f} | {min(measured):.1f} | {max(measured):.1f}"
                 lines.append(f"| {name} | {granularity} | {criterion} | {kind} | {figures} |")
@@ -132,14 +139,14 @@ def rankings(folder: Path, wanted: str | None, threads: int) -> list[str]:
 
 
 def draws(rng: np.random.Generator, sizes: list[int], kind: str) -> Iterator[list[int]]:
-    """Widths of all units, at random."""
+    """Widths of all groups, at random."""
     while True:
         choice = [int(width) for width in rng.choice(WIDTHS, len(sizes))]
         if kind == "any" or abs(np.average(choice, weights=sizes) - 5) < 0.1:
             yield choice
 
 
-def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Samples, Samples]:
+def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[PlannedNetwork, Samples, Samples]:
     """The model after the exact steps, its held-out samples, and samples of the test images."""
     loaded = load_model(path)
     source, _, _ = api._open(loaded, BUNDLED / "calib", config, PREPROCESS)
@@ -154,8 +161,8 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[Fitting, Sa
     images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
-    fitting = Fitting(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, stats=fitter._stats)
-    return fitting, fitter._held_out(), unseen
+    network = PlannedNetwork(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, statistics=fitter._stats)
+    return network, fitter._held_out(), unseen
 
 
 def main() -> None:
@@ -165,12 +172,12 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="*", default=[8, 7, 6, 5, 4])
     parser.add_argument("--model", choices=("bundled", "twin"))
     parser.add_argument(
-        "--worth", type=float, default=precision.WORTH_DB, help="dB that a choice must be predicted to gain"
+        "--worth", type=float, default=budget.WORTH_DB, help="dB that a choice must be predicted to gain"
     )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    asked, precision.WORTH_DB = precision.WORTH_DB, args.worth
+    asked, budget.WORTH_DB = budget.WORTH_DB, args.worth
     head = f"Mixed bits are written where {args.worth:g} dB are predicted to be gained (onnxvitq asks for {asked:g})."
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

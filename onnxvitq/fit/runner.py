@@ -56,9 +56,11 @@ from onnxvitq.graph.io import LoadedModel, constants, to_proto
 from onnxvitq.graph.scratch import save_in_scratch, scratch_error, scratch_folder
 from onnxvitq.numerics.decibels import CAP_DB
 from onnxvitq.numerics.fit import Search
-from onnxvitq.precision.allocator import BitAllocator, Fitting
-from onnxvitq.precision.promise import QualityKeeper
-from onnxvitq.precision.subgraphs import starting_formats
+from onnxvitq.precision.allocator import BitAllocator
+from onnxvitq.precision.groups import starting_formats
+from onnxvitq.precision.network import PlannedNetwork
+from onnxvitq.precision.promise import PromiseKeeper
+from onnxvitq.report.records import to_dict
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.session import Session
 
@@ -418,12 +420,13 @@ class Fitter:
 
     def _choose_bits(self) -> None:
         """Bits of each layer's weights within the budget."""
-        fitting = Fitting(graph=self._graph, layers=self._layers, plan=self._plan, stats=self._stats)
+        network = PlannedNetwork(graph=self._graph, layers=self._layers, plan=self._plan, statistics=self._stats)
         decisions = None if self._config.sized else self._decisions()
-        self._plan, self._precision = BitAllocator(fitting, self._held_out(), self._config, decisions).choose()
+        self._plan, precision = BitAllocator(network, self._held_out(), self._config, decisions).choose()
+        self._precision = to_dict(precision)
         before = self._sqnr
         self._begin_at(self._difference(self._plan) if self._config.judged else None)
-        count = len(self._precision["chosen"]["bits"])
+        count = len(precision.chosen.bits)
         entry = {
             "name": "bits",
             "accepted": True,
@@ -436,9 +439,10 @@ class Fitter:
 
     def _keep_quality(self) -> None:
         """As many layers with more bits or in float as the promise needs."""
-        fitting = Fitting(graph=self._graph, layers=self._layers, plan=self._plan, stats=self._stats)
-        keeper = QualityKeeper(fitting, self._held_out(), self._decisions(), self._config)
-        self._plan, self._quality = keeper.keep()
+        network = PlannedNetwork(graph=self._graph, layers=self._layers, plan=self._plan, statistics=self._stats)
+        keeper = PromiseKeeper(network, self._held_out(), self._decisions(), self._config)
+        self._plan, quality = keeper.keep()
+        self._quality = to_dict(quality)
 
     def _decisions(self) -> Decisions:
         """What a promise is judged on: other data, or samples held out of these."""

@@ -14,7 +14,8 @@ from onnxvitq.api import Result, quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.precision import allocator as allocation
+from onnxvitq.precision import budget as budget_module
+from onnxvitq.precision import written as written_module
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
@@ -79,7 +80,7 @@ def test_more_samples_measure_more_of_the_front(model: Path, tmp_path: Path) -> 
 def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The written models do, over all of 64 samples: those that judge a choice are a few."""
     monkeypatch.setattr(
-        allocation, "DB_A_BIT", 0.0
+        budget_module, "DB_A_BIT", 0.0
     )  # of so few weights, unpacking several widths takes more bits than it gains
     feeds = [feed["tokens"] for feed in correlated(0, 64)]
     reports = [
@@ -99,10 +100,10 @@ def test_what_unpacking_takes_has_to_be_gained(
 ) -> None:
     """So few weights that the nodes that unpack another width may take as much as a bit of all of them."""
     uniform = run(model, tmp_path, bits=f"w{mean:.0f}a8").report["size_mb"]["quantized"]
-    monkeypatch.setattr(allocation, "WORTH_DB", -100.0)  # whatever is gained
+    monkeypatch.setattr(budget_module, "WORTH_DB", -100.0)  # whatever is gained
     found = {}
     for price in (0.0, 1e6):
-        monkeypatch.setattr(allocation, "DB_A_BIT", price)
+        monkeypatch.setattr(budget_module, "DB_A_BIT", price)
         result = run(model, tmp_path, average_bits=mean)
         found[price] = result.report["precision"]["mixed"], result.report["size_mb"]["quantized"]
     assert (found[0][0], found[1e6][0]) == (True, False)
@@ -113,7 +114,7 @@ def test_what_unpacking_takes_has_to_be_gained(
 def test_what_promises_too_little_is_the_same_for_all(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allocation, "WORTH_DB", 100.0)
+    monkeypatch.setattr(budget_module, "WORTH_DB", 100.0)
     precision = run(model, tmp_path, average_bits=5.5).report["precision"]
     assert not precision["mixed"]
     assert set(precision["chosen"]["bits"].values()) == {5}
@@ -155,8 +156,8 @@ def test_of_many_choices_the_chosen_one_alone_is_written(
         written.append(plan)
         return apply_plan(graph, layers, plan, packed=packed)
 
-    monkeypatch.setattr(allocation, "apply_plan", noting)
-    monkeypatch.setattr(allocation, "WORTH_DB", 100.0)
+    monkeypatch.setattr(written_module, "apply_plan", noting)
+    monkeypatch.setattr(budget_module, "WORTH_DB", 100.0)
     run(model, tmp_path, bit_candidates=("2", "3", "4", "8"), **budget)
     assert len(written) == 1
 

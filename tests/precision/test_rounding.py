@@ -1,37 +1,42 @@
-"""Units' weights rounded on their own: what widths do to a layer's output, and plans to judge."""
+"""Groups' weights rounded on their own: what widths do to a layer's output, and plans to evaluate."""
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.numerics.affine import least_squares_params
-from onnxvitq.precision import rounding as unit_fits
-from onnxvitq.precision.rounding import UnitFits, drawn_outputs
-from onnxvitq.precision.subgraphs import FLOAT_BITS, find_units
+from onnxvitq.precision import rounding as rounding_module
+from onnxvitq.precision.groups import FLOAT_BITS, find_groups
+from onnxvitq.precision.network import PlannedNetwork
+from onnxvitq.precision.rounding import GroupRounding, drawn_outputs
 
 
-def fits_of(
+def rounding_of(
     layers: Layers, plan: QuantPlan, stats: Statistics, *, feedback: bool, granularity: str = "module"
-) -> UnitFits:
-    units = find_units(layers, plan, granularity, with_edges=True)  # type: ignore[arg-type]
-    return UnitFits((layers, plan, stats), units, feedback=feedback, threads=1)
+) -> GroupRounding:
+    groups = find_groups(layers, plan, granularity, with_edges=True)  # type: ignore[arg-type]
+    network = PlannedNetwork(graph=gs.Graph(), layers=layers, plan=plan, statistics=stats)
+    return GroupRounding(network, groups, feedback=feedback, threads=1)
 
 
 @pytest.mark.parametrize("feedback", [False, True])
 def test_errors_fall_by_four_a_bit_and_a_float_layer_has_none(
     layers: Layers, plan: QuantPlan, stats: Statistics, feedback: bool
 ) -> None:
-    fits = fits_of(layers, plan, stats, feedback=feedback)
-    for errors in fits.relative_errors((3, 5, 7, FLOAT_BITS), 5):
+    rounding = rounding_of(layers, plan, stats, feedback=feedback)
+    for errors in rounding.relative_errors((3, 5, 7, FLOAT_BITS), 5):
         assert errors[1] == 1
         assert (errors[0], 1 / errors[2]) == pytest.approx((16, 16), rel=0.7)
         assert errors[3] == 0
 
 
 @pytest.mark.parametrize("feedback", [False, True])
-def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: Statistics, feedback: bool) -> None:
-    put = fits_of(layers, plan, stats, feedback=feedback).on(plan, {"block0.attn": 4, "block0.mlp": FLOAT_BITS})
+def test_a_rounded_group_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: Statistics, feedback: bool) -> None:
+    put = rounding_of(layers, plan, stats, feedback=feedback).rounded_plan(
+        plan, {"block0.attn": 4, "block0.mlp": FLOAT_BITS}
+    )
     query, key, fc1 = (one.name for one in layers.blockmap.linears)
     assert set(put.weights) == set(put.biases) == {query, key}
     for name in (query, key):
@@ -45,23 +50,23 @@ def test_a_fitted_unit_is_put_on_a_plan(layers: Layers, plan: QuantPlan, stats: 
 
 
 def test_layers_rounded_together_are_those_rounded_alone(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
-    together, alone = (fits_of(layers, plan, stats, feedback=True, granularity="layer") for _ in range(2))
+    together, alone = (rounding_of(layers, plan, stats, feedback=True, granularity="layer") for _ in range(2))
     choices = [{"block0.attn.query": 3, "block0.attn.key": 5}, {"block0.attn.query": 4, "block0.mlp.fc1": 3}]
-    together.make(choices)
+    together.prepare(choices)
     for choice in choices:
-        for unit, width in choice.items():
-            one = alone.on(plan, {unit: width})
+        for group, width in choice.items():
+            one = alone.rounded_plan(plan, {group: width})
             (name,) = one.weights
-            assert np.array_equal(one.weights[name], together.on(plan, choice).weights[name])
-            assert np.array_equal(one.biases[name], together.on(plan, choice).biases[name])
+            assert np.array_equal(one.weights[name], together.rounded_plan(plan, choice).weights[name])
+            assert np.array_equal(one.biases[name], together.rounded_plan(plan, choice).biases[name])
 
 
 def test_a_few_outputs_tell_what_all_do(
     layers: Layers, plan: QuantPlan, stats: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = fits_of(layers, plan, stats, feedback=False).relative_errors((3, 5), 5)
-    monkeypatch.setattr(unit_fits, "OUTPUTS", 2)
-    some = fits_of(layers, plan, stats, feedback=False).relative_errors((3, 5), 5)
+    every = rounding_of(layers, plan, stats, feedback=False).relative_errors((3, 5), 5)
+    monkeypatch.setattr(rounding_module, "OUTPUTS", 2)
+    some = rounding_of(layers, plan, stats, feedback=False).relative_errors((3, 5), 5)
     assert (some != every).any()
     np.testing.assert_allclose(some, every, rtol=0.5)
 
