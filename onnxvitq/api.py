@@ -23,6 +23,7 @@ from onnxvitq.calibration.cache import CalibrationCache, open_cache
 from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import DataError
+from onnxvitq.core.files import refuse_output
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import InputSpec
@@ -39,16 +40,9 @@ from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
 from onnxvitq.fit.runner import Fitter, Progress, without_graph
 from onnxvitq.fit.steps.block_learning.checkpoint import remove_checkpoints
-from onnxvitq.graph.io import (
-    LoadedModel,
-    atomic_model,
-    check_written,
-    data_beside,
-    load_model,
-    refuse_output,
-    save_model,
-    to_proto,
-)
+from onnxvitq.graph.checking import check_written
+from onnxvitq.graph.reading import LoadedModel, load_model
+from onnxvitq.graph.writing import atomic_model, data_beside, save_model, to_proto
 from onnxvitq.report import build as reports
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.memory import give_back

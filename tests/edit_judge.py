@@ -21,7 +21,8 @@ from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
-from onnxvitq.graph.io import load_model, to_proto
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import to_proto
 
 SAMPLES, BATCH = 4, 1  # onnxvitq calibrates a sample at a time
 MORE, OTHERS = 5, 3  # feeds to compare on besides: the noise of a few small outputs is a matter of luck

@@ -22,7 +22,10 @@ from onnxvitq.fit.steps.bias import CorrectBias
 from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, save_for_session, to_graph, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import to_graph
+from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.numerics.moments import Moments, Sums
 from onnxvitq.runtime.session import Session
 

@@ -17,7 +17,9 @@ from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 

@@ -149,7 +149,7 @@ def test_importing_loads_neither_torch_nor_onnxruntime(module: str) -> None:
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
     source.write_text(
-        "import onnxvitq.graph.io as io\nfrom onnxvitq import api\nfrom onnxvitq.targets.ort_cpu import layout\n"
+        "import onnxvitq.graph.reading as reading\nfrom onnxvitq import api\nfrom onnxvitq.targets.ort_cpu import layout\n"
         "def late():\n    import torch.nn\n    if late:\n        from onnxvitq.fit import runner\n"
     )
     assert set(imported_units(source)) == {

@@ -20,7 +20,6 @@ TOO_LONG_TODAY = frozenset(
         "core/config.py: QuantConfig",
         "fit/runner.py",
         "fit/runner.py: Fitter",
-        "graph/io.py",
         "precision/allocator.py: BitAllocator",
         "targets/ort_cpu/layout.py: _Writer",
     }

@@ -14,7 +14,8 @@ import onnx.parser
 import onnx_graphsurgeon as gs
 import onnxruntime
 
-from onnxvitq.graph.io import to_graph, to_proto
+from onnxvitq.graph.reading import to_graph
+from onnxvitq.graph.writing import to_proto
 
 IR_VERSION = 10
 SIZES = {"N": 3, "T": 5, "B": 2}  # what a named size of an input stands for when a test runs a graph

@@ -25,8 +25,8 @@ from bench_models import BENCHES, DRAWS, Bench, infer
 from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.graph.io import load_model
 from onnxvitq.graph.query import is_probabilities
+from onnxvitq.graph.reading import load_model
 
 RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SETTINGS = {

@@ -40,8 +40,9 @@ from onnxvitq.fit.steps.block_learning.ranks import CANDIDATES, RankSearch, sear
 from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
 from onnxvitq.fit.steps.block_learning.training import Reconstruction
 from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
-from onnxvitq.graph.io import load_model, save_model, to_proto
+from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.scratch import scratch_folder
+from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.branches import branch_bytes

@@ -29,7 +29,7 @@ from vit_s import CONFIG, onnxvitq
 
 from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import Timing, bench, footprints
-from onnxvitq.graph.io import atomic_model, data_beside, save_model
+from onnxvitq.graph.writing import atomic_model, data_beside, save_model
 from onnxvitq.report.build import environment
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]

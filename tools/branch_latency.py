@@ -33,7 +33,9 @@ from onnxvitq.fit.steps.low_rank.branches import (
     weight_bytes,
 )
 from onnxvitq.fit.steps.weight_reconstruction.solve import groups
-from onnxvitq.graph.io import constants, load_model, save_model, to_proto
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.noise import random_feed

@@ -29,7 +29,9 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.data.source import open_source
-from onnxvitq.graph.io import load_model, save_model, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 

@@ -34,7 +34,8 @@ from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.evaluation.probe import Samples
 from onnxvitq.fit.runner import Fitter
-from onnxvitq.graph.io import load_model, save_for_session, to_proto
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.precision import budget
 from onnxvitq.precision.allocator import BitAllocator
 from onnxvitq.precision.network import PlannedNetwork

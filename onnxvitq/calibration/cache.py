@@ -19,9 +19,9 @@ import numpy as np
 
 from onnxvitq.calibration.sweep import Sampling
 from onnxvitq.core.errors import OnnxVitqError, OutputError
+from onnxvitq.core.files import atomic_file
 from onnxvitq.core.plan import UNREADABLE
 from onnxvitq.core.statistics import FIELDS, Statistics, StatisticsRequest
-from onnxvitq.graph.io import atomic_file
 
 CODE = ("core/statistics.py", "core/tensors.py", "calibration", "data", "runtime/session.py")
 PACKAGES = ("numpy", "onnxruntime", "pillow")

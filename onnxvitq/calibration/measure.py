@@ -13,9 +13,10 @@ from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
-from onnxvitq.graph.io import to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
 from onnxvitq.graph.query import reached
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
+from onnxvitq.graph.writing import to_proto
 
 OPERANDS = frozenset({"left", "right"})
 

@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
     _refuse_clashes(args, output)
     from onnxvitq import api  # loads onnxruntime; --help and wrong options need not wait for it
-    from onnxvitq.graph.io import refuse_output
+    from onnxvitq.core.files import refuse_output
     from onnxvitq.report.build import describe_quality, to_json
 
     for path in (args.report, args.save_config_file, args.sensitivity_file):
@@ -108,7 +108,7 @@ def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
 
 
 def _write(path: Path | None, text: str) -> None:
-    from onnxvitq.graph.io import atomic_file
+    from onnxvitq.core.files import atomic_file
 
     if path is not None:
         with atomic_file(path) as temporary:

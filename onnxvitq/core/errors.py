@@ -84,3 +84,9 @@ class OutputError(OnnxVitqError):
 
 class ExportError(OnnxVitqError):
     """A torch module that could not be turned into an equal ONNX model."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text that is not empty, at most 300 characters; its type's name where there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -9,9 +9,9 @@ import onnx_graphsurgeon as gs
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 

@@ -12,9 +12,9 @@ from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe_graph import probe_graph, probe_parameters, weight_input
 from onnxvitq.graph.cut import WeightedSubgraph, as_graph, cut_evenly
-from onnxvitq.graph.io import to_proto
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.session import Session
 
 

@@ -52,8 +52,10 @@ from onnxvitq.fit.steps.input_formats import (
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.fit.steps.scale_search import SearchScales
 from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction, reconstruct_weights
-from onnxvitq.graph.io import LoadedModel, constants, to_proto
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import LoadedModel
 from onnxvitq.graph.scratch import save_in_scratch, scratch_error, scratch_folder
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.decibels import CAP_DB
 from onnxvitq.numerics.fit import Search
 from onnxvitq.precision.allocator import BitAllocator

@@ -3,7 +3,7 @@
 Why not ``Graph.layer``: it rebuilds the set of names at each call (measured: 4.5 s for 2,000 nodes, against 0.03 s).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,3 +79,11 @@ def largest_of_rows(edit: Editor, name: str, x: gs.Tensor) -> gs.Variable:
         return edit.node("ReduceMax", f"{name}_largest", [x], axes=[-1], keepdims=1)
     axes = edit.constant(f"{name}_last_axis", np.array([-1], np.int64))
     return edit.node("ReduceMax", f"{name}_largest", [x, axes], keepdims=1)
+
+
+def with_outputs(graph: gs.Graph, names: Iterable[str]) -> gs.Graph:
+    """A copy of a graph whose outputs are the named tensors, sorted by name; weights are shared with the original."""
+    copy = graph.copy()
+    tensors = copy.tensors()
+    copy.outputs = [tensors[name] for name in sorted(set(names))]
+    return copy

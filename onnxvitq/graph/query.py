@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxvitq.core.tensors import FloatArray
 from onnxvitq.graph.pattern import producer
 
 LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
@@ -107,3 +108,13 @@ def row_sums(powers: gs.Tensor) -> list[gs.Node]:
     """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
     made = producer(powers)
     return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
+
+
+def constants(graph: gs.Graph, names: Collection[str]) -> dict[str, FloatArray]:
+    """Name -> values, in float32, of those of the named tensors that are constants."""
+    tensors = graph.tensors()
+    return {
+        name: np.asarray(tensors[name].values, np.float32)
+        for name in sorted(names)
+        if isinstance(tensors[name], gs.Constant)
+    }

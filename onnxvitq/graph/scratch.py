@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnxvitq.core.errors import OutputError
-from onnxvitq.graph.io import save_for_session
+from onnxvitq.graph.writing import save_for_session
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxvitq.core.plan import QuantPlan
-from onnxvitq.graph.io import to_proto
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.precision.costs import WidthCosts
 from onnxvitq.precision.groups import with_fitted_widths
 from onnxvitq.precision.network import PlannedNetwork

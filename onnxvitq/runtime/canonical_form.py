@@ -4,9 +4,11 @@ import logging
 
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import LoadedModel, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
+from onnxvitq.graph.reading import LoadedModel
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.graph.shapes import infer_shapes, unknown_tensors
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.noise import FREE_SIDE, random_feed
 from onnxvitq.runtime.shapes import observe_shapes
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxvitq.core.errors import InvalidGraphError
+from onnxvitq.core.errors import InvalidGraphError, first_line
 from onnxvitq.core.tensors import InputSpec
 
 # onnxruntime 1.31 writes telemetry to the temporary folder as soon as it is imported; a quantizer has no business there.
@@ -69,7 +69,7 @@ class Session:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise InvalidGraphError(str(path), f"onnxruntime cannot load it: {_first_line(error)}") from error
+            raise InvalidGraphError(str(path), f"onnxruntime cannot load it: {first_line(error)}") from error
 
     @property
     def input_specs(self) -> tuple[InputSpec, ...]:
@@ -109,10 +109,5 @@ class Session:
             return list(self._session.run(None if outputs is None else list(outputs), dict(feeds)))
         except Exception as error:  # as above
             raise InvalidGraphError(
-                "onnxruntime", f"the model does not run on this input: {_first_line(error)}"
+                "onnxruntime", f"the model does not run on this input: {first_line(error)}"
             ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.errors import NoBlocksFoundError
 from onnxvitq.core.layers import Attention, Block, BlockMap, Linear, Mlp, Norm, Unmatched
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import load_model
+from onnxvitq.graph.reading import load_model
 
 SELF = beside()
 

@@ -10,7 +10,7 @@ from transformer_text import transformer
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.positions import decisive_positions
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import to_graph
+from onnxvitq.graph.reading import to_graph
 
 GATHER = "class_token = Gather<axis = 1>(norm, first)"
 TOKENS = "float[N,T,32] tokens"

@@ -12,7 +12,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.streams import find_streams
 from onnxvitq.core.layers import Operand, Stream
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import to_graph
+from onnxvitq.graph.reading import to_graph
 
 END = "class_token = Gather<axis = 1>(norm, first)"
 

@@ -22,7 +22,7 @@ from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.fit import runner as fitting
 from onnxvitq.fit.acceptance import DOUBT_DB
 from onnxvitq.fit.steps import input_formats as formats
-from onnxvitq.graph.io import load_model
+from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.runtime import canonical_form
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form

@@ -15,7 +15,8 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.graph import scratch
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, load_model
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import load_model
 
 Judge = Callable[[QuantPlan], float]
 

@@ -9,7 +9,7 @@ from fitted_cases import Case, build_case, correlated, seeded_transformer
 from onnxvitq.core.plan import QuantPlan, only
 from onnxvitq.evaluation.one_by_one import ENOUGH, OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
-from onnxvitq.graph.io import save_for_session, to_proto
+from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.numerics.decibels import error_power
 from onnxvitq.runtime.session import Session
 

@@ -14,7 +14,7 @@ from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph import scratch
-from onnxvitq.graph.io import save_for_session, to_proto
+from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
 
 Made = tuple[Case, Samples]

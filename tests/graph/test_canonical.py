@@ -22,9 +22,9 @@ from textgraph import difference, digest, feeds_of, graph_of, model_of, operator
 
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
-from onnxvitq.graph.io import load_model, to_graph
 from onnxvitq.graph.passes.rows import join_rows
 from onnxvitq.graph.passes.selection import pick_early
+from onnxvitq.graph.reading import load_model, to_graph
 
 ROUNDING = 1e-5  # of the largest output: one rounding of a folded constant, or another order of summation
 FORMS = [

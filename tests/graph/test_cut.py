@@ -22,7 +22,7 @@ from onnxvitq.graph.cut import (
     cut_evenly,
     tensors_read,
 )
-from onnxvitq.graph.io import to_graph
+from onnxvitq.graph.reading import to_graph
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
 EXACT = 1e-5  # of the largest output: numpy adds up a product in another order than onnxruntime

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from textgraph import difference, feeds_of, graph_of, operators, proto_of, run
+from textgraph import difference, digest, feeds_of, graph_of, operators, proto_of, run
 
-from onnxvitq.graph.edit import Editor
+from onnxvitq.graph.edit import Editor, with_outputs
 
 TEXT = "(float[N,4] x) => (float[A,B] y) <float[4,4] W> { p = MatMul(x, W) q = Relu(p) y = Exp(q) }"
 
@@ -107,3 +107,21 @@ def test_a_tensor_takes_the_place_of_a_node() -> None:
     assert neg.inputs[0] is relu.outputs[0]
     assert not exp.outputs
     assert [node.op for node in graph.cleanup().nodes] == ["Relu", "Neg"]
+
+
+def test_other_outputs_are_those_of_a_copy() -> None:
+    graph = graph_of(TEXT)
+    before = digest(graph)
+    observed = with_outputs(graph, ["q", "p", "q"])
+    assert [tensor.name for tensor in observed.outputs] == ["p", "q"]
+    assert digest(graph) == before
+    proto = proto_of(observed)
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Relu"]  # what is not asked for is not computed
+    assert observed.tensors()["W"].values is graph.tensors()["W"].values
+
+
+def test_an_input_can_be_observed() -> None:
+    graph = graph_of(TEXT)
+    proto = proto_of(with_outputs(graph, ["x", "y"]))
+    feeds = feeds_of(proto)
+    assert np.array_equal(run(proto, feeds)[0], feeds["x"])

@@ -6,6 +6,7 @@ from textgraph import graph_of
 
 from onnxvitq.graph.query import (
     constant_input,
+    constants,
     integers,
     is_output,
     is_probabilities,
@@ -118,3 +119,12 @@ def test_one_value_whatever_the_input(nodes: str, value: float | None) -> None:
 def test_what_a_softmax_puts_out(nodes: str, answer: bool) -> None:
     text = nodes.format(weights="<int64[2] flat = {6, 5}, int64[3] back = {2, 3, 5}>")
     assert is_probabilities(graph_of(f"(float[2,3,5] x) => ({text}").outputs[0]) is answer
+
+
+def test_constants_by_name() -> None:
+    graph = graph_of(
+        "(float[N,4] x) => (float[A,B] y) <float[4] b = {1, 2, 3, 4}, float[4] c> { p = Add(x, b) y = Add(p, c) }"
+    )
+    values = constants(graph, {"b"})
+    assert list(values) == ["b"]
+    assert np.array_equal(values["b"], np.array([1, 2, 3, 4], np.float32))

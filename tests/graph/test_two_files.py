@@ -11,8 +11,10 @@ import pytest
 from textgraph import feeds_of, model_of, run
 
 from onnxvitq.core.errors import RewriteError
-from onnxvitq.graph import io
-from onnxvitq.graph.io import atomic_model, check_written, data_beside, load_model, save_model
+from onnxvitq.graph import writing
+from onnxvitq.graph.checking import check_written
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import atomic_model, data_beside, save_model
 from onnxvitq.runtime.session import Session
 
 WIDE = "(float[N,64] x) => (float[A,B] y) <float[64,64] W> { y = MatMul(x, W) }"
@@ -75,7 +77,7 @@ def test_weights_that_one_message_cannot_hold_get_a_file_unasked(
 ) -> None:
     model, path = model_of(WIDE), tmp_path / "model.onnx"
     assert data_beside(model, path, asked=False) is None
-    monkeypatch.setattr(io, "PROTOBUF_LIMIT", 64 * 64 * 4)
+    monkeypatch.setattr(writing, "PROTOBUF_LIMIT", 64 * 64 * 4)
     assert data_beside(model, path, asked=False) == data_beside(model, path, asked=True)
 
 

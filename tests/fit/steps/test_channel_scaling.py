@@ -19,7 +19,7 @@ from onnxvitq.fit.steps.channel_scaling.choose import (
     scaling_requests,
 )
 from onnxvitq.fit.steps.channel_scaling.rewrite import apply_scalings
-from onnxvitq.graph.io import to_proto
+from onnxvitq.graph.writing import to_proto
 
 OUTLIERS = (3, 17)  # channels of a norm or of the values
 Changes = Mapping[str, Callable[[np.ndarray], np.ndarray]]

@@ -14,7 +14,7 @@ from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import ChannelScaling
 from onnxvitq.fit.steps.channel_scaling.rewrite import apply_scalings
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import to_graph
+from onnxvitq.graph.reading import to_graph
 
 EXACT = 1e-5  # of the largest output: constants are rounded to float32 anew
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]

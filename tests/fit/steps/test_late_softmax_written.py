@@ -15,7 +15,9 @@ from onnxvitq.core.plan import Layers
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.channel_scaling.rewrite import divide_late
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, to_graph, to_proto
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import to_graph
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import params_from_range
 from onnxvitq.targets.ort_cpu.layout import apply_products
 

@@ -13,7 +13,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.blocks.streams import find_streams
 from onnxvitq.fit.steps.rotation.rewrite import rotate_streams
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import to_graph
+from onnxvitq.graph.reading import to_graph
 from onnxvitq.numerics.rotation import rotation
 
 EXACT = 1e-5  # of the largest output: constants are rounded to float32 anew

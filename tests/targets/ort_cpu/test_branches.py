@@ -17,7 +17,9 @@ from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.low_rank.branches import FACTOR_A, FACTOR_B, INNER, quantized_linear
 from onnxvitq.fit.steps.ranges import MinMaxRanges
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, to_graph, to_proto
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.reading import to_graph
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
 from onnxvitq.targets.ort_cpu.branches import branch_bytes, branch_names
 from onnxvitq.targets.ort_cpu.kernels import Count, audit

@@ -12,7 +12,7 @@ from textgraph import difference, graph_of, proto_of, run
 from transformer_text import transformer
 
 from onnxvitq.core.errors import PlanError
-from onnxvitq.graph.io import load_model
+from onnxvitq.graph.reading import load_model
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_tokens
 from onnxvitq.targets.ort_cpu.layout import integer_name

@@ -19,9 +19,11 @@ from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import QuantPlan, planned_linear, planned_products
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 from onnxvitq.graph.canonical import run_pass
-from onnxvitq.graph.io import load_model, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
 from onnxvitq.graph.passes.rows import FUSED_INTO_GEMM
 from onnxvitq.graph.passes.selection import pick_early
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.targets.ort_cpu import layout as qdq
 from onnxvitq.targets.ort_cpu.layout import apply_plan, integer_name

@@ -15,7 +15,9 @@ from onnxvitq.core.formats import QParams, activation_format
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import constants, to_proto, with_outputs
+from onnxvitq.graph.edit import with_outputs
+from onnxvitq.graph.query import constants
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 from onnxvitq.targets.ort_cpu.narrow import LOWEST, lowest_value, narrow_range

@@ -10,7 +10,7 @@ import pytest
 from textgraph import run
 
 from onnxvitq.graph.edit import Editor
-from onnxvitq.graph.io import to_proto
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu import packing as pack_module
 from onnxvitq.targets.ort_cpu.packing import FIELDS, Packer, pack

@@ -22,7 +22,7 @@ from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.fit.steps.block_learning.network import BlockSubgraph
 from onnxvitq.graph.cut import as_graph
-from onnxvitq.graph.io import save_for_session, to_proto
+from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 

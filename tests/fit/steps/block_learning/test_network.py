@@ -14,7 +14,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.fit.steps.block_learning.network import cut
 from onnxvitq.fit.steps.block_learning.network import run as run_unit
 from onnxvitq.graph.canonical import canonicalise
-from onnxvitq.graph.io import load_model
+from onnxvitq.graph.reading import load_model
 
 
 def canonical(graph):  # type: ignore[no-untyped-def]
