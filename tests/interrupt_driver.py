@@ -17,18 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxvitq import api
+from onnxvitq import api as public
 from onnxvitq.calibration import subgraphs, sweep
 from onnxvitq.cli import main as command_line
 from onnxvitq.cli import quantize
-from onnxvitq.data import source
-from onnxvitq.evaluation import compare as comparison
+from onnxvitq.data import source as sources
+from onnxvitq.evaluation import compare as comparisons
 from onnxvitq.evaluation import evaluator as judge
 from onnxvitq.fit import runner as fitting
 from onnxvitq.fit.steps.scale_search import SearchScales
 from onnxvitq.graph import scratch
 from onnxvitq.targets.ort_cpu import kernels as audit
 
+# What these modules import is looked up in them, so that it can be replaced there.
+api: Any = public
+source: Any = sources
+comparison: Any = comparisons
 OLD = b"what an earlier run wrote"
 # (what happens there, where the function is looked up, its name, on which call, before or after it)
 MOMENTS: list[tuple[str, Any, str, int, str]] = [
@@ -123,7 +127,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     # A background job of a shell without job control is started with SIGINT ignored, and the command respects that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    results = {}
+    results: dict[str, Any] = {}
     for index, (name, owner, attribute, call, when) in enumerate(MOMENTS + LATE):
         number = (signal.SIGINT, signal.SIGTERM)[index % 2]
         prepare(folder)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ class Case:
         return proto
 
 
-def case_of(graph: gs.Graph, **options: object) -> Case:
+def case_of(graph: gs.Graph, **options: Any) -> Case:
     """Everything quantized, with the ranges of one run."""
     canonicalise(graph)
     blockmap = find_blocks(graph, "test")

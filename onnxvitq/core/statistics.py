@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from onnxvitq.core.tensors import FloatArray
 
+Kind = Literal["range", "channels", "rows", "left", "right", "whole"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsRequest:
@@ -17,7 +19,7 @@ class StatisticsRequest:
     """
 
     tensor: str
-    kind: Literal["range", "channels", "rows", "left", "right", "whole"]
+    kind: Kind
 
 
 # Which field of ``Statistics`` answers a request.

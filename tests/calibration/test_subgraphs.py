@@ -12,8 +12,12 @@ from onnxvitq.calibration.subgraphs import IN_MEMORY, SubgraphRunner, TensorStor
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.numerics.fit import times
 
-VALUES = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(4, np.int64), np.zeros((0, 5), np.float32)]
-ALL_KINDS = [*VALUES, np.array([True, False]), np.arange(40, dtype=np.float64)]
+VALUES: list[np.ndarray] = [
+    np.arange(6, dtype=np.float32).reshape(2, 3),
+    np.array(4, np.int64),
+    np.zeros((0, 5), np.float32),
+]
+ALL_KINDS: list[np.ndarray] = [*VALUES, np.array([True, False]), np.arange(40, dtype=np.float64)]
 
 
 @pytest.mark.parametrize("limit", [0, 25, 100, IN_MEMORY])

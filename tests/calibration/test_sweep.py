@@ -2,8 +2,9 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from textgraph import model_of
 from onnxvitq.calibration import sweep as sweep_module
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.errors import CalibrationError, InvalidGraphError
-from onnxvitq.core.statistics import StatisticsRequest
+from onnxvitq.core.statistics import Kind, StatisticsRequest
 from onnxvitq.runtime.session import Session
 
 Feed = dict[str, np.ndarray]
@@ -46,7 +47,7 @@ def test_ranges_are_over_all_samples_and_every_sample_counts(model: Path) -> Non
 
 
 def test_every_kind_of_statistic_comes_back_under_its_name(model: Path) -> None:
-    kinds = ("range", "channels", "rows", "left", "right", "whole")
+    kinds: tuple[Kind, ...] = ("range", "channels", "rows", "left", "right", "whole")
     stats = sweep(
         model, feeds(5), [StatisticsRequest(tensor="m", kind=kind) for kind in kinds], Sampling(seed=0), threads=1
     )
@@ -115,11 +116,11 @@ def test_one_session_serves_all_requests_and_samples(model: Path, monkeypatch: p
     runs: list[int] = []
 
     class Counting(Session):
-        def __init__(self, path: Path, **options: object) -> None:
+        def __init__(self, path: Path, **options: Any) -> None:
             made.append(path)
             super().__init__(path, **options)
 
-        def run(self, feeds: Feed, outputs: list[str] | None = None) -> list[np.ndarray]:
+        def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
             runs.append(len(outputs or ()))
             return super().run(feeds, outputs)
 
@@ -139,7 +140,7 @@ def test_progress_is_told_after_every_sample(model: Path) -> None:
 @pytest.mark.parametrize(("value", "low"), [("NaN", -1.0), ("infinity", 0.0)])
 @pytest.mark.parametrize("kind", ["range", "rows", "left", "right"])
 def test_a_value_that_is_not_finite_is_named_with_its_tensor_and_sample(
-    model: Path, kind: str, value: str, low: float
+    model: Path, kind: Kind, value: str, low: float
 ) -> None:
     good, bad = feeds(2), feeds(1, low=low)
     request = (RANGE, StatisticsRequest(tensor="l", kind=kind))

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -251,7 +252,7 @@ def test_other_kind_of_file(refused: Refused) -> None:
         ({}, "expected an array named image, or x, got none"),
     ],
 )
-def test_arrays_that_do_not_fit(refused: Refused, arrays: dict[str, np.ndarray], words: str) -> None:
+def test_arrays_that_do_not_fit(refused: Refused, arrays: dict[str, Any], words: str) -> None:
     np.savez("data.npz", **arrays)
     assert words in refused("model.onnx", "--calib", "data.npz", "-o", "old.onnx")
 
@@ -393,7 +394,7 @@ def test_full_disk(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full_disk_while_weights_are_written(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(proto: onnx.ModelProto, path: Path, **options: object) -> None:
+    def half(proto: onnx.ModelProto, path: Path, **options: Any) -> None:
         if "location" in options and path.parent == Path():
             path.with_name(str(options["location"])).write_bytes(b"half the weights")
             raise OSError(28, "No space left on device")

@@ -297,7 +297,7 @@ def test_input_by_option_does_the_main_job(work: Path, capsys: Capture) -> None:
     ],
 )
 def test_options_reach_the_configuration(
-    recorder: Recorder, capsys: Capture, options: tuple[str, ...], key: str, value: object
+    recorder: Recorder, capsys: Capture, options: tuple[str, ...], key: str, value: Any
 ) -> None:
     report_of(capsys, "model.onnx", "--calib", "images", *options)
     assert recorder.config == replace(QuantConfig(), **{key: value})

@@ -160,7 +160,7 @@ def test_records_cannot_be_changed() -> None:
     site = Site(name="x", kind="activation", role="r", consumers=(("node", 0),))
     request = StatisticsRequest(tensor="x", kind="rows")
     image = InputSpec(name="image", dtype="float32", shape=(None, 3, 8, 8))
-    params = QParams(spec=UINT8, scale=np.float32(1), zero_point=np.array(0))
+    params = QParams(spec=UINT8, scale=np.array(1, np.float32), zero_point=np.array(0))
     for record, field in (
         (UINT8, "number"),
         (INT8, "bits"),
@@ -184,7 +184,7 @@ def test_params_hold_read_only_copies() -> None:
     )
     scale[0], zero[0] = 9, 9
     assert (params.scale.tolist(), params.zero_point.tolist()) == ([1.0, 2.0], [0, 3])
-    assert (params.scale.dtype, params.zero_point.dtype) == (np.float32, np.int8)
+    assert (params.scale.dtype, params.zero_point.dtype) == (np.dtype(np.float32), np.dtype(np.int8))
     for array in (params.scale, params.zero_point):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
@@ -192,7 +192,7 @@ def test_params_hold_read_only_copies() -> None:
 
 
 def test_per_tensor_params_are_scalars() -> None:
-    params = QParams(spec=UINT8, scale=np.float32(0.5), zero_point=np.array(200))
+    params = QParams(spec=UINT8, scale=np.array(0.5, np.float32), zero_point=np.array(200))
     assert params.scale.shape == params.zero_point.shape == ()
     assert params.zero_point.dtype == np.uint8
 
@@ -213,14 +213,16 @@ def test_a_scale_must_be_positive_and_finite(scale: float) -> None:
         QParams(spec=CHANNELS, scale=np.array([1.0, scale]), zero_point=np.array([0, 0]))
 
 
-@pytest.mark.parametrize("zero", [np.array(256), np.array(-1), np.array(65536), np.array(1.5), np.array(np.nan), 300])
+@pytest.mark.parametrize(
+    "zero", [np.array(256), np.array(-1), np.array(65536), np.array(1.5), np.array(np.nan), np.array(300)]
+)
 def test_a_zero_point_must_be_a_code(zero: np.ndarray) -> None:
     with pytest.raises(ValueError, match="zero point: expected integers from 0 to 255"):
-        QParams(spec=UINT8, scale=np.float32(1), zero_point=zero)
+        QParams(spec=UINT8, scale=np.array(1, np.float32), zero_point=zero)
 
 
 def test_a_zero_point_is_held_to_the_formats_codes_not_the_storages() -> None:
     four_bits = activation_format(4)
-    assert QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(15)).zero_point == 15
+    assert QParams(spec=four_bits, scale=np.array(1, np.float32), zero_point=np.array(15)).zero_point == 15
     with pytest.raises(ValueError, match="from 0 to 15"):
-        QParams(spec=four_bits, scale=np.float32(1), zero_point=np.array(16))
+        QParams(spec=four_bits, scale=np.array(1, np.float32), zero_point=np.array(16))

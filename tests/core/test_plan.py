@@ -1,6 +1,7 @@
 import io
 import json
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def plan() -> QuantPlan:
             "x": SiteDecision(
                 site=site("x", "activation"),
                 spec=ACTIVATION,
-                params=QParams(spec=ACTIVATION, scale=np.float32(0.1), zero_point=np.array(3)),
+                params=QParams(spec=ACTIVATION, scale=np.array(0.1, np.float32), zero_point=np.array(3)),
             ),
             "later": SiteDecision(site=site("later", "activation"), spec=ACTIVATION),
             "größe/w": SiteDecision(
@@ -53,7 +54,7 @@ def branch() -> Branch:
         b=np.array([[7], [-8]], np.float32),
         a_params=QParams(spec=WEIGHT, scale=np.array([0.5, 0.25]), zero_point=np.zeros(2, int)),
         b_params=QParams(spec=WEIGHT, scale=np.array([0.5]), zero_point=np.zeros(1, int)),
-        inner=QParams(spec=ACTIVATION, scale=np.float32(0.5), zero_point=np.array(9)),
+        inner=QParams(spec=ACTIVATION, scale=np.array(0.5, np.float32), zero_point=np.array(9)),
     )
 
 
@@ -64,7 +65,7 @@ def same_params(one: QParams | None, other: QParams | None) -> bool:
     return one.spec == other.spec and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 
 
-def archive(header: object, **arrays: np.ndarray) -> bytes:
+def archive(header: object, **arrays: Any) -> bytes:
     """A file of the plan's outer form with any header."""
     file = io.BytesIO()
     np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
@@ -107,7 +108,7 @@ def test_another_plan_gives_other_bytes(plan: QuantPlan, change: str) -> None:
     decision = plan.decisions["x"]
     assert decision.params is not None
     others = {
-        "scale": plan.with_params({"x": replace(decision.params, scale=np.float32(0.11))}),
+        "scale": plan.with_params({"x": replace(decision.params, scale=np.array(0.11, np.float32))}),
         "zero_point": plan.with_params({"x": replace(decision.params, zero_point=np.array(4))}),
         "bias": plan.with_biases({"b": np.ones(1, np.float32)}),
         "weight": plan.with_weights({"b": np.ones((2, 3), np.float32)}),
@@ -173,7 +174,7 @@ X = {"site": X_SITE, "spec": {"bits": 8, "signed": False, "symmetric": False, "a
         archive({**EMPTY, "decisions": [{**X, "spec": BROKEN_SPEC}]}),
         archive(
             {**EMPTY, "decisions": [X]},
-            scale0=np.float32(-1),
+            scale0=np.array(-1, np.float32),
             zero0=np.array(0),
         ),
     ],
@@ -250,7 +251,7 @@ def test_params_of_a_tensor(plan: QuantPlan) -> None:
 
 
 def test_with_params_replaces_these_and_keeps_the_rest(plan: QuantPlan) -> None:
-    fitted = QParams(spec=ACTIVATION, scale=np.float32(0.5), zero_point=np.array(0))
+    fitted = QParams(spec=ACTIVATION, scale=np.array(0.5, np.float32), zero_point=np.array(0))
     after = plan.with_params({"later": fitted})
     assert after.params("later") is fitted
     assert after.decisions["later"].site == plan.decisions["later"].site

@@ -1,4 +1,5 @@
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_a_value_that_is_not_finite_names_its_sample(grey: Inputs, plain: Prepro
 
 
 def test_images_left_at_a_wrong_size_or_without_pixels_are_refused(grey: Inputs, plain: Preprocessing) -> None:
-    keeps_size = Preprocessing(mode="L", mean=0.0, std=1.0)
+    keeps_size = Preprocessing(mode="L", mean=(0.0,), std=(1.0,))
     with pytest.raises(DataError, match=r"a preprocessed image is \[1, 9, 7\].*got uint8 \(1, 9, 7\)"):
         ArrayReader(grey[0], keeps_size, np.zeros((1, 9, 7), np.uint8), "x").check_values([0])
     with pytest.raises(DataError, match=r"size of 0 x 7.*got uint8 \(1, 0, 7\)"):
@@ -216,7 +217,7 @@ def test_inputs_without_a_common_batch_are_refused(shapes: list[tuple[int | None
 def test_chunks_take_nothing_ahead() -> None:
     taken: list[int] = []
 
-    def numbers() -> object:
+    def numbers() -> Iterator[int]:
         for number in range(5):
             taken.append(number)
             yield number

@@ -26,7 +26,7 @@ CLIP = VIT | {
     "resample": 3,
     "size": {"shortest_edge": 224},
 }
-TIMM = {
+TIMM: dict[str, Any] = {
     "architecture": "vit_small_patch16_224",
     "pretrained_cfg": {
         "input_size": [3, 224, 224],

@@ -125,7 +125,7 @@ def test_a_name_that_is_not_text_can_be_shown(tmp_path: Path, flat_image: Flat, 
 
 
 def test_an_image_of_another_size_than_the_model_takes_is_noted(tmp_path: Path, flat_image: Flat) -> None:
-    keeps_size = Preprocessing(mode="L", mean=0.0, std=1.0)
+    keeps_size = Preprocessing(mode="L", mean=(0.0,), std=(1.0,))
     reader = ImageReader(tmp_path, InputSpec(name="x", dtype="float32", shape=(1, 1, 4, None)), keeps_size)
     assert reader.read(flat_image(tmp_path / "x.png", 1)) is None
     assert reader.unreadable == (("x.png", "the model takes [1, 4, None], this image gives [1, 5, 6]"),)

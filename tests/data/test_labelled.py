@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_npz_by_the_inputs_name_for_two_inputs(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arrays_are_refused(
-    tmp_path: Path, grey: Inputs, plain: Preprocessing, arrays: dict[str, np.ndarray], problem: str
+    tmp_path: Path, grey: Inputs, plain: Preprocessing, arrays: dict[str, Any], problem: str
 ) -> None:
     np.savez(tmp_path / "test.npz", **arrays)
     with pytest.raises(DataError, match=problem):

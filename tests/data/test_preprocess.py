@@ -16,7 +16,8 @@ PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 def untouched(mode: str, **changes: Any) -> Preprocessing:
     """The pixels as they are, as floats."""
-    return Preprocessing(**({"mode": mode, "scale": 1.0, "mean": 0.0, "std": 1.0} | changes))
+    fields: dict[str, Any] = {"mode": mode, "scale": 1.0, "mean": 0.0, "std": 1.0} | changes
+    return Preprocessing(**fields)
 
 
 def test_record_is_frozen_and_equal_to_its_dictionary_through_json() -> None:
@@ -48,7 +49,7 @@ def test_a_wrong_dictionary_is_refused(document: dict[str, object], problem: str
 
 
 def test_description_is_one_line_with_every_step() -> None:
-    text = Preprocessing(mode="RGB", resize=256, crop=(224, 192), mean=(0.485, 0.456, 0.406), std=0.5).describe()
+    text = Preprocessing(mode="RGB", resize=256, crop=(224, 192), mean=(0.485, 0.456, 0.406), std=(0.5,)).describe()
     assert text == (
         "RGB; resize shortest side to 256 (bicubic); centre crop 224x192; x 1/255; mean 0.485, 0.456, 0.406; "
         "std 0.5, 0.5, 0.5; NCHW"

@@ -102,7 +102,7 @@ def test_a_flag_makes_up_for_a_wrong_value_that_it_replaces(tmp_path: Path) -> N
 
 
 def test_what_was_stored_in_a_model_is_read_back() -> None:
-    stored = Preprocessing(mode="RGB", resize=40, crop=(32, 32), mean=(0.1, 0.2, 0.3), std=0.5, layout="NHWC")
+    stored = Preprocessing(mode="RGB", resize=40, crop=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.5,), layout="NHWC")
     got, text = resolve((None, 32, 32, 3), metadata=stored.to_dict())
     assert got == stored
     assert text == (
@@ -129,7 +129,7 @@ def test_timm_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_shortest_side_without_a_crop_is_cropped_to_what_the_model_takes(
-    shape: tuple[int | None, ...], flags: dict[str, object], crop: tuple[int, int] | None
+    shape: tuple[int | None, ...], flags: dict[str, Any], crop: tuple[int, int] | None
 ) -> None:
     assert resolve(shape, **flags)[0].crop == crop
 
@@ -137,7 +137,7 @@ def test_a_shortest_side_without_a_crop_is_cropped_to_what_the_model_takes(
 @pytest.mark.parametrize(
     ("flags", "mode"), [({}, "RGB"), ({"color": "l"}, "L"), ({"mean": "0.1,0.2,0.3"}, "RGB"), ({"mean": 0.5}, "RGB")]
 )
-def test_dynamic_channels(flags: dict[str, object], mode: str) -> None:
+def test_dynamic_channels(flags: dict[str, Any], mode: str) -> None:
     assert resolve((None, None, None, None), resize="8x8", **flags)[0].mode == mode
 
 
@@ -166,7 +166,7 @@ def test_a_size_that_the_model_does_not_take_names_both(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
-    shape: tuple[int | None, ...], flags: dict[str, object], problem: str
+    shape: tuple[int | None, ...], flags: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(DataError, match=problem):
         resolve(shape, **flags)
@@ -176,7 +176,7 @@ def test_what_does_not_fit_the_model_is_refused(
     ("flags", "where"),
     [({"mean": "a"}, "--mean"), ({"color": "BGR"}, "--color"), ({"layout": "NCHW"}, "--layout"), ({"x": 1}, "--x")],
 )
-def test_a_wrong_flag_is_named(flags: dict[str, object], where: str) -> None:
+def test_a_wrong_flag_is_named(flags: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve((1, 3, 8, 8), **flags)
     assert caught.value.where == where

@@ -243,7 +243,7 @@ def test_a_broken_off_pass_does_not_spoil_the_digest(
 
 def test_a_folder_is_streamed(tmp_path: Path, flat_image: Flat) -> None:
     inputs = (InputSpec(name="pixels", dtype="float32", shape=(2, 3, 256, 256)),)
-    preprocessing = Preprocessing(mode="RGB", resize=(256, 256), mean=0.5, std=0.5)
+    preprocessing = Preprocessing(mode="RGB", resize=(256, 256), mean=(0.5,), std=(0.5,))
     for number in range(12):
         flat_image(tmp_path / f"{number:02}.png", number)
     source = open_source(tmp_path, inputs, preprocessing)
@@ -262,7 +262,7 @@ def test_a_folder_is_streamed(tmp_path: Path, flat_image: Flat) -> None:
 
 def test_npz_by_input_name_or_x_or_alone(tmp_path: Path, grey: Inputs, plain: Preprocessing) -> None:
     for name in ("pixels", "x", "arr_0"):
-        np.savez(tmp_path / "calib.npz", **{name: values(3)})
+        np.savez(tmp_path / "calib.npz", **{name: values(3)})  # type: ignore[arg-type]  # numpy types its flag only
         source = open_source(tmp_path / "calib.npz", grey, plain)
         assert levels(source) == levels(source) == [0, 1, 2]
         assert (source.count, source.skipped) == (3, ())

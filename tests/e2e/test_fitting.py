@@ -15,7 +15,7 @@ from transformer_text import transformer
 
 from onnxvitq.api import inspect, quantize
 from onnxvitq.calibration.dataset import KEPT_FEEDS, CalibrationDataset
-from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
@@ -27,7 +27,7 @@ from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.runtime import canonical_form
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 
-MAPS = ["channels", "online-channels", "softmax"]
+MAPS: list[StepName] = ["channels", "online-channels", "softmax"]
 STEPS = ["minmax", *MAPS, "scales", "attention", "weights"]
 FEEDS = [feed["tokens"] for feed in correlated(0, 12)]
 
@@ -191,7 +191,7 @@ def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, t
 def test_weights_that_harm_are_not_kept_and_reported_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    solve = fitting.reconstruct_weights
+    solve = vars(fitting)["reconstruct_weights"]
 
     def harmful(*given: Any) -> Any:
         plan, outcome = solve(*given)

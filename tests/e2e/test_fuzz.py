@@ -15,7 +15,7 @@ from textgraph import model_of
 from transformer_text import transformer
 
 ExportVit = Callable[[str, bool], onnx.ModelProto]
-Seen = dict[str, object]
+Seen = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 @pytest.fixture(scope="module", params=("text", "torchscript", "dynamo"))

@@ -83,9 +83,10 @@ def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path, monkey
         budget_module, "DB_A_BIT", 0.0
     )  # of so few weights, unpacking several widths takes more bits than it gains
     feeds = [feed["tokens"] for feed in correlated(0, 64)]
+    settings: tuple[dict[str, Any], ...] = ({}, {"bit_candidates": ("5",)})
     reports = [
         quantize(model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=5.0, **options)).report
-        for options in ({}, {"bit_candidates": ("5",)})
+        for options in settings
     ]
     mixed, uniform = (report["precision"]["chosen"] for report in reports)
     assert set(uniform["bits"].values()) == {5}
@@ -240,7 +241,7 @@ def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_drop: expected class scores"):
         quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, max_drop=0.01))
     for criterion in ("measured", "nuclear"):
-        config = QuantConfig(**QUICK, average_bits=4.0, criterion=criterion, sensitivity=True)  # type: ignore[arg-type]
+        config = QuantConfig(**QUICK, average_bits=4.0, criterion=criterion, sensitivity=True)
         report = quantize(model, list(rows), tmp_path / "out.onnx", config).report
         assert report["precision"]["chosen"]["measured_db"] > 0
         assert report["precision"]["chosen"]["average_bits"] <= 4

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +17,12 @@ import pytest
 from textgraph import model_of
 
 from onnxvitq.api import quantize
-from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.config import QuantConfig, Target
 from onnxvitq.runtime.session import Session
 
 QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None
 PROCESSORS = ("host", "Haswell") if QEMU else ("host",)
-TARGETS = ("auto", "x86-avx2", "x86-vnni")
+TARGETS: tuple[Target, ...] = ("auto", "x86-avx2", "x86-vnni")
 ROUNDING = 1e-3  # of the norm of the outputs
 
 FASHION = Path(__file__).parents[2] / "models" / "fashion_vit"
@@ -76,7 +77,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], O
     folder = tmp_path_factory.mktemp("processors")
     large = large_model(folder / "large.onnx")
     images = np.load(FASHION / "test.npz")["x"][:8, None].astype(np.float32) / 128 - 1
-    cases = {
+    cases: dict[str, tuple[Path, Any, np.ndarray]] = {
         "bundled": (FASHION / "model.onnx", FASHION / "calib", images),
         "large": (folder / "large.onnx", large, large),
     }

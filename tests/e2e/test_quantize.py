@@ -416,9 +416,10 @@ def test_a_quantized_models_preprocessing_is_what_it_was_calibrated_with(
     vit_file: Path, images: Path, tmp_path: Path
 ) -> None:
     pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(images.iterdir())])
+    sources: tuple[Any, ...] = (images, {"image": pixels.transpose(0, 3, 1, 2)})
     results = [
         quantize(vit_file, data, tmp_path / f"{index}.onnx", QUICK, preprocess=OTHERS)
-        for index, data in enumerate((images, {"image": pixels.transpose(0, 3, 1, 2)}))
+        for index, data in enumerate(sources)
     ]
     graphs = [onnx.load(result.output).graph for result in results]
     assert graphs[0] == graphs[1]

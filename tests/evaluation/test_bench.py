@@ -1,6 +1,7 @@
 """Timings from a clock that the test turns: order of the runs, medians, quartiles, ratios."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.ran: list[tuple[str, float]] = []
+        self.ran: list[tuple[str, Any]] = []
 
     def perf_counter(self) -> float:
         return self.now
@@ -34,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             clock.now += self.seconds
             assert threads == 2
 
-        def run(self, feed: dict[str, float]) -> None:
+        def run(self, feed: dict[str, Any]) -> None:
             clock.ran.append((f"{self.seconds:g}", feed["x"]))
             clock.now += self.seconds + self.runs
             self.runs += 1
@@ -45,12 +46,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_runs_are_interleaved_each_on_its_own_feed(clock: Clock) -> None:
-    bench([Path("1"), Path("4")], [{"x": "a"}, {"x": "b"}], threads=2, runs=3)
+    bench([Path("1"), Path("4")], [{"x": np.array("a")}, {"x": np.array("b")}], threads=2, runs=3)
     assert clock.ran == [("1", "a"), ("4", "b")] * (WARM_UP + 3)
 
 
 def test_figures_worked_by_hand(clock: Clock) -> None:
-    first, second = bench([Path("1"), Path("4")], [{"x": 0.0}] * 2, threads=2, runs=5)
+    first, second = bench([Path("1"), Path("4")], [{"x": np.zeros(1)}] * 2, threads=2, runs=5)
     assert WARM_UP == 2
     # Runs take 1 + 2 .. 1 + 6 s after two of warm-up, and 4 + 2 .. 4 + 6.
     assert (first.load_ms, first.lower_ms, first.median_ms, first.upper_ms) == (1000, 4000, 5000, 6000)
@@ -60,7 +61,7 @@ def test_figures_worked_by_hand(clock: Clock) -> None:
 
 
 def test_one_model_alone(clock: Clock) -> None:
-    (only,) = bench([Path("2")], [{"x": 0.0}], threads=2, runs=1)
+    (only,) = bench([Path("2")], [{"x": np.zeros(1)}], threads=2, runs=1)
     assert only.speedup == 1.0
     assert only.lower_ms == only.median_ms == only.upper_ms == 4000
 

@@ -1,7 +1,7 @@
 """Float against quantized: the figures move with the outputs, and a wrong canonical form or a NaN is an error."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from onnxvitq.core.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation import compare as comparing
 from onnxvitq.evaluation.compare import PLAIN_SAMPLES, Comparison, compare
 from onnxvitq.numerics.decibels import CAP_DB
+from onnxvitq.runtime.session import Level, Session
 
 WEIGHT = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 FEEDS = [{"x": np.random.default_rng(seed).normal(size=(1, 4)).astype(np.float32)} for seed in range(6)]
@@ -25,7 +26,9 @@ def saved(path: Path, text: str = LINEAR, weight: np.ndarray = WEIGHT) -> Path:
     return path
 
 
-def run(models: tuple[Path, Path], feeds: list[Mapping[str, np.ndarray]], weight: np.ndarray = WEIGHT) -> Comparison:
+def run(
+    models: tuple[Path, Path], feeds: Sequence[Mapping[str, np.ndarray]], weight: np.ndarray = WEIGHT
+) -> Comparison:
     return compare(models, feeds, [feed["x"] @ weight for feed in feeds], threads=1)
 
 
@@ -58,32 +61,32 @@ def test_sqnr_of_a_known_error(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_optimiser_changes_is_optimised_vs_plain(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    class Session(comparing.Session):
+    class Gaining(Session):
         """Without optimisation every output is half as large again."""
 
-        def __init__(self, path: Path, *, level: str = "all", threads: int = 0) -> None:
+        def __init__(self, path: Path, *, level: Level = "all", threads: int = 0) -> None:
             super().__init__(path, level=level, threads=threads)
             self.gain = np.float32(1.5 if level == "disabled" else 1)
 
-        def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-            return [self.gain * output for output in super().run(feeds)]
+        def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+            return [self.gain * output for output in super().run(feeds, outputs)]
 
-    monkeypatch.setattr(comparing, "Session", Session)
+    monkeypatch.setattr(comparing, "Session", Gaining)
     result = run((model, model), FEEDS)
     assert result.optimised_vs_plain == 0.333  # of the plain output's norm, three digits
     assert result.cosine == 1.0
 
 
 def test_one_session_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    opened: list[weakref.ref[comparing.Session]] = []
+    opened: list[weakref.ref[Session]] = []
 
-    class Session(comparing.Session):
+    class Counted(Session):
         def __init__(self, path: Path, **options: Any) -> None:
             assert [one for one in opened if one() is not None] == []
             super().__init__(path, **options)
             opened.append(weakref.ref(self))
 
-    monkeypatch.setattr(comparing, "Session", Session)
+    monkeypatch.setattr(comparing, "Session", Counted)
     run((model, model), FEEDS)
     assert len(opened) == 3
 

@@ -1,6 +1,7 @@
 """Data that judge a promise: read with their labels, kept apart from calibration."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ def read(model: Path, path: Path, seen: set[bytes] | None = None) -> Decisions:
     return read_decisions(model, open_decisions(path, INPUTS, None), seen or set(), 1)
 
 
-def saved(path: Path, **arrays: np.ndarray) -> Path:
+def saved(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
 

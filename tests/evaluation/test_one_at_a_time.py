@@ -59,8 +59,8 @@ def test_only_one_part_is_quantized_at_a_time_and_shares_add_up(layers: Layers, 
 
 def test_corrections_are_left_out(plan: QuantPlan) -> None:
     """A bias that makes up for an error that is not there would be an error itself."""
-    name = next(iter(plan.decisions))
-    corrected = replace(plan, biases={"/mlp/fc1/MatMul": np.ones(1)}, weights={"/mlp/fc1/MatMul": np.ones(1)})
+    name, array = next(iter(plan.decisions)), np.ones(1, np.float32)
+    corrected = replace(plan, biases={"/mlp/fc1/MatMul": array}, weights={"/mlp/fc1/MatMul": array})
     alone = only(corrected, {name})
     assert (alone.biases, alone.weights) == ({}, {})
     assert [key for key, decision in alone.decisions.items() if decision.params is not None] == [name]

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,9 +16,9 @@ import torch
 from onnxvitq.core.errors import ConfigError, ExportError, OutputError
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.export import exporter
-from onnxvitq.export.exporter import ExportOptions, export_model
+from onnxvitq.export.exporter import ExportOptions, ExportResult, Runner, export_model
 from onnxvitq.export.specs import load_source
-from onnxvitq.export.torch_exporters import EXPORTERS, TORCH_VERSION, export_torchscript, seeded
+from onnxvitq.export.torch_exporters import EXPORTERS, TORCH_VERSION, Request, export_torchscript, seeded
 
 # Built in training mode, with a dropout that would show; an attention, so that operator sets before 14 are refused.
 MODULE = """
@@ -70,26 +73,28 @@ VIT = {
     "patch_size": 8,
     "architectures": ["ViTForImageClassification"],
 }
+Exported = tuple[ExportOptions, ExportResult]
+Feeds = Mapping[str, np.ndarray]
 QUICK = ExportOptions(exporter="torchscript", seed=4)
 
 
-def run(file, feeds):
+def run(file: Path, feeds: Feeds) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # an expected failure is judged by its exception
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
 
 
-def metadata(model):
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def input_shapes(model):
+def input_shapes(model: onnx.ModelProto) -> list[list[str | int]]:
     return [[dim.dim_param or dim.dim_value for dim in i.type.tensor_type.shape.dim] for i in model.graph.input]
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tmp_path_factory):
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("definition") / "tiny.py"
     file.write_text(MODULE)
     return file
@@ -98,7 +103,7 @@ def tiny_file(tmp_path_factory):
 @pytest.fixture(
     scope="session", params=FORMS, ids=[f"{name}-{'dynamic' if open_ else 'static'}" for name, open_ in FORMS]
 )
-def exported(request, tiny_file, tmp_path_factory):
+def exported(request: pytest.FixtureRequest, tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """(options, result) of one export of the tiny module."""
     name, dynamic = request.param
     options = ExportOptions(exporter=name, dynamic_batch=dynamic, batch=3, seed=4)
@@ -106,7 +111,7 @@ def exported(request, tiny_file, tmp_path_factory):
     return options, export_model(f"{tiny_file}:Tiny", output, options, run=run)
 
 
-def test_the_graph_equals_torch_at_every_batch_it_takes(exported, tiny_file):
+def test_the_graph_equals_torch_at_every_batch_it_takes(exported: Exported, tiny_file: Path) -> None:
     options, result = exported
     with seeded(4):
         source = load_source(f"{tiny_file}:Tiny", None, 4)
@@ -119,7 +124,7 @@ def test_the_graph_equals_torch_at_every_batch_it_takes(exported, tiny_file):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_the_result_says_what_was_written(exported):
+def test_the_result_says_what_was_written(exported: Exported) -> None:
     options, result = exported
     model = onnx.load(result.path)
     batch = None if options.dynamic_batch else 3
@@ -132,19 +137,21 @@ def test_the_result_says_what_was_written(exported):
     assert metadata(model) == {"onnxvitq.exporter": f"{options.exporter} torch {TORCH_VERSION}"}
 
 
-def test_only_the_model_is_left_in_its_folder(exported):
+def test_only_the_model_is_left_in_its_folder(exported: Exported) -> None:
     _, result = exported
     assert [path.name for path in result.path.parent.iterdir()] == ["model.onnx"]
 
 
-def test_nothing_of_this_machine_is_in_the_file(exported, tiny_file):
+def test_nothing_of_this_machine_is_in_the_file(exported: Exported, tiny_file: Path) -> None:
     _, result = exported
     content = result.path.read_bytes()
     for trace in (str(tiny_file.parent), "tiny.py", "site-packages", "stack_trace", "namespace", "forward"):
         assert trace.encode() not in content
 
 
-def test_the_same_module_elsewhere_gives_the_same_bytes(exported, tmp_path, monkeypatch):
+def test_the_same_module_elsewhere_gives_the_same_bytes(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options, result = exported
     (tmp_path / "other_name.py").write_text("# moved\n\n" + MODULE)
     monkeypatch.chdir(tmp_path)
@@ -152,7 +159,9 @@ def test_the_same_module_elsewhere_gives_the_same_bytes(exported, tmp_path, monk
     assert again.path.read_bytes() == result.path.read_bytes()
 
 
-def test_export_is_silent_and_leaves_the_random_state_alone(tiny_file, tmp_path, capfd):
+def test_export_is_silent_and_leaves_the_random_state_alone(
+    tiny_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -161,7 +170,7 @@ def test_export_is_silent_and_leaves_the_random_state_alone(tiny_file, tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-def test_several_inputs_and_outputs_are_numbered(tmp_path):
+def test_several_inputs_and_outputs_are_numbered(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_INPUTS)
     result = export_model(f"{tmp_path / 'two.py'}:Two", tmp_path / "m.onnx", QUICK, run=run)
     model = onnx.load(result.path)
@@ -169,7 +178,7 @@ def test_several_inputs_and_outputs_are_numbered(tmp_path):
     assert [value.name for value in model.graph.output] == ["features", "output_1"]
 
 
-def test_an_asked_for_opset_is_written(tiny_file, tmp_path):
+def test_an_asked_for_opset_is_written(tiny_file: Path, tmp_path: Path) -> None:
     options = ExportOptions(exporter="torchscript", opset=17)
     result = export_model(f"{tiny_file}:Tiny", tmp_path / "m.onnx", options, run=run)
     assert result.opset == 17
@@ -179,7 +188,7 @@ def test_an_asked_for_opset_is_written(tiny_file, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dynamo", "torchscript"])
-def test_a_hugging_face_configuration(tmp_path, name):
+def test_a_hugging_face_configuration(tmp_path: Path, name: Literal["dynamo", "torchscript"]) -> None:
     folder = tmp_path / "vit"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(VIT))
@@ -196,7 +205,7 @@ def test_a_hugging_face_configuration(tmp_path, name):
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "expected an object .*got list")])
-def test_a_bad_preprocessor_configuration(tmp_path, text, message):
+def test_a_bad_preprocessor_configuration(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(VIT))
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ExportError, match=message):
@@ -207,7 +216,7 @@ def test_a_bad_preprocessor_configuration(tmp_path, text, message):
 
 
 @pytest.fixture
-def kept(tmp_path):
+def kept(tmp_path: Path) -> Iterator[Path]:
     """An output that exists already; afterwards it must be all there is, unchanged."""
     output = tmp_path / "model.onnx"
     output.write_bytes(b"the old model")
@@ -216,27 +225,27 @@ def kept(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def one_percent_off(file, feeds):
+def one_percent_off(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return [array * 1.01 for array in run(file, feeds)]
 
 
-def not_a_number(file, feeds):
+def not_a_number(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return [array * np.nan for array in run(file, feeds)]
 
 
-def wrong_only_beyond_the_first_batch(file, feeds):
+def wrong_only_beyond_the_first_batch(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return [array * (1.01 if len(array) == 1 else 1.0) for array in run(file, feeds)]
 
 
-def transposed(file, feeds):
+def transposed(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return [array.T for array in run(file, feeds)]
 
 
-def one_output_too_many(file, feeds):
+def one_output_too_many(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return run(file, feeds) * 2
 
 
-def refusing(file, feeds):
+def refusing(file: Path, feeds: Feeds) -> list[np.ndarray]:
     raise RuntimeError("no kernel\nmore")
 
 
@@ -251,19 +260,19 @@ def refusing(file, feeds):
         (refusing, r"onnxruntime cannot run the exported graph: RuntimeError: no kernel \("),
     ],
 )
-def test_a_graph_unlike_torch_is_not_written(tiny_file, kept, wrong_run, message):
+def test_a_graph_unlike_torch_is_not_written(tiny_file: Path, kept: Path, wrong_run: Runner, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         export_model(f"{tiny_file}:Tiny", kept, QUICK, run=wrong_run)
 
 
-def test_the_tolerance_is_the_callers(tiny_file, tmp_path):
+def test_the_tolerance_is_the_callers(tiny_file: Path, tmp_path: Path) -> None:
     options = ExportOptions(exporter="torchscript", tolerance=0.1)
     result = export_model(f"{tiny_file}:Tiny", tmp_path / "m.onnx", options, run=one_percent_off)
     assert result.max_difference == pytest.approx(0.01, abs=1e-5)  # the float32 noise of the graph itself
 
 
-def test_ctrl_c_leaves_the_old_file(tiny_file, kept):
-    def interrupted(file, feeds):
+def test_ctrl_c_leaves_the_old_file(tiny_file: Path, kept: Path) -> None:
+    def interrupted(file: Path, feeds: Feeds) -> list[np.ndarray]:
         assert file.is_file()
         raise KeyboardInterrupt
 
@@ -283,7 +292,9 @@ def test_ctrl_c_leaves_the_old_file(tiny_file, kept):
         ("NotFinite", {}, "torch itself returns NaN or infinite values"),
     ],
 )
-def test_a_failed_export_is_one_line_and_leaves_the_old_file(tiny_file, kept, capfd, factory, changes, message):
+def test_a_failed_export_is_one_line_and_leaves_the_old_file(
+    tiny_file: Path, kept: Path, capfd: pytest.CaptureFixture[str], factory: str, changes: dict[str, Any], message: str
+) -> None:
     options = ExportOptions(**({"exporter": "torchscript"} | changes))
     with pytest.raises(ExportError, match=message) as caught:
         export_model(f"{tiny_file}:{factory}", kept, options, run=run)
@@ -291,8 +302,10 @@ def test_a_failed_export_is_one_line_and_leaves_the_old_file(tiny_file, kept, ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_graph_that_the_checker_refuses_is_not_written(tiny_file, kept, monkeypatch):
-    def breaking(request, scratch):
+def test_a_graph_that_the_checker_refuses_is_not_written(
+    tiny_file: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(request: Request, scratch: Path) -> onnx.ModelProto:
         model = export_torchscript(request, scratch)
         model.graph.node[-1].op_type = "NoSuchOperator"
         return model
@@ -302,7 +315,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(tiny_file, kept, monkey
         export_model(f"{tiny_file}:Tiny", kept, QUICK, run=run)
 
 
-def test_an_output_that_cannot_be_written(tiny_file, tmp_path):
+def test_an_output_that_cannot_be_written(tiny_file: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does the folder exist"):
         export_model(f"{tiny_file}:Tiny", tmp_path / "absent" / "m.onnx", QUICK, run=run)
     with pytest.raises(OutputError, match="expected a file to write, got a folder"):
@@ -313,7 +326,7 @@ def test_an_output_that_cannot_be_written(tiny_file, tmp_path):
 @pytest.mark.parametrize(
     "changes", [{"exporter": "keras"}, {"batch": 0}, {"opset": 0}, {"image_size": 0}, {"tolerance": 0.0}]
 )
-def test_options_out_of_range(changes):
+def test_options_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(changes))}: expected"):
         ExportOptions(**changes)
 
@@ -321,7 +334,9 @@ def test_options_out_of_range(changes):
 # --- large models, and life without torch
 
 
-def test_weights_beyond_the_limit_go_beside_the_graph(tiny_file, tmp_path, monkeypatch):
+def test_weights_beyond_the_limit_go_beside_the_graph(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = export_model(f"{tiny_file}:Tiny", tmp_path / "small.onnx", QUICK, run=run)
     monkeypatch.setattr(exporter, "PROTOBUF_LIMIT", 0)
     large = export_model(f"{tiny_file}:Tiny", tmp_path / "large.onnx", QUICK, run=run)
@@ -348,7 +363,7 @@ except ExportError as error:
 """
 
 
-def test_torch_is_loaded_late_and_asked_for_when_missing(tmp_path):
+def test_torch_is_loaded_late_and_asked_for_when_missing(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True
     )

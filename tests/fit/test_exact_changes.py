@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from fitted_cases import build_case, correlated, seeded_transformer
 
-from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.fit import exact_changes as exact
 from onnxvitq.fit.exact_changes import propose, rounds_of_changes
 
 
 def test_with_little_time_all_but_the_rotation_are_one_round() -> None:
-    three = ("channels", "online-channels", "softmax")
+    three: tuple[StepName, ...] = ("channels", "online-channels", "softmax")
     assert rounds_of_changes(QuantConfig()) == [(name,) for name in three]
     assert rounds_of_changes(QuantConfig(effort="fast")) == [three]
     assert rounds_of_changes(QuantConfig(effort="fast", also=("rotation",))) == [("rotation",), three]

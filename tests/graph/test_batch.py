@@ -1,5 +1,7 @@
 """A frozen batch: every dimension of its name, and refusals."""
 
+from collections.abc import Iterable
+
 import onnx
 import pytest
 from textgraph import model_of
@@ -10,7 +12,7 @@ from onnxvitq.graph.batch import freeze_batch
 TEXT = "(float[N,3,T] x, float[N,T] m, float[4,4] w) => (float[N,3,T] y, float[A,B] z) { y = Relu(x) z = Relu(w) }"
 
 
-def sizes(values: object) -> list[list[object]]:
+def sizes(values: Iterable[onnx.ValueInfoProto]) -> list[list[object]]:
     return [[dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in values]
 
 

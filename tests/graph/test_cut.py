@@ -238,7 +238,7 @@ def test_a_subgraph_with_integers_and_a_scalar() -> None:
     first = matmul("h", "x")
     walk = Walk(graph, {first: lambda x: x @ weight}, feeds)
     walk.reach("i", "n")
-    assert (walk.values["i"].dtype, walk.values["i"].shape) == (np.int64, ())
+    assert (walk.values["i"].dtype, walk.values["i"].shape) == (np.dtype(np.int64), ())
     walk.compute(first)
     walk.reach("y")
     assert difference([walk.values["y"]], run(model, feeds)) < EXACT

@@ -29,7 +29,8 @@ def test_a_match_binds_tensors_and_nodes() -> None:
     result = found(LINEAR, BIASED)
     assert names(result) == {"x": "x", "W": "W", "b": "b"}
     assert {name: node.name for name, node in result.nodes.items()} == {"product": "p", "sum": "y"}
-    assert result.tags == result.runs == {}
+    assert result.tags == {}
+    assert result.runs == {}
 
 
 def test_var_takes_inputs_and_computed_tensors_but_no_constant() -> None:

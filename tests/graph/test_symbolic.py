@@ -284,7 +284,7 @@ def test_targets_that_do_not_resolve(target: list[Size], source: list[Size]) -> 
 
 
 def told(text: str, known: tuple[str, ...] = ()) -> dict[str, list[Size]]:
-    return told_shapes(graph_of(text), known)
+    return {name: [*sizes] for name, sizes in told_shapes(graph_of(text), known).items()}
 
 
 COMPUTED = (

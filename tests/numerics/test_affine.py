@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -42,7 +44,7 @@ AXES = pytest.mark.parametrize("axis", [None, 0, 1], ids=["tensor", "axis0", "ax
 
 def onnxruntime_codes_and_values(x: np.ndarray, params: QParams) -> tuple[np.ndarray, np.ndarray]:
     """What QuantizeLinear and DequantizeLinear make of ``x``, each node run as written."""
-    axis = {} if params.spec.axis is None else {"axis": params.spec.axis}
+    axis: dict[str, Any] = {} if params.spec.axis is None else {"axis": params.spec.axis}
     if isinstance(params.spec.granularity, PerBlock):
         axis = {"axis": params.spec.granularity.axis, "block_size": params.spec.granularity.size}
     graph = helper.make_graph(
@@ -154,8 +156,8 @@ def test_scales_of_blocks_and_tokens_are_those_of_their_largest_values() -> None
 
 def test_the_comparison_sees_a_wrong_zero_point() -> None:
     x = np.linspace(-1, 1, 300, dtype=np.float32).reshape(4, 3, 25)
-    right = QParams(spec=UINT8, scale=np.float32(0.01), zero_point=np.array(128))
-    wrong = QParams(spec=UINT8, scale=np.float32(0.01), zero_point=np.array(127))
+    right = QParams(spec=UINT8, scale=np.array(0.01, np.float32), zero_point=np.array(128))
+    wrong = QParams(spec=UINT8, scale=np.array(0.01, np.float32), zero_point=np.array(127))
     codes, values = onnxruntime_codes_and_values(x, right)
     assert np.array_equal(quantize(x, right), codes)
     assert not np.array_equal(quantize(x, wrong), codes)
@@ -163,7 +165,7 @@ def test_the_comparison_sees_a_wrong_zero_point() -> None:
 
 
 def test_quantize_worked() -> None:
-    params = QParams(spec=UINT8, scale=np.float32(0.5), zero_point=np.array(10))
+    params = QParams(spec=UINT8, scale=np.array(0.5, np.float32), zero_point=np.array(10))
     x = np.array([0.0, 0.25, 0.75, -0.25, 1.0, -5.5, 200.0], np.float32)
     # In steps 0, 0.5, 1.5, -0.5, 2, -11, 400: halves go to the even side, then 10 is added, then saturation.
     assert quantize(x, params).tolist() == [10, 10, 12, 10, 12, 0, 255]
@@ -171,7 +173,7 @@ def test_quantize_worked() -> None:
 
 
 def test_a_symmetric_format_gives_up_its_lowest_code() -> None:
-    params = QParams(spec=TensorFormat(INT8), scale=np.float32(1), zero_point=np.array(0))
+    params = QParams(spec=TensorFormat(INT8), scale=np.array(1, np.float32), zero_point=np.array(0))
     assert quantize(np.array([-1000.0, -128.0, 1000.0], np.float32), params).tolist() == [-127, -127, 127]
 
 

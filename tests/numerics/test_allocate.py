@@ -66,7 +66,7 @@ def test_the_front_is_that_of_the_enumeration(seed: int) -> None:
     assert front.sizes.tolist() == [size for size, _ in expected]
     assert front.errors == pytest.approx([error for _, error in expected], rel=1e-12)
     for size, error, choice in zip(front.sizes, front.errors, front.choices, strict=True):
-        assert sums(sizes, errors, tuple(choice)) == (size, pytest.approx(error, rel=1e-12))
+        assert sums(sizes, errors, tuple(choice)) == pytest.approx((size, error), rel=1e-12)
 
 
 def test_the_best_within_a_budget_is_on_the_front_of_a_real_size() -> None:
@@ -106,7 +106,7 @@ def test_a_front_of_too_many_points_keeps_true_sizes(monkeypatch: pytest.MonkeyP
     coarse = pareto_front(sizes, errors)
     assert 10 < len(coarse.sizes) < len(exact.sizes)
     for size, error, choice in zip(coarse.sizes, coarse.errors, coarse.choices, strict=True):
-        assert sums(sizes, errors, tuple(choice)) == (size, pytest.approx(error, rel=1e-12))
+        assert sums(sizes, errors, tuple(choice)) == pytest.approx((size, error), rel=1e-12)
         assert error >= exact.errors[exact.sizes <= size][-1] * (1 - 1e-12)
 
 

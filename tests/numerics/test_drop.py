@@ -79,7 +79,7 @@ def test_of_labelled_samples_top1_is_what_falls() -> None:
 
 
 def test_the_two_largest_count_where_they_are_off_by_more() -> None:
-    exact, errors = scores(0, 2000), 0.05 * scores(1, 200)
+    exact, errors = scores(0, 2000), np.float32(0.05) * scores(1, 200)
     before = scores(3, 200)
     largest = np.argsort(before, axis=1)[:, -1:]
     more = errors.copy()

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -127,8 +129,10 @@ def test_fit_product_worked() -> None:
     right = np.ones((1, 1, 1, 1), np.float32)
     spec = activation_format(2)
     fit = fit_product(left, right, (spec, spec), ((0.0, 30.0), (0.0, 1.0)), mse, Search(candidates=2))
-    assert (fit.left.scale, fit.left.zero_point) == (1.0, 0)
-    assert (fit.right.scale, fit.right.zero_point) == (np.float32(1 / 3), 0)
+    assert fit.left.scale == 1.0
+    assert fit.left.zero_point == 0
+    assert fit.right.scale == np.float32(1 / 3)
+    assert fit.right.zero_point == 0
     assert fit.minmax_loss == pytest.approx(1000 / 1900, rel=1e-6, abs=0)
     assert fit.loss == pytest.approx(27**2 / 1900, rel=1e-6, abs=0)
 
@@ -201,12 +205,11 @@ def test_data_that_min_max_holds_exactly_is_left_alone(objective: Objective) -> 
     weight[0] = 127 / 32
     fit = fit_linear(rows, weight, SPECS, bounds(rows), objective, SEARCH)
     assert (fit.loss, fit.minmax_loss) == (0.0, 0.0)
-    assert (fit.left.scale, fit.right.scale.tolist()) == (1 / 16, [1 / 32] * 5)
+    assert fit.left.scale == 1 / 16
+    assert fit.right.scale.tolist() == [1 / 32] * 5
 
 
-def table_of(
-    candidates: tuple[list[np.ndarray], list[np.ndarray]], reference: np.ndarray, objective: Objective
-) -> np.ndarray:
+def table_of(candidates: Sequence[Sequence[np.ndarray]], reference: np.ndarray, objective: Objective) -> np.ndarray:
     """The objective of every pair of multipliers: (left, right)."""
     product = times if candidates[1][0].ndim == 2 else np.matmul
     return np.array([[objective(reference, product(a, b)) for b in candidates[1]] for a in candidates[0]])
@@ -289,7 +292,7 @@ def test_scaling_the_data_scales_the_scale_exactly(objective: Objective, factor:
     rows, weight = linear_case()
     plain = fit_l(rows, weight, objective)
     for data in ((power * rows, weight), (rows, power * weight)):
-        scaled = fit_l(*data, objective)
+        scaled = fit_l(data[0], data[1], objective)
         assert scaled.loss == plain.loss
         assert scaled.left.scale == plain.left.scale * (power if data[1] is weight else 1)
         assert np.array_equal(scaled.right.scale, plain.right.scale * (1 if data[1] is weight else power))

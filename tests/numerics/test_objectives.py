@@ -87,8 +87,10 @@ def test_pearson_worked() -> None:
 
 def test_pearson_ignores_gain_and_offset() -> None:
     assert pearson_loss(scores(), 2 * scores()) == 0.0
-    assert pearson_loss(scores(), 0.3 * scores() + 5) < ROUNDING
-    assert mse(scores(), 0.3 * scores() + 5) > 1  # so the search bounds the scale, the objective does not
+    assert pearson_loss(scores(), np.float32(0.3) * scores() + np.float32(5)) < ROUNDING
+    assert (
+        mse(scores(), np.float32(0.3) * scores() + np.float32(5)) > 1
+    )  # so the search bounds the scale, the objective does not
     assert pearson_loss(scores(), -scores()) == pytest.approx(2.0, rel=ROUNDING, abs=0)
 
 
@@ -117,7 +119,7 @@ def test_ranking_hinge_of_the_float_tensor_and_of_larger_copies_is_zero(factor: 
 
 
 def test_ranking_hinge_of_a_flattened_copy_is_positive() -> None:
-    assert ranking_hinge(scores(), 0.1 * scores()) > 0
+    assert ranking_hinge(scores(), np.float32(0.1) * scores()) > 0
 
 
 @pytest.mark.parametrize("keys", [2, 3, 17, 197])

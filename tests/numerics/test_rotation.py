@@ -79,7 +79,7 @@ def test_turning_multiplies_the_vectors_along_an_axis(axis: int) -> None:
     turned = turn(values, axis, matrix)
     expected = np.stack([vector @ matrix for vector in np.moveaxis(values, axis, -1).reshape(-1, 5)])
     assert np.moveaxis(turned, axis, -1).reshape(-1, 5) == pytest.approx(expected, abs=1e-6)
-    assert (turned.dtype, turned.shape, turned.flags.c_contiguous) == (np.float32, values.shape, True)
+    assert (turned.dtype, turned.shape, turned.flags.c_contiguous) == (np.dtype(np.float32), values.shape, True)
 
 
 def test_a_writer_and_a_reader_take_each_other_back() -> None:

@@ -256,8 +256,8 @@ def test_rows_feedback_limits_pairs() -> None:
 def test_one_direction_may_have_all_of_the_rows_power(factor: float) -> None:
     """float32 holds what the damping leaves of it."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((60, 40)) + factor * rng.standard_normal((60, 1)) * rng.standard_normal(40)
-    rows, weight = rows.astype(np.float32), rng.standard_normal((40, 8)).astype(np.float32)
+    spread = rng.standard_normal((60, 40)) + factor * rng.standard_normal((60, 1)) * rng.standard_normal(40)
+    rows, weight = spread.astype(np.float32), rng.standard_normal((40, 8)).astype(np.float32)
     params = params_from_weight(weight, spec_of(4))
     rounded, plain = RowFeedback(rows).round([(weight, params)])[0], fake_quantize(weight, params)
     assert output_error(rows, weight, rounded).sum() < 0.05 * output_error(rows, weight, plain).sum()

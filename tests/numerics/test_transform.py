@@ -50,10 +50,11 @@ def attention(x: np.ndarray, query: Linear, key: Linear, value: Linear, proj: Li
     return apply((weights @ v).transpose(1, 0, 2).reshape(T, C), proj)
 
 
-def block(seed: int, dtype: type) -> tuple[np.ndarray, Linear, Linear, Linear, Linear]:
+def block(seed: int, dtype: type[np.floating]) -> tuple[np.ndarray, Linear, Linear, Linear, Linear]:
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((T, C)).astype(dtype)
-    return x, *(linear(rng, C, C, dtype) for _ in range(4))
+    x: np.ndarray = rng.standard_normal((T, C)).astype(dtype)
+    query, key, value, proj = (linear(rng, C, C, dtype) for _ in range(4))
+    return x, query, key, value, proj
 
 
 def test_shift_worked() -> None:
@@ -143,7 +144,7 @@ def test_balance_leaves_dead_channels() -> None:
 @PRECISION
 def test_norm_into_linear_is_exact(seed: int, dtype: type, bound: float) -> None:
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((T, C)).astype(dtype)  # normalised rows
+    x: np.ndarray = rng.standard_normal((T, C)).astype(dtype)  # normalised rows
     gamma, beta = read_only(rng.uniform(0.2, 5, C).astype(dtype)), read_only(rng.standard_normal(C).astype(dtype))
     layer = linear(rng, C, 5, dtype)
     shift, scale = reparametrisation(rng, dtype)
@@ -159,7 +160,8 @@ def test_norm_into_linear_is_exact(seed: int, dtype: type, bound: float) -> None
 @PRECISION
 def test_linear_outputs_are_shifted_and_scaled(seed: int, dtype: type, bound: float) -> None:
     rng = np.random.default_rng(seed)
-    x, layer = rng.standard_normal((T, 5)).astype(dtype), linear(rng, 5, C, dtype)
+    x: np.ndarray = rng.standard_normal((T, 5)).astype(dtype)
+    layer = linear(rng, 5, C, dtype)
     shift, scale = reparametrisation(rng, dtype)
     found = apply(x, fold_into_outputs(*layer, shift, scale))
     np.testing.assert_allclose(found, (apply(x, layer) - shift) / scale, rtol=bound, atol=bound)

@@ -60,7 +60,7 @@ def test_a_sparing_session_gives_the_same_answer(tmp_path: Path) -> None:
     model, feeds = saved(tmp_path), {"x": np.eye(4, dtype=np.float32)}
     ordinary = Session(model, threads=2).run(feeds)
     for spare in ("memory", "cores"):
-        sparing = Session(model, threads=2, spare=spare).run(feeds)  # type: ignore[arg-type]
+        sparing = Session(model, threads=2, spare=spare).run(feeds)
         assert all(np.array_equal(a, b) for a, b in zip(sparing, ordinary, strict=True))
 
 

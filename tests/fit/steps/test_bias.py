@@ -16,7 +16,7 @@ from onnxvitq.numerics.affine import fake_quantize
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
 # Steps, weights and inputs below are multiples of powers of two, so that every sum is exact.
-STEP = QParams(spec=ACTIVATION, scale=np.float32(0.25), zero_point=np.array(0))
+STEP = QParams(spec=ACTIVATION, scale=np.array(0.25, np.float32), zero_point=np.array(0))
 ABOVE, BELOW = 0.3125, 0.1875  # both become 0.25: errors of -1/16 and +1/16
 
 
@@ -73,7 +73,7 @@ def test_expected_error_is_the_mean_of_the_three_terms_of_eq_16() -> None:
     expected = (rows @ error_w + error_x @ weight + error_x @ error_w).mean(axis=(0, 1))
     single = [values.astype(np.float32) for values in (rows, weight, rows + error_x, weight + error_w)]
     got = expected_error(single[0], single[1], (single[2], single[3]))
-    assert (got.shape, got.dtype) == ((5,), np.float32)
+    assert (got.shape, got.dtype) == ((5,), np.dtype(np.float32))
     assert np.abs(got - expected).max() < 1e-6  # operands of about 1 were rounded to float32
 
 

@@ -145,7 +145,11 @@ def test_each_tensor_is_mapped_once_and_by_its_readers(tmp_path: Path) -> None:
             assert one.readers == tuple(
                 reader.name for reader in blockmap.linears if reader.input == outputs[one.source]
             )
-        assert (one.shift.dtype, one.scale.dtype, one.shift.shape) == (np.float32, np.float32, one.scale.shape)
+        assert (one.shift.dtype, one.scale.dtype, one.shift.shape) == (
+            np.dtype(np.float32),
+            np.dtype(np.float32),
+            one.scale.shape,
+        )
         assert (one.scale > 0).all()
 
 

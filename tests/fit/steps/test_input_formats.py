@@ -1,5 +1,6 @@
 """Formats that the options leave open: the dearest form first, and back to the cheapest that costs the output little."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,7 @@ def plan(blockmap: BlockMap) -> QuantPlan:
     return make_plan(blockmap, QuantConfig())
 
 
-def judge_of(dynamic: dict[str, float], token: dict[str, float]):
+def judge_of(dynamic: dict[str, float], token: dict[str, float]) -> Callable[[QuantPlan], float]:
     """30 dB, and what each input gains by each form (per token on top of dynamic)."""
 
     def judge(plan: QuantPlan) -> float:
@@ -48,13 +49,13 @@ def test_the_most_accurate_form_is_per_token(plan: QuantPlan) -> None:
 def test_patches_and_heads_are_not_divided(plan: QuantPlan) -> None:
     site = replace(plan.decisions["h"].site, role="head.input")
     other = replace(plan, decisions={**plan.decisions, "h": replace(plan.decisions["h"], site=site)})
-    assert (most_accurate(other).dynamic, most_accurate(other).per_token) == ({"x", "h"}, {"x"})
+    assert (most_accurate(other).dynamic, most_accurate(other).per_token) == (frozenset({"x", "h"}), frozenset({"x"}))
 
 
 def test_each_kind_of_input_takes_the_cheapest_form_that_loses_little(plan: QuantPlan) -> None:
     judge = judge_of({"x": 2 * FREE_DB, "h": 1.0}, {"x": 0.9 * TOKEN_DB, "h": 1.1 * TOKEN_DB})
     chosen, parts = choose_inputs(plan, judge)
-    assert (chosen.dynamic, chosen.per_token) == ({"x", "h"}, {"h"})
+    assert (chosen.dynamic, chosen.per_token) == (frozenset({"x", "h"}), frozenset({"h"}))
     assert {part.part: part.accepted for part in parts} == {
         "mlp.fc1.input dynamic": False,
         "attn.query.input dynamic": True,

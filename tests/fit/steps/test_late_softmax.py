@@ -1,6 +1,7 @@
 """Which attentions divide late: those whose own result comes nearer, by a margin."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_small_gain_is_not_worth_the_time(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "changes", [{"direct": False}, {"probs_first": False}], ids=["something lies between", "value first"]
 )
-def test_only_plain_attentions(changes: dict[str, bool]) -> None:
+def test_only_plain_attentions(changes: dict[str, Any]) -> None:
     assert choose(replace(PLAIN, **changes), uneven()) == {}
 
 

@@ -35,8 +35,7 @@ TEXT = (
 
 def branch(inputs: int, outputs: int, seed: int) -> Branch:
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((inputs, 3)), rng.standard_normal((3, outputs))
-    a, b = a.astype(np.float32), b.astype(np.float32)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((inputs, 3), (3, outputs)))
     inner = params_from_range(-12.0, 12.0, INNER)
     return Branch(
         a=a,

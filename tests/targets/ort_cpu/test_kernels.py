@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -174,7 +175,8 @@ def test_soundness_is_of_all_four_kinds() -> None:
     assert not replace(sound, unpacking=("onnxvitq_packed4x64_0_codes",)).sound
     assert sound.sound
     for kind in ("linears", "patch_embeddings", "attention_products", "other_products"):
-        assert not replace(sound, **{kind: bad}).sound
+        changes: dict[str, Any] = {kind: bad}
+        assert not replace(sound, **changes).sound
 
 
 # A linear attention: kv and c are products outside a softmax attention, the table is one with a constant.

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -151,6 +152,12 @@ def test_a_linear_computes_what_fake_quantization_says(level: str) -> None:
     assert difference([run(case.written(), case.feeds, level)[0]], [expected]) <= ROUNDING
 
 
+def fitted(plan: QuantPlan, name: str) -> QParams:
+    params = plan.params(name)
+    assert params is not None
+    return params
+
+
 @pytest.mark.parametrize("level", ["disabled", "all"])
 def test_an_attention_computes_what_fake_quantization_says(level: str) -> None:
     case = case_of(
@@ -159,7 +166,7 @@ def test_an_attention_computes_what_fake_quantization_says(level: str) -> None:
             "{ s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }"
         )
     )
-    params = {name: case.plan.params(name) for name in "qkpv"}
+    params = {name: fitted(case.plan, name) for name in "qkpv"}
     quantized = {name: fake_quantize(case.feeds[name], params[name]).astype(np.float64) for name in "qkv"}
     scores = quantized["q"] @ quantized["k"]
     probs = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -201,18 +208,18 @@ def test_a_linear_is_written_as_a_gemm_of_codes(small: Case) -> None:
     assert quantize.op_type == "QuantizeLinear"
     assert list(quantize.input[1:]) == list(activation.input[1:])
     scale, zero = (values[name] for name in activation.input[1:])
-    assert (scale.shape, scale.dtype, zero.shape, zero.dtype) == ((), np.float32, (), np.uint8)
+    assert (scale.shape, scale.dtype, zero.shape, zero.dtype) == ((), np.dtype(np.float32), (), np.dtype(np.uint8))
 
     codes, weight_scale, weight_zero = (values[name] for name in weight.input)
-    assert (codes.shape, codes.dtype) == ((32, 64), np.int8)
-    assert (weight_scale.shape, weight_scale.dtype) == ((64,), np.float32)
-    assert (weight_zero.shape, weight_zero.dtype, weight_zero.any()) == ((64,), np.int8, np.False_)
+    assert (codes.shape, codes.dtype) == ((32, 64), np.dtype(np.int8))
+    assert (weight_scale.shape, weight_scale.dtype) == ((64,), np.dtype(np.float32))
+    assert (weight_zero.shape, weight_zero.dtype, weight_zero.any()) == ((64,), np.dtype(np.int8), np.False_)
     assert [(attribute.name, attribute.i) for attribute in weight.attribute] == [("axis", 1)]
 
     bias_codes, bias_scale, bias_zero = (values[name] for name in bias.input)
-    assert (bias_codes.shape, bias_codes.dtype) == ((64,), np.int32)
+    assert (bias_codes.shape, bias_codes.dtype) == ((64,), np.dtype(np.int32))
     assert np.array_equal(bias_scale, scale * weight_scale)
-    assert (bias_zero.shape, bias_zero.dtype, bias_zero.any()) == ((64,), np.int32, np.False_)
+    assert (bias_zero.shape, bias_zero.dtype, bias_zero.any()) == ((64,), np.dtype(np.int32), np.False_)
     float_bias = small.layers.bias("b0_fc1")
     assert np.abs(bias_codes * bias_scale - float_bias).max() <= bias_scale.max() / 2 * 1.001  # half a step
 
@@ -434,7 +441,7 @@ def with_exact_steps(case: Case, tensors: dict[str, float]) -> QuantPlan:
     """The plan with steps that are powers of two and a zero point of 120: every sum of codes is exact in float32."""
     return case.plan.with_params(
         {
-            name: QParams(spec=ACTIVATION, scale=np.float32(step), zero_point=np.array(120))
+            name: QParams(spec=ACTIVATION, scale=np.array(step, np.float32), zero_point=np.array(120))
             for name, step in tensors.items()
         }
     )
@@ -445,7 +452,7 @@ def test_products_compute_what_fake_quantization_says_to_the_bit(level: str) -> 
     case = case_of(graph_of(GRAM), nodes_to_exclude=("w",))
     assert [(product.name, product.constant) for product in case.blockmap.products] == [("y", ""), ("z", "table")]
     plan = with_exact_steps(case, {"t": 2**-5, "w": 2**-6, "h": 2**-4, "table": 2**-7})
-    params = {name: plan.params(name) for name in ("t", "w", "h", "table")}
+    params = {name: fitted(plan, name) for name in ("t", "w", "h", "table")}
     w = run(to_proto(with_outputs(case.graph, ["w"]), {}), case.feeds)[0]
     cut = w.reshape(*w.shape[:2], 2, 4).swapaxes(1, 2)
     operands = {"t": w.swapaxes(1, 2), "w": w, "h": cut, "table": case.layers.constants["table"]}
@@ -468,7 +475,7 @@ def test_a_constant_operand_is_stored_as_codes() -> None:
     written = case_of(graph_of(GRAM)).written()
     values = initializers(written)
     assert "table" not in values
-    assert (values["table_codes"].dtype, values["table_codes"].shape) == (np.uint8, (2, 4, 9))
+    assert (values["table_codes"].dtype, values["table_codes"].shape) == (np.dtype(np.uint8), (2, 4, 9))
     assert "table" not in {
         name for node in written.graph.node if node.op_type == "QuantizeLinear" for name in node.input
     }
@@ -581,7 +588,7 @@ def test_a_product_with_one_fitted_operand_stays_float(small: Case) -> None:
 # ---------------------------------------------------------------------------------------------- plans of another model
 
 
-def renamed(plan: QuantPlan, tensor: str, **changes: object) -> QuantPlan:
+def renamed(plan: QuantPlan, tensor: str, **changes: Any) -> QuantPlan:
     decision = plan.decisions[tensor]
     site = replace(decision.site, **changes)
     decisions = {name: value for name, value in plan.decisions.items() if name != tensor}

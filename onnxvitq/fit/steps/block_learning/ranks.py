@@ -103,7 +103,7 @@ def _search(
             loss = loss + options.price * start * _over(_bytes(branches) / budget)
         for optimiser in (factors, choices):
             optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         (factors, choices)[side].step()
     return {tensor: branch.gate.chosen() for tensor, branch in branches.items() if branch.gate is not None}
 

@@ -167,7 +167,7 @@ class Training:
         for step in range(total):
             loss = self.loss(draw(step))
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             if step % 20 == 0:

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 import torch
 from textgraph import difference, feeds_of, graph_of, proto_of, run
 from transformer_text import transformer
 
 from onnxvitq.blocks.find import find_blocks
+from onnxvitq.core.layers import BlockMap
 from onnxvitq.fit.steps.block_learning.network import cut
 from onnxvitq.fit.steps.block_learning.network import run as run_unit
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.reading import load_model
 
 
-def canonical(graph):  # type: ignore[no-untyped-def]
+def canonical(graph: gs.Graph) -> tuple[gs.Graph, BlockMap]:
     canonicalise(graph)
     return graph, find_blocks(graph, "test")
 

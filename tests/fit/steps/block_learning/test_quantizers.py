@@ -73,7 +73,7 @@ def test_a_weight_comes_back_on_its_grid(bits: int) -> None:
     values, found = module.result()
     np.testing.assert_allclose(values, fake_quantize(weight, params), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(fake_quantize(values, found), values, rtol=1e-5, atol=1e-6)
-    module().sum().backward()  # type: ignore[no-untyped-call]
+    module().sum().backward()
     assert module.codes.grad is not None
     assert (module.codes.grad != 0).any()
 

@@ -119,7 +119,8 @@ def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case
     inputs = case.plan.params("n")
     assert inputs is not None
     case = replace(
-        case, plan=case.plan.with_params({"n": replace(inputs, scale=np.float32(2**-6), zero_point=np.array(64))})
+        case,
+        plan=case.plan.with_params({"n": replace(inputs, scale=np.array(2**-6, np.float32), zero_point=np.array(64))}),
     )
     plan, outcome = rebuilt(case)
     assert (outcome.accepted, outcome.kept, outcome.layers) == (False, 0, 1)
@@ -393,7 +394,7 @@ def test_a_layer_is_solved_against_what_it_reads_at_run_time(one: Case, form: st
     plan = replace(spoilt, dynamic=names, per_token=names if form == "per_token" else frozenset())
     static, _ = rebuilt(replace(one, plan=one.plan))
     results = {name: rebuilt(replace(one, plan=each)) for name, each in (("spoilt", spoilt), (form, plan))}
-    after = {name: outcome.after for name, (_, outcome) in results.items()}
+    after = {name: outcome.after or 0.0 for name, (_, outcome) in results.items()}
     assert after[form] > after["spoilt"] + 5  # 9 seen; the weights have 4 bits
     assert not np.array_equal(results[form][0].weights["o"], static.weights["o"])
     assert one.sqnr(results[form][0], one.feeds) > one.sqnr(plan, one.feeds)  # as written and run
