@@ -259,7 +259,7 @@ def test_a_tensor_of_zeros_has_a_positive_scale() -> None:
         (1.0, -1.0, UINT8),
         (-np.inf, 1.0, UINT8),
         (0.0, np.nan, UINT8),
-        (-1.0, 1.0, TensorFormat(UINT8, PerChannel(1))),
+        (-1.0, 1.0, TensorFormat(UINT8.number, PerChannel(1))),
     ],
     ids=["reversed", "infinite", "nan", "axis"],
 )
