@@ -1,38 +1,53 @@
 """``onnxvitq bench``: latency, cold load, memory and operators of several models."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxvitq.cli.arguments import Parser, add_output, integer, thread_counts
+from onnxvitq.cli.arguments import Parser, read
 from onnxvitq.cli.console import console_of_results, new_table
+from onnxvitq.cli.shared_options import JsonOption
+from onnxvitq.core.option_text import COUNT, MOST_THREADS, thread_counts
+from onnxvitq.core.options import option, required
 
 if TYPE_CHECKING:
     from onnxvitq.api import Benchmark
     from onnxvitq.runtime.profile import OperatorTime
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(JsonOption):
+    """What to measure, and how often."""
+
+    title = ""
+
+    models: tuple[Path, ...] = required(help="ONNX models; the first is the reference.", positional=True)
+    threads: tuple[int, ...] = option(
+        (1,),
+        help="Threads of onnxruntime: one number or several with commas, as 1,2. 0 takes one a core.",
+        metavar="N[,N...]",
+        least=0,
+        most=MOST_THREADS,
+        text=thread_counts,
+    )
+    runs: int = option(15, help="Timed runs of each model.", **COUNT)
+    batch_size: int = option(1, help="Batch size of models whose batch is dynamic.", **COUNT)
+    seed: int = option(0, help="Seed of the random inputs.", least=0, most=2**32 - 1)
+    profile: bool = option(False, help="Measure the time of every kind of operator, too.")
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    description = "Measure interleaved latency, cold load and peak memory of models; the first is the reference."
+    return Parser("onnxvitq bench", description, BenchOptions, usage="onnxvitq bench MODEL [MODEL ...] [options]")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Measure and print; 0."""
-    parser = Parser(
-        prog="onnxvitq bench",
-        description="Interleaved latency, cold load and peak memory; the first model is the reference.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument(
-        "--threads", type=thread_counts, default=[1], help="one or several, as in 1,2; 0: one a core (default: 1)"
-    )
-    parser.add_argument("--runs", type=integer(1), default=15)
-    parser.add_argument("--batch-size", type=integer(1), default=1, help="where the batch is dynamic")
-    parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0)
-    parser.add_argument("--profile", action="store_true", help="time by operator, too")
-    add_output(parser)
-    args = parser.parse_args(arguments)
+    args = read(parser().parse_args(arguments), BenchOptions)
     from onnxvitq.api import bench_models
 
     threads = list(dict.fromkeys(args.threads))
@@ -55,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _print_benchmark(result: "Benchmark", args: argparse.Namespace) -> None:
+def _print_benchmark(result: "Benchmark", args: BenchOptions) -> None:
     console = console_of_results()
     for threads, timings in result.timings.items():
         title = f"{threads or 'one a core:'} thread(s), batch {args.batch_size}, {args.runs} runs"

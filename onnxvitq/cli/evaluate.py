@@ -3,29 +3,43 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onnxvitq.cli.arguments import Parser, add_output, add_preprocessing, integer, preprocess_options
+from onnxvitq.cli.arguments import Parser, read
 from onnxvitq.cli.console import warn_skipped
+from onnxvitq.cli.shared_options import JsonOption, PreprocessingOptions, preprocess_options
+from onnxvitq.core.option_text import COUNT, MOST_THREADS
+from onnxvitq.core.options import option, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(JsonOption, PreprocessingOptions):
+    """Which models to compare, and on what."""
+
+    title = ""
+
+    float_model: Path = required(help="Float ONNX model, the reference.", positional=True, metavar="float")
+    quantized_model: Path = required(help="Quantized ONNX model.", positional=True, metavar="int8")
+    data: Path = required(
+        help="Labelled data: a folder with a sub-folder for each class, or an .npz file with x and y.", metavar="DATA"
+    )
+    batch_size: int = option(32, help="Samples that are run at a time.", **COUNT)
+    threads: int = option(0, help="Threads of onnxruntime; 0 takes one a core.", least=0, most=MOST_THREADS)
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    description = "Compare two models on labelled data: top-1 accuracy, agreement and SQNR."
+    return Parser("onnxvitq evaluate", description, EvaluateOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Compare two models; 0."""
-    parser = Parser(
-        prog="onnxvitq evaluate", description="Top-1, agreement and SQNR on labelled data.", allow_abbrev=False
-    )
-    parser.add_argument("float", type=Path, help="float ONNX model, the reference")
-    parser.add_argument("int8", type=Path, help="quantized ONNX model")
-    parser.add_argument("--data", type=Path, required=True, help="a folder a class, or .npz with x and y")
-    parser.add_argument("--batch-size", type=integer(1), default=32)
-    parser.add_argument("--threads", type=integer(0, 1024), default=0)
-    add_preprocessing(parser)
-    add_output(parser)
-    args = parser.parse_args(arguments)
+    args = read(parser().parse_args(arguments), EvaluateOptions)
     from onnxvitq.api import evaluate_models
 
-    models, options = (args.float, args.int8), preprocess_options(args)
+    models, options = (args.float_model, args.quantized_model), preprocess_options(args)
     result, skipped = evaluate_models(models, args.data, options, batch=args.batch_size, threads=args.threads)
     warn_skipped(skipped)
     if args.json:

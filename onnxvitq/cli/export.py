@@ -3,28 +3,43 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from onnxvitq.cli.arguments import Parser, add_output, integer
+from onnxvitq.cli.arguments import Parser, read
+from onnxvitq.cli.shared_options import JsonOption
+from onnxvitq.core.options import option, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommandOptions(JsonOption):
+    """Which torch model to export, and how."""
+
+    title = ""
+
+    spec: str = required(
+        help="The model: module:factory, file.py:factory, the name of a bundled model, a Hugging Face folder or "
+        "config.json, or timm:NAME.",
+        positional=True,
+    )
+    output: Path = required(help="ONNX file to write.", flags=("-o", "--output"))
+    exporter: Literal["dynamo", "torchscript"] = option("dynamo", help="Which of torch's exporters writes the graph.")
+    static_batch: int | None = option(None, help="Freeze the graph to this batch size.", none="the batch is dynamic")
+    opset: int | None = option(None, help="Version of ONNX's operator set.", none="the exporter's own")
+    image_size: int | None = option(None, help="Pixels of an image's side.", none="what the model says")
+    seed: int = option(0, help="Seed of random weights and example images.", least=0, most=2**32 - 1)
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    description = "Export a torch model to ONNX and check its outputs against torch."
+    return Parser("onnxvitq export", description, ExportCommandOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Export and say how close the outputs are; 0."""
-    parser = Parser(
-        prog="onnxvitq export", description="Export a torch model to ONNX, its outputs checked.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "spec", help="module:factory, file.py:factory, bundled name, Hugging Face folder or config.json, timm:NAME"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo")
-    parser.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch (default: dynamic)")
-    parser.add_argument("--opset", type=int)
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0)
-    add_output(parser)
-    args = parser.parse_args(arguments)
+    args = read(parser().parse_args(arguments), ExportCommandOptions)
     from onnxvitq.api import export
     from onnxvitq.export.exporter import ExportOptions
 

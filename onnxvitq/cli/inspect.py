@@ -3,22 +3,33 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from onnxvitq.cli.arguments import Parser, add_output
+from onnxvitq.cli.arguments import Parser, read
 from onnxvitq.cli.console import console_of_results, new_table
+from onnxvitq.cli.shared_options import JsonOption
+from onnxvitq.core.options import required
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(JsonOption):
+    """Which model to look at."""
+
+    title = ""
+
+    model: Path = required(help="Float ONNX model.", positional=True)
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    description = "Print which layers of a model can be quantized, and why the others cannot."
+    return Parser("onnxvitq inspect", description, InspectOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print what is found; 0."""
-    parser = Parser(
-        prog="onnxvitq inspect",
-        description="Print what is found in a model, and what is not, with why.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", type=Path)
-    add_output(parser)
-    args = parser.parse_args(arguments)
+    args = read(parser().parse_args(arguments), InspectOptions)
     from onnxvitq.api import inspect
 
     described, blockmap = inspect(args.model)

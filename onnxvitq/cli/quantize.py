@@ -1,64 +1,125 @@
 """The main command: quantize one model."""
 
-import argparse
 import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
-from onnxvitq.cli.arguments import (
-    SUBCOMMANDS,
-    Parser,
-    add_output,
-    add_preprocessing,
-    integer,
-    megabytes,
-    override,
-    preprocess_options,
-    share,
-    table_file,
-)
+from onnxvitq.cli.arguments import SUBCOMMANDS, Parser, given, read
 from onnxvitq.cli.console import ProgressBar, console_of_results, warn_skipped
-from onnxvitq.core.config import (
-    Criterion,
-    Effort,
-    Granularity,
-    InputForm,
-    Method,
-    ObjectiveName,
-    Preset,
-    Products,
-    QuantConfig,
-    RankSearchName,
-    StepName,
-    Target,
-    load_config,
-)
+from onnxvitq.cli.shared_options import JsonOption, PreprocessingOptions, preprocess_options
+from onnxvitq.core.config import QuantConfig, load_config
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.formats import parse_bits
+from onnxvitq.core.formats import FEWEST_BITS, MOST_BITS, parse_bits
+from onnxvitq.core.options import Options, option
+from onnxvitq.core.quantize_options import FormatOptions
 
-# Spellings that users of other tools type by habit.
-CALIBRATION = ("--calib", "--calibration-data-path")
-EXTERNAL = ("--external-data", "--use-external-data-format")
-SAMPLES = ("--num-samples", "--samples", "--subset-size")
-OBJECTIVE = ("--objective", "--calibration-method")
-HABITS = {"--no-bias-correction": "bias", "--no-rebuild": "weights"}
 EXIT_BELOW_QUALITY = 3
+
+
+def table_file(text: str) -> Path:
+    """An option's type: a file whose suffix says how a table is written."""
+    if Path(text).suffix not in (".csv", ".json"):
+        raise ValueError(f"expected a .csv or a .json file, got {text!r}")
+    return Path(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions(Options):
+    """What is read, and where the model goes."""
+
+    model: Path | None = option(None, help="Float ONNX model.", positional=True)
+    input: Path | None = option(None, help="The same as the argument model.", flags=("-i", "--input"))
+    calib: Path | None = option(
+        None,
+        help="Calibration data, like what the model will be used on: a folder of images, an .npz or an .npy file.",
+        flags=("--calib", "--calibration-data-path"),
+        metavar="DATA",
+    )
+    output: Path | None = option(None, help="ONNX file to write.", flags=("-o", "--output"), none="MODEL_int8.onnx")
+    config: Path | None = option(
+        None, help="Options from a .json or .toml file, by their configuration keys; the command line wins."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitOptions(Options):
+    """One of the two numbers of --bits alone."""
+
+    title = FormatOptions.title
+
+    weight_bits: int | None = option(
+        None,
+        help="Bits of the weights alone, the N of --bits. With 7, no product saturates on AVX2 processors either.",
+        least=FEWEST_BITS,
+        most=MOST_BITS,
+        shortcuts={"--reduce-range": 7},
+    )
+    activation_bits: int | None = option(
+        None,
+        help="Bits of the activations alone, the M of --bits.",
+        metavar="M",
+        least=FEWEST_BITS,
+        most=MOST_BITS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions(JsonOption):
+    """What is said about the result."""
+
+    title = JsonOption.title
+
+    report: Path | None = option(None, help="Write the report to this file as JSON.")
+    ablation: bool = option(
+        False, help="Print what every step did to SQNR and agreement on held-out samples, and how long it took."
+    )
+    sensitivity_file: Path | None = option(
+        None,
+        help="Measure the output's error with one kind of site of one block quantized at a time, and write it to this .csv "
+        "or .json file.",
+        flags=("--sensitivity",),
+        text=table_file,
+    )
+    save_config_file: Path | None = option(None, help="Write all options that were used to this file as JSON.")
+    strict: bool = option(False, help="Exit with 3 when a layer that was to be quantized is not on an integer kernel.")
+    quiet: bool = option(False, help="Show no progress bar and print no table.")
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "warning", help="Least severe messages that are logged on standard error."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(ResultOptions, PreprocessingOptions, BitOptions, FileOptions):
+    """All options of the command that are not the configuration's."""
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    return Parser(
+        "onnxvitq",
+        "Quantize a Vision Transformer for onnxruntime's int8 CPU kernels.",
+        *(FileOptions, QuantConfig, BitOptions, PreprocessingOptions, ResultOptions),
+        usage="onnxvitq MODEL --calib DATA [-o FILE] [options]",
+        epilog=f"Other commands: {', '.join(SUBCOMMANDS)} (each with --help).",
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
     """Quantize one model; the exit code."""
-    args = _quantize_parser().parse_args(arguments)
+    namespace = parser().parse_args(arguments)
+    args = read(namespace, QuantizeOptions)
     model = _one_model(args)
     if args.calib is None:
         raise ConfigError("--calib", "expected calibration data: a folder of images, an .npz or an .npy file")
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    config = _config(args)
+    config = _config(args, given(namespace, QuantConfig))
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
-    _refuse_clashes(args, output)
+    _refuse_clashes(args, config.judged_on, output)
     from onnxvitq import api  # loads onnxruntime; --help and wrong options need not wait for it
     from onnxvitq.core.files import refuse_output
     from onnxvitq.report.build import describe_quality, to_json
@@ -83,28 +144,29 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _one_model(args: argparse.Namespace) -> Path:
-    given = [path for path in (args.model, args.input) if path is not None]
-    if len(given) != 1:
+def _one_model(args: QuantizeOptions) -> Path:
+    models = [path for path in (args.model, args.input) if path is not None]
+    if len(models) != 1:
         usage = "python -m onnxvitq model.onnx --calib images/ -o model_int8.onnx"
-        raise ConfigError("onnxvitq", f"expected one model, got {' and '.join(map(str, given)) or 'none'}", usage)
-    return Path(given[0])
+        raise ConfigError("onnxvitq", f"expected one model, got {' and '.join(map(str, models)) or 'none'}", usage)
+    return models[0]
 
 
-def _refuse_clashes(args: argparse.Namespace, output: Path) -> None:
+def _refuse_clashes(args: QuantizeOptions, judged_on: str | None, output: Path) -> None:
     """No file is written over another one of the same command (the model is looked after by the pipeline)."""
-    read = {"--calib": args.calib, "--preprocessor-config": args.preprocessor_config, "--config": args.config}
-    if args.judged_on != str(args.calib):  # which the pipeline refuses with a better reason
-        read["--eval"] = args.judged_on
-    written = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
-    written["--sensitivity"] = args.sensitivity_file
-    taken = {os.path.realpath(path): option for option, path in read.items() if path is not None}
-    for option, path in written.items():
+    inputs: dict[str, Path | str | None] = {"--calib": args.calib, "--config": args.config}
+    inputs["--preprocessor-config"] = args.preprocessor_config
+    if judged_on != str(args.calib):  # which the pipeline refuses with a better reason
+        inputs["--eval"] = judged_on
+    outputs = {"-o": output, "--report": args.report, "--save-config-file": args.save_config_file}
+    outputs["--sensitivity"] = args.sensitivity_file
+    taken = {os.path.realpath(path): flag for flag, path in inputs.items() if path is not None}
+    for flag, path in outputs.items():
         if path is None:
             continue
-        other = taken.setdefault(os.path.realpath(path), option)
-        if other != option and (other, option) != ("--config", "--save-config-file"):
-            raise ConfigError(option, f"expected a file of its own, got {path}, which {other} names too")
+        other = taken.setdefault(os.path.realpath(path), flag)
+        if other != flag and (other, flag) != ("--config", "--save-config-file"):
+            raise ConfigError(flag, f"expected a file of its own, got {path}, which {other} names too")
 
 
 def _write(path: Path | None, text: str) -> None:
@@ -124,7 +186,7 @@ def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
         _write(path, sensitivity_csv(described) if path.suffix == ".csv" else to_json(described))
 
 
-def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
+def _print_report(report: Mapping[str, Any], args: QuantizeOptions) -> None:
     from onnxvitq.report.build import ablation_table, summary, to_json
     from onnxvitq.report.sensitivity import sensitivity_table
 
@@ -145,129 +207,12 @@ def _print_report(report: Mapping[str, Any], args: argparse.Namespace) -> None:
             console_of_results().print(sensitivity_table(report["sensitivity"]))
 
 
-def _quantize_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="onnxvitq",
-        description="Quantize a Vision Transformer for onnxruntime's int8 CPU kernels.",
-        epilog=f"Other commands: {', '.join(SUBCOMMANDS)} (each with --help).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", nargs="?", type=Path, help="float ONNX model")
-    parser.add_argument("-i", "--input", type=Path, help="the same, as an option")
-    parser.add_argument(*CALIBRATION, dest="calib", type=Path, help="folder of images, .npz or .npy")
-    parser.add_argument("-o", "--output", type=Path, help="model to write (default: MODEL_int8.onnx)")
-    fitting = parser.add_argument_group("fitting (defaults: QuantConfig)")
-    fitting.add_argument("--method", choices=get_args(Method), help="how far the fit goes; aiqvit needs torch")
-    fitting.add_argument("--iterations", type=int, help="of learning a block (aiqvit)")
-    fitting.add_argument(
-        "--branch-budget", type=float, help="bytes of low-rank branches over those of the weights (aiqvit)"
-    )
-    fitting.add_argument("--ranks", choices=get_args(RankSearchName), help="how the budget is shared out (aiqvit)")
-    fitting.add_argument(
-        "--curriculum", action="store_const", const=True, help="learn blocks from easy samples first (aiqvit)"
-    )
-    fitting.add_argument(*OBJECTIVE, dest="objective", choices=get_args(ObjectiveName), help="how scales are chosen")
-    fitting.add_argument("--candidates", type=int, help="scales tried for each tensor and round")
-    fitting.add_argument("--rounds", type=int, help="rounds of the alternating search at most")
-    fitting.add_argument("--effort", choices=get_args(Effort), help="how much time the fit may take")
-    for flag, text in (("--skip", "steps to leave out"), ("--also", "steps to run that are left out otherwise")):
-        fitting.add_argument(flag, nargs="+", action="extend", choices=get_args(StepName), help=text)
-    for flag, step in HABITS.items():
-        text = f"the same as --skip {step}"
-        fitting.add_argument(flag, action="append_const", const=step, dest="skip", help=text)
-    fitting.add_argument(
-        "--acceptance", choices=("held-out", "always"), help="keep of a step what does no harm, or everything"
-    )
-    fitting.add_argument("--preset", choices=get_args(Preset), help="what the next two say where they are not given")
-    fitting.add_argument("--activations", choices=get_args(InputForm), help="ranges of the linears' inputs")
-    fitting.add_argument("--attention", choices=get_args(Products), help="the two products of each attention")
-    fitting.add_argument("--bits", metavar="wNaM", help="bits of weights and of activations, 2 to 8 each")
-    fitting.add_argument("--weight-bits", type=integer(2, 8), metavar="N", help="the N of --bits; 7 is safe on AVX2")
-    fitting.add_argument(
-        "--reduce-range", action="store_const", const=7, dest="weight_bits", help="the same as --weight-bits 7"
-    )
-    fitting.add_argument("--activation-bits", type=integer(2, 8), metavar="M", help="the M of --bits")
-    fitting.add_argument(
-        "--bits-for",
-        dest="bit_overrides",
-        type=override,
-        action="append",
-        metavar="PATTERN=wNaM",
-        help="other bits, or float, for globs of node names or roles; the last that matches counts",
-    )
-    fitting.add_argument(
-        "--edges-at-8-bits",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="patch embedding and head keep 8 bits",
-    )
-    fitting.add_argument(
-        "--nodes-to-exclude",
-        nargs="+",
-        action="extend",
-        metavar="PATTERN",
-        help="globs of node names or roles to keep float",
-    )
-    fitting.add_argument(*SAMPLES, dest="num_samples", type=int, help="calibration samples at most")
-    fitting.add_argument("--static-batch", type=int, metavar="N", help="freeze the batch of the written model")
-    fitting.add_argument(
-        *EXTERNAL, dest="external_data", action="store_const", const=True, help="weights in a file beside the model"
-    )
-    fitting.add_argument("--cache", metavar="FOLDER", help="keep what calibration measures, for runs with other bits")
-    fitting.add_argument("--target", choices=get_args(Target), help="processors to write for; auto: all of them")
-    fitting.add_argument("--seed", type=int, help="of every random draw")
-    fitting.add_argument("--threads", type=int, help="of onnxruntime; 0: one a core")
-    fitting.add_argument("--config", type=Path, help="options from a .json or .toml file; the command line wins")
-    _add_budgets(fitting)
-    add_preprocessing(parser)
-    results = parser.add_argument_group("results")
-    results.add_argument("--report", type=Path, help="write the report as JSON")
-    results.add_argument(
-        "--ablation", action="store_true", help="print what every step did to SQNR and agreement on held-out samples"
-    )
-    results.add_argument(
-        "--sensitivity",
-        dest="sensitivity_file",
-        type=table_file,
-        metavar="FILE",
-        help="measure and write the output's error by kind of site and block (.csv or .json)",
-    )
-    results.add_argument("--save-config-file", type=Path, help="write the options used as JSON")
-    results.add_argument(
-        "--strict", action="store_true", help="exit 3 when a planned layer is not on an integer kernel"
-    )
-    add_output(results)
-    results.add_argument("--quiet", action="store_true", help="no progress bar and no table")
-    results.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
-    return parser
-
-
-def _add_budgets(fitting: "argparse._ActionsContainer") -> None:
-    fitting.add_argument(
-        "--average-bits", type=float, metavar="N", help="mixed precision: mean bits of the layers' weights"
-    )
-    fitting.add_argument("--target-size", type=megabytes, metavar="SIZE", help="mixed precision: of the file, as 12MB")
-    fitting.add_argument("--bit-candidates", nargs="+", metavar="BITS", help="widths to choose from: 2 to 8 and float")
-    fitting.add_argument("--granularity", choices=get_args(Granularity), help="what gets bits of its own")
-    fitting.add_argument("--criterion", choices=get_args(Criterion), help="what bits are chosen by")
-    fitting.add_argument("--max-drop", type=share, metavar="SHARE", help="decisions that may be lost, as 0.5%%")
-    fitting.add_argument(
-        "--eval",
-        dest="judged_on",
-        metavar="DATA",
-        help="what --max-drop is judged on: a folder a class, .npz with x and y, or data without labels",
-    )
-
-
-def _config(args: argparse.Namespace) -> QuantConfig:
-    values = load_config(args.config) if args.config is not None else {}
-    for name in QuantConfig.__dataclass_fields__:
-        given = getattr(args, name, None)
-        if given is not None:
-            values[name] = dict(given) if name == "bit_overrides" else given
-    if args.weight_bits is not None or args.activation_bits is not None:
+def _config(command: QuantizeOptions, flags: dict[str, Any]) -> QuantConfig:
+    """The configuration file's options, and over them those of the command line."""
+    values = (load_config(command.config) if command.config is not None else {}) | flags
+    if command.weight_bits is not None or command.activation_bits is not None:
         weights, activations = parse_bits("bits", str(values.get("bits", QuantConfig().bits)))
-        values["bits"] = f"w{args.weight_bits or weights}a{args.activation_bits or activations}"
-    if args.sensitivity_file is not None:
+        values["bits"] = f"w{command.weight_bits or weights}a{command.activation_bits or activations}"
+    if command.sensitivity_file is not None:
         values["sensitivity"] = True
     return QuantConfig.from_dict(values)

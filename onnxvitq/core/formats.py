@@ -19,7 +19,7 @@ BYTE = 8  # bits
 FEWEST_BITS, MOST_BITS = 2, 8  # that layers can be asked for, as in "w4a8"
 LIMITS = (2, 16)  # bits of a number format; codes of more are no whole numbers in float32 arithmetic with a zero point
 _NUMBER = re.compile(r"(u?)int(\d+)( asymmetric| symmetric)?")
-_LAYER = re.compile(f"w([{FEWEST_BITS}-{MOST_BITS}])a([{FEWEST_BITS}-{MOST_BITS}])")
+LAYER_BITS = re.compile(f"w([{FEWEST_BITS}-{MOST_BITS}])a([{FEWEST_BITS}-{MOST_BITS}])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +310,7 @@ def parse_bits(name: str, text: str) -> LayerBits:
     Raises:
         ConfigError: it is not of that form, or a width is not 2 to 8; ``name`` says where it stood.
     """
-    found = _LAYER.fullmatch(text)
+    found = LAYER_BITS.fullmatch(text)
     if found is None:
         raise ConfigError(name, f"expected wNaM with N and M {FEWEST_BITS} to {MOST_BITS}, such as w4a8, got {text!r}")
     return LayerBits(int(found[1]), int(found[2]))

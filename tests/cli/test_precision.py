@@ -207,6 +207,6 @@ def test_wrong_use_is_one_line(
 
 @pytest.mark.parametrize(("text", "expected"), [("12MB", 12.0), ("500kB", 0.5), ("2gb", 2000.0), ("1500000", 1.5)])
 def test_sizes(text: str, expected: float) -> None:
-    from onnxvitq.cli.arguments import megabytes
+    from onnxvitq.core.option_text import megabytes
 
     assert megabytes(text) == pytest.approx(expected)

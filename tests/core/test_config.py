@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
-from onnxvitq.core.config import CONFIG_VERSION, OPTIONAL, Effort, QuantConfig, StepName, load_config
+from onnxvitq.core.config import QuantConfig, load_config
 from onnxvitq.core.errors import ConfigError
+from onnxvitq.core.quantize_options import CONFIG_VERSION, Effort, StepName
 
 OTHER: dict[str, Any] = {  # nothing at its default
     "version": CONFIG_VERSION,
@@ -273,7 +274,3 @@ def test_bits_of_an_override_are_checked() -> None:
     with pytest.raises(ConfigError, match="expected wNaM") as caught:
         QuantConfig.from_dict({"bit_overrides": {"head": "w4"}})
     assert caught.value.where == "bit_overrides: head"
-
-
-def test_every_option_that_may_be_none_has_its_type() -> None:
-    assert {field.name for field in fields(QuantConfig) if field.default is None} == set(OPTIONAL)
