@@ -25,10 +25,9 @@ from onnxvitq.core.quantize_options import (
     Products,
     RunningOptions,
     StepName,
-    Target,
 )
 
-__all__ = ["FLOAT", "Effort", "ObjectiveName", "QuantConfig", "StepName", "Target", "load_config"]
+__all__ = ["FLOAT", "Effort", "ObjectiveName", "QuantConfig", "StepName", "load_config"]
 
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"rotation", "scales", "weights"}),  # the latter two are three in four parts of the time

@@ -23,11 +23,11 @@ InputForm = Literal["static", "dynamic", "token", "auto"]
 Products = Literal["int8", "mixed", "float", "auto"]
 Effort = Literal["fast", "default", "best"]
 Preset = Literal["performance", "accuracy"]
-Granularity = Literal["module", "layer"]
+BitGranularity = Literal["module", "layer"]
 Criterion = Literal["measured", "nuclear"]
 Acceptance = Literal["held-out", "always"]
 Width = Literal["2", "3", "4", "5", "6", "7", "8", "float"]
-Target = Literal["auto", "x86-vnni", "x86-avx2", "arm64"]
+TargetName = Literal["auto", "x86-vnni", "x86-avx2", "arm64"]
 
 INTEGER_WIDTHS: tuple[Width, ...] = get_args(Width)[:-1]
 CANDIDATES: Mapping[Effort, int] = {"fast": 16, "default": 16, "best": 48}
@@ -246,7 +246,7 @@ class PrecisionOptions(Options):
         none=f"{INTEGER_WIDTHS[0]} to {INTEGER_WIDTHS[-1]}",
         check=_check_not_empty,
     )
-    granularity: Granularity = option(
+    granularity: BitGranularity = option(
         "layer",
         help="What gets bits of its own: each linear layer, or each module, which is the attention or the MLP of a block.",
     )
@@ -296,7 +296,7 @@ class OutputOptions(Options):
 
     title = "written model"
 
-    target: Target = option(
+    target: TargetName = option(
         "auto",
         help="Processors to write for. auto and x86-avx2 limit neighbouring weights so that no sum of two products "
         "saturates on processors that add them in 16 bits (AVX2, AVX512 without VNNI); such a model is right "

@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 
-from onnxvitq.core.config import QuantConfig, Target
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.formats import activation_format, weight_format
 from onnxvitq.core.layers import BlockMap, Site, operand_sites
 from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.quantize_options import TargetName
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
@@ -48,7 +49,7 @@ def test_formats(blockmap: BlockMap) -> None:
 
 
 @pytest.mark.parametrize("target", ["auto", "x86-avx2", "x86-vnni", "arm64"])
-def test_weights_are_free_of_saturation_unless_the_target_needs_it_not(blockmap: BlockMap, target: Target) -> None:
+def test_weights_are_free_of_saturation_unless_the_target_needs_it_not(blockmap: BlockMap, target: TargetName) -> None:
     free = target in ("auto", "x86-avx2")
     for bits in (7, 8):
         plan = make_plan(blockmap, QuantConfig(bits=f"w{bits}a8", target=target))
