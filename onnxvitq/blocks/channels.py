@@ -1,4 +1,4 @@
-"""Where the channels of a tensor are after a node that only moves, picks or averages elements of its first input."""
+"""On which axis the channels of a tensor are after a node that only moves, picks or averages elements of its first input."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,14 @@ MOVES = KEPT | REGROUPED | REDUCED | POOLED | {"Slice", "Split", "Expand", "Gath
 
 
 def axis_after(node: gs.Node, axis: int) -> int | None:
-    """The axis of the outputs that holds, unbroken and unmixed, what axis ``axis`` of the first input holds.
+    """The axis of the outputs with the same elements, in the same order, as an axis of the first input.
 
-    None where it is cut, averaged, or where a shape does not tell. ``node`` is one of ``MOVES``; axes count from the front.
+    Args:
+        node: its operator is one of ``MOVES``.
+        axis: of the first input, counted from the front.
+
+    Returns:
+        The axis, counted from the front; None where the axis is cut or averaged, or where a shape is not known.
     """
     source, result = node.inputs[0].shape, node.outputs[0].shape
     if source is None or result is None:
@@ -36,7 +41,7 @@ def axis_after(node: gs.Node, axis: int) -> int | None:
 
 
 def axis_before(node: gs.Node, axis: int) -> int | None:
-    """The axis of the first input that becomes axis ``axis`` of the outputs; None as above."""
+    """The inverse of ``axis_after``: the axis of the first input that becomes axis ``axis`` of the outputs, or None."""
     rank = len(node.inputs[0].shape or ())
     return next((before for before in range(rank) if axis_after(node, before) == axis), None)
 
@@ -48,7 +53,7 @@ def _beside(node: gs.Node, axis: int, added: int) -> int | None:
         return None
     if node.op == "Gather":
         return axis if axis < touched[0] else axis + added
-    return axis - (sum(one < axis for one in touched) if added else 0)
+    return axis - (sum(other < axis for other in touched) if added else 0)
 
 
 def _touched(node: gs.Node, rank: int) -> list[int] | None:
@@ -74,10 +79,10 @@ def _regrouped(source: Sequence[object], result: Sequence[object], axis: int) ->
     return None
 
 
-def _as_many(one: Sequence[object], other: Sequence[object]) -> bool:
-    """Whether sizes multiply to the same; a name counts as equal to itself only."""
+def _as_many(first: Sequence[object], second: Sequence[object]) -> bool:
+    """Whether sizes multiply to the same number; a named size is equal only to itself."""
     products: list[tuple[int, list[str]]] = []
-    for sizes in (one, other):
+    for sizes in (first, second):
         number, names = 1, []
         for size in sizes:
             if isinstance(size, int):

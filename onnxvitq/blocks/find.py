@@ -1,4 +1,4 @@
-"""Find linears, attentions, MLPs and norms in a canonical graph, and account for every node that multiplies."""
+"""The search for linear layers, attentions, MLPs and norms; every node that multiplies is accounted for."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ NEAREST = 3  # misses that an error about an unrecognised graph lists
 
 
 def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
-    """Search a canonical, sorted graph. Never changes it.
+    """Every layer of a canonical, sorted graph, which is never changed.
 
     Args:
         graph: from ``graph.canonical.canonicalise``.
@@ -43,7 +43,9 @@ def find_blocks(graph: gs.Graph, where: str) -> BlockMap:
     linears = {linear.name: linear for linear in _linears(graph)}
     attentions, misses = _attentions(graph)
     in_attentions = {name for attention in attentions for name in (attention.scores_node, attention.context_node)}
-    products = tuple(one for one in _products(graph, dict(misses), linears) if one.name not in in_attentions)
+    products = tuple(
+        product for product in _products(graph, dict(misses), linears) if product.name not in in_attentions
+    )
     if not (attentions or any(not product.constant for product in products) or _separable(graph)):
         nearest = sorted(misses, key=lambda item: -item[1].depth)[:NEAREST]
         listing = (
@@ -100,7 +102,7 @@ def _linears(graph: gs.Graph) -> Iterator[Linear]:
 
 
 def _biased(graph: gs.Graph, node: gs.Node) -> Match | None:
-    """The product together with the bias that alone reads it, if there is one."""
+    """The match of a product with its bias; None where anything else reads the product, or there is no bias."""
     end = node.outputs[0]
     if len(end.outputs) != 1 or any(end is output for output in graph.outputs):
         return None
@@ -144,12 +146,16 @@ def _attentions(graph: gs.Graph) -> tuple[list[Attention], list[tuple[str, Miss]
 
 
 def _attention_ending_in(tensor: gs.Tensor) -> Match | Miss:
-    """A computed query goes before a learned one; what is said of a miss is said of the computed one."""
+    """The attention whose second product is ``tensor``: one with a computed query, else one with a learned query.
+
+    A miss gives the reason why there is none with a computed query.
+    """
     results = [_checked(match(pattern, tensor)) for pattern in (ATTENTION, LEARNED_QUERY)]
     return next((result for result in results if isinstance(result, Match)), results[0])
 
 
 def _checked(result: Match | Miss) -> Match | Miss:
+    """The match, or a miss where its Softmax cannot be one over the keys of its scores."""
     if isinstance(result, Miss):
         return result
     if not _same_map(result.nodes["scores"], result.nodes["softmax"]):
@@ -169,11 +175,11 @@ def _same_map(scores: gs.Node, softmax: gs.Node) -> bool:
 
     It tells scores with heads mixed by a matrix from a router that happens to follow an attention.
     """
-    one, other = scores.outputs[0].shape, softmax.inputs[0].shape
-    if one is None or other is None or len(one) < 2 or len(other) < 2:
+    made, read = scores.outputs[0].shape, softmax.inputs[0].shape
+    if made is None or read is None or len(made) < 2 or len(read) < 2:
         return True
     return all(
-        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(one[-2:], other[-2:], strict=True)
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(made[-2:], read[-2:], strict=True)
     )
 
 
@@ -204,7 +210,7 @@ def _size(dimension: object) -> int | None:
 
 
 def _with_linears(graph: gs.Graph, attentions: Sequence[Attention], linears: Mapping[str, Linear]) -> list[Attention]:
-    """Fill in which linear layers make q, k and v, and which one reads the result."""
+    """The attentions with the names of the linear layers that compute Q, K and V, and of the one that reads the result."""
     tensors = graph.tensors()
     nodes = {node.name: node for node in graph.nodes}
     by_output = {linear.output: linear.name for linear in linears.values()}
@@ -235,13 +241,13 @@ def _is_direct(
 
 
 def _made_by(tensor: gs.Tensor, by_output: Mapping[str, str]) -> str:
-    """The one linear that makes an operand; "" when there is none, or several."""
+    """Name of the linear layer that an operand comes from; "" where there is none, or several."""
     found = linears_behind(tensor, AFTER_PROJECTION, by_output)
     return found[0] if len(found) == 1 else ""
 
 
 def _products(graph: gs.Graph, misses: Mapping[str, Miss], linears: Mapping[str, Linear]) -> Iterator[Product]:
-    """Products of features that are in no attention, and of features with a constant that is no weight (I, O)."""
+    """Products of two features, and of features with a constant that is not a weight (I, O); those in attentions included."""
     made = made_by_layers(graph, {linear.output: linear.name for linear in linears.values()})
     for node in graph.nodes:
         if node.op != "MatMul" or node.name in linears:
@@ -262,8 +268,9 @@ def _separable(graph: gs.Graph) -> bool:
 def _mlps(
     graph: gs.Graph, linears: Mapping[str, Linear], contexts: Sequence[int], order: Mapping[str, int]
 ) -> list[Mlp]:
-    """Linears with an activation between them, gated or not; each belongs to the last attention before it. Those that nothing
-    is mixed into after them are a head.
+    """Pairs of linear layers with an activation between them, gated or not; each belongs to the last attention before it.
+
+    A pair whose result is not added to or multiplied with anything on its way to the outputs is a head, and left out.
     """
     tensors = graph.tensors()
     by_output = {linear.output: linear.name for linear in linears.values()}
@@ -279,7 +286,7 @@ def _mlps(
         if not first or first[0] == linear.name or not is_mixed(graph, tensors[linear.output]):
             continue
         block = max(sum(position < order[linear.name] for position in contexts) - 1, 0)
-        gate = "" if gate == first[0] else gate  # packed: one linear makes both
+        gate = "" if gate == first[0] else gate  # packed: one linear layer computes both
         mlps.append(Mlp(block=block, fc1=first[0], fc2=linear.name, activation=found.tags["activation"], gate=gate))
     return mlps
 
@@ -287,7 +294,7 @@ def _mlps(
 def _roles(
     attentions: Sequence[Attention], mlps: Sequence[Mlp], linears: Mapping[str, Linear], order: Mapping[str, int]
 ) -> dict[str, str]:
-    """A short name of what each linear does: block3.attn.q, block3.mlp.fc1, patch_embed, head, linear."""
+    """Name of each linear layer -> its role: block3.attn.q, block3.mlp.fc1, patch_embed, head, linear."""
     roles: dict[str, str] = {}
     for attention in attentions:
         parts = {"q": attention.query_linear, "k": attention.key_linear, "v": attention.value_linear}
@@ -355,7 +362,7 @@ def _nodes_inside(node: gs.Node) -> Iterator[gs.Node]:
 
 
 def _reason(node: gs.Node, misses: Mapping[str, Miss]) -> str:
-    """Why a node that multiplies stays float, in words a user can act on."""
+    """Why a node that multiplies stays float, for the report."""
     if node.name in misses:
         return f"product of two activations, not part of an attention: {misses[node.name].reason}"
     if node.op == "MatMul":

@@ -1,7 +1,7 @@
-"""Every form in which the parts of a transformer block are written, as data. A new exporter form is one more constant.
+"""Every form in which exporters write the parts of a transformer block, as data. A new form is one more constant here.
 
-Seen in: torch 2.13 (torch.export based exporter, opset 18 to 23; TorchScript exporter, opset 13 to 20) and transformers 5.
-The graph is canonical when these are matched: NaN guards, scale Muls, packed projections and Gemm are gone.
+The forms are those of torch 2.13 (torch.export based exporter, opset 18 to 23; TorchScript exporter, opset 13 to 20) and
+transformers 5. Patterns are matched on a canonical graph: NaN guards, scale Muls, packed projections and Gemm are gone.
 """
 
 from onnxvitq.graph.pattern import Const, OneOf, Op, Pattern, Through, Var
@@ -53,17 +53,20 @@ SEPARABLE = Op(
 
 
 def attention(query: Pattern) -> OneOf:
-    """Softmax(query key) value, or value softmax(query key)."""
+    """The pattern of an attention: softmax(query key) value, or value softmax(query key)."""
     scores = Op("MatMul", (query, Var("key")), name="scores")
     masked = Through(BEFORE_SOFTMAX, scores, mixing=True)
     softmax = Op("Softmax", (masked,), name="softmax")
     probs = Through(AFTER_SOFTMAX, softmax, mixing=True)
-    powers = Op("Exp", (Op("Sub", (masked, Op("ReduceMax"))),), name="softmax")
+    exponentials = Op("Exp", (Op("Sub", (masked, Op("ReduceMax"))),), name="softmax")
     return OneOf(
         (
             ("probs_first", Op("MatMul", (probs, Var("value")), name="context")),  # every ViT, DeiT, BEiT, CLIP...
             ("value_first", Op("MatMul", (Var("value"), probs), name="context")),  # attention over channels
-            ("powers_first", Op("MatMul", (powers, Var("value")), name="context")),  # divided late, by the row sums
+            (
+                "exponentials_first",
+                Op("MatMul", (exponentials, Var("value")), name="context"),
+            ),  # divided late, by the row sums
         ),
         tag="order",
     )

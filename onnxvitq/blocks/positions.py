@@ -1,4 +1,4 @@
-"""Which tokens decide: found from what the outputs pick of the last block, not from names."""
+"""Which tokens the model's outputs are computed from, found from what the outputs pick of the last block, not from names."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,8 +15,10 @@ TOKENS = (1, -2)  # the axis, from either end
 def decisive_positions(graph: gs.Graph, blockmap: BlockMap) -> tuple[int, ...]:
     """Positions on the token axis that an output picks by number: a class token, a distillation token.
 
-    The walk goes from the outputs back as far as no attention depends on: what is picked before one is mixed again. Pooled
-    and dense outputs pick none.
+    The walk goes from the outputs back to the last attention: what is picked before an attention is mixed again by it.
+
+    Returns:
+        The positions, sorted; empty where the outputs pool all tokens or keep them all.
     """
     nodes = {node.name: node for node in graph.nodes}
     mixed = _behind([nodes[a.context_node] for a in blockmap.attentions])

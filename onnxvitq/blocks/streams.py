@@ -1,9 +1,9 @@
-"""Residual streams whose channels may be rotated: found by walking from each normalisation's input in both directions.
+"""Residual streams whose channels may be rotated, found by walking from each normalisation's input in both directions.
 
-A walk passes what treats all channels alike (sums, joins and picks of tokens, layout, averages over tokens), and ends at what
-is linear in the channels (a linear layer, a convolution, a constant) or commutes with a rotation (a normalisation whose scale
-and shift its linears can take). Whatever else touches the stream is a miss with a reason: a post-norm, a product of channels,
-channels joined or cut, a graph input or output.
+A walk passes whatever treats all channels alike (sums, joins and picks of tokens, layout, averages over tokens), and ends at
+whatever is linear in the channels (a linear layer, a convolution, a constant) or commutes with a rotation (a normalisation
+whose scale and shift its linears can take). Whatever else touches the stream is a miss with a reason: a post-norm, a product
+of channels, channels joined or cut, a graph input or output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from onnxvitq.graph.query import integers, is_output
 
 SUMS = frozenset({"Add", "Sub"})
 SCALES = frozenset({"Mul", "Div"})
-SIZES = frozenset({"Shape", "Size"})  # what reads no values
+SIZES = frozenset({"Shape", "Size"})  # they read no values
 NOT_IN_MEANS = frozenset({"ReduceSum", "AveragePool"})  # a norm's shift would be counted more than once, or padded away
 NORM_NODES = 12  # a norm of single operators has eight
 
 
 def find_streams(graph: gs.Graph, blockmap: BlockMap) -> tuple[tuple[Stream, ...], tuple[StreamMiss, ...]]:
-    """Every residual stream of a canonical graph that may be rotated, and why each other may not. Nothing is changed."""
+    """The residual streams of a canonical graph that may be rotated, and the others with the reason. Nothing is changed."""
     tensors = graph.tensors()
     streams: list[Stream] = []
     misses: list[StreamMiss] = []
@@ -43,7 +43,10 @@ def find_streams(graph: gs.Graph, blockmap: BlockMap) -> tuple[tuple[Stream, ...
 
 
 class _Walk:
-    """One stream, from one tensor of it. What looks at a node answers why it is a miss; "" where it is none."""
+    """The walk along one stream, from one of its tensors.
+
+    Methods that look at a node return why the stream may not be rotated, or "" where the node does not forbid it.
+    """
 
     def __init__(self, graph: gs.Graph, blockmap: BlockMap, start: gs.Tensor) -> None:
         self._graph, self._start, self._tensors = graph, start, graph.tensors()
@@ -64,9 +67,9 @@ class _Walk:
         self._width = width
         self._pending.append((self._start, len(self._start.shape) - 1))
         reason = ""
-        while self._pending:  # to all ends, also of a miss: what belongs to it is no stream of its own
-            seen = self._visit(*self._pending.pop())
-            reason = reason or seen
+        while self._pending:  # to all ends, also of a miss: its tensors are no stream of their own
+            problem = self._visit(*self._pending.pop())
+            reason = reason or problem
         if reason:
             return StreamMiss(name=self._start.name, reason=reason)
         norms = tuple(self._readers.items())
@@ -84,20 +87,20 @@ class _Walk:
         return next(filter(None, reasons), "")
 
     def _made(self, node: gs.Node | None, tensor: gs.Tensor, axis: int) -> str:
-        """What writes this tensor of the stream."""
+        """Look at the node that computes a tensor of the stream."""
         if node is None:
             return f"{tensor.name} is an input of the graph"
         if _is_linear(node) and axis == len(tensor.shape) - 1:
-            self._turn(node, 1, -1)
+            self._add_operand(node, 1, -1)
             return ""
         if _is_convolution(node) and axis == 1:
             for index in range(1, len(node.inputs)):
-                self._turn(node, index, -len(node.inputs[index].shape))
+                self._add_operand(node, index, -len(node.inputs[index].shape))
             return ""
         return self._passed(node, tensor, axis)
 
     def _read(self, node: gs.Node, tensor: gs.Tensor, axis: int) -> str:
-        """One reader of this tensor of the stream."""
+        """Look at one node that reads a tensor of the stream."""
         if node.op in SIZES:
             return ""
         last = axis == len(tensor.shape) - 1
@@ -105,20 +108,20 @@ class _Walk:
             if node.name in _norm_nodes(self._nodes[norm.name], tensor):
                 return self._normed(norm) if last else f"{norm.name}: a norm over other axes than the channels"
         if _is_linear(node) and last:
-            self._turn(node, 1, -2)
+            self._add_operand(node, 1, -2)
             return ""
         if _is_convolution(node) and axis == 1:
-            self._turn(node, 1, 1 - len(node.inputs[1].shape))
+            self._add_operand(node, 1, 1 - len(node.inputs[1].shape))
             return ""
         return self._passed(node, tensor, axis)
 
     def _passed(self, node: gs.Node, tensor: gs.Tensor, axis: int) -> str:
-        """A node that the stream goes through, met at one of its tensors; the others are visited next."""
+        """Follow the stream through a node, met at one of its tensors; its other tensors are visited next."""
         if node.op in SUMS | SCALES:
             return self._combined(node, axis - len(tensor.shape))
         if node.op == "Concat":
             return self._joined(node, axis)
-        reached = any(tensor is one for one in node.outputs)
+        reached = any(tensor is output for output in node.outputs)
         if node.op not in MOVES or not (reached or tensor is node.inputs[0]):
             return f"{node.op} {node.name} is not linear in its channels"
         before = axis_before(node, axis) if reached else axis
@@ -130,8 +133,8 @@ class _Walk:
         return ""
 
     def _combined(self, node: gs.Node, back: int) -> str:
-        """Sums of streams, and scales that all channels share; ``back``: the axis of the channels, from the end."""
-        wide = [index for index, one in enumerate(node.inputs) if _size(one, back) != 1]
+        """Follow the stream through a sum, or a scale that all channels share; ``back``: axis of the channels, from the end."""
+        wide = [index for index, tensor in enumerate(node.inputs) if _size(tensor, back) != 1]
         if any(_size(node.inputs[index], back) != self._width for index in wide):
             return f"{node.op} {node.name}: an operand's channels are not known"
         if node.op in SCALES and wide != [0] and (node.op == "Div" or len(wide) > 1):
@@ -154,18 +157,18 @@ class _Walk:
         return ""
 
     def _take(self, node: gs.Node, index: int, back: int) -> None:
-        """An input that belongs to the stream: a constant is turned, anything else is visited."""
+        """Take in an input that belongs to the stream: a constant is an operand, anything else is visited."""
         tensor = node.inputs[index]
         if isinstance(tensor, gs.Constant):
-            self._turn(node, index, back)
+            self._add_operand(node, index, back)
         else:
             self._pending.append((tensor, len(tensor.shape or ()) + back))
 
-    def _turn(self, node: gs.Node, index: int, axis: int) -> None:
+    def _add_operand(self, node: gs.Node, index: int, axis: int) -> None:
         self._operands[Operand(node=node.name, index=index, axis=axis)] = None
 
     def _normed(self, norm: Norm) -> str:
-        """A norm, which only linears may read, for they take over its scale and shift."""
+        """Follow the stream through a norm to its readers: linear layers only, for they take over its scale and shift."""
         if norm.name in self._readers:
             return ""
         last = self._nodes[norm.name]
@@ -180,7 +183,7 @@ class _Walk:
                 after = axis_after(node, axis) if node.op in MOVES - NOT_IN_MEANS else None
                 if _is_linear(node) and tensor.shape is not None and axis == len(tensor.shape) - 1:
                     readers.append(node.name)
-                    self._turn(node, 1, -2)
+                    self._add_operand(node, 1, -2)
                 elif after is not None and tensor is node.inputs[0]:
                     pending += [(output, after) for output in node.outputs]
                 else:
@@ -189,7 +192,7 @@ class _Walk:
         return reason
 
     def _plain(self, norm: Norm, nodes: Mapping[str, gs.Node]) -> str:
-        """Whether a norm is one over the channels, with a scale and a shift that can be folded away."""
+        """Check that a norm is one over the channels, with a scale and a shift that can be folded into linear layers."""
         gamma, shift = self._tensors[norm.gamma], self._tensors[norm.beta] if norm.beta else None
         rank = len(self._tensors[norm.input].shape)
         if any(set(_axes(node)) - {-1, rank - 1} for node in nodes.values()):
@@ -217,14 +220,14 @@ def _is_convolution(node: gs.Node) -> bool:
     """Whether a node is a convolution of one group with constant weights."""
     if node.op != "Conv" or node.attrs.get("group", 1) != 1:
         return False
-    return all(isinstance(one, gs.Constant) for one in node.inputs[1:])
+    return all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:])
 
 
 def _norm_nodes(last: gs.Node, start: gs.Tensor) -> dict[str, gs.Node]:
-    """The nodes of a norm by name, from its last one back to its input."""
+    """Name -> node of the nodes of a norm, from its last one back to its input."""
     found, level = {last.name: last}, [last]
     while level and len(found) < NORM_NODES:
-        made = [producer(one) for node in level for one in node.inputs if one is not start]
+        made = [producer(tensor) for node in level for tensor in node.inputs if tensor is not start]
         level = [node for node in made if node is not None and node.name not in found]
         found |= {node.name: node for node in level}
     return found

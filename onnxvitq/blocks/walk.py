@@ -1,4 +1,4 @@
-"""Ways through a canonical graph: which linear makes a tensor, which one reads it."""
+"""Walks through a canonical graph: which linear layer a tensor comes from, and which one reads it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,15 +7,15 @@ import onnx_graphsurgeon as gs
 from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.query import reached
 
-MAX_NODES = 64  # looked at on one way; a rotary embedding has about a dozen, a pooled projection with its norm as many
+MAX_NODES = 64  # looked at in one walk; a rotary embedding has about a dozen, a pooled projection with its norm as many
 
-# What puts computed tensors together: products of two of them, and sums or joins.
+# Operators that put computed tensors together: products of two of them, and sums or joins.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention"})
 SUMS = frozenset({"Add", "Sum", "Concat"})
 
 
 def linears_behind(tensor: gs.Tensor, kinds: frozenset[str], by_output: Mapping[str, str]) -> list[str]:
-    """Names of the linears that a tensor is made of through nodes of ``kinds``, nearest first.
+    """Names of the linear layers that a tensor is computed from through nodes of ``kinds``, nearest first.
 
     Args:
         tensor: where the walk towards the inputs starts.
@@ -26,11 +26,11 @@ def linears_behind(tensor: gs.Tensor, kinds: frozenset[str], by_output: Mapping[
     level, seen = [tensor], {tensor.name}
     while level and len(seen) < MAX_NODES:
         following: list[gs.Tensor] = []
-        for one in level:
-            if one.name in by_output:
-                found.append(by_output[one.name])
+        for made in level:
+            if made.name in by_output:
+                found.append(by_output[made.name])
                 continue
-            node = producer(one)
+            node = producer(made)
             if node is None or node.op not in kinds:
                 continue
             for source in node.inputs:
@@ -42,7 +42,7 @@ def linears_behind(tensor: gs.Tensor, kinds: frozenset[str], by_output: Mapping[
 
 
 def linear_ahead(tensor: gs.Tensor, kinds: frozenset[str], by_input: Mapping[str, str]) -> str:
-    """Name of the nearest linear that reads a tensor through nodes of ``kinds``; "" when there is none.
+    """Name of the nearest linear layer that reads a tensor through nodes of ``kinds``; "" where there is none.
 
     Args:
         tensor: where the walk towards the outputs starts.
@@ -51,24 +51,25 @@ def linear_ahead(tensor: gs.Tensor, kinds: frozenset[str], by_input: Mapping[str
     """
     level, seen = [tensor], {tensor.name}
     while level and len(seen) < MAX_NODES:
-        for one in level:
-            if one.name in by_input:
-                return by_input[one.name]
-        level = [out for one in level for out in _further(one, kinds) if out.name not in seen]
-        seen.update(one.name for one in level)
+        for read in level:
+            if read.name in by_input:
+                return by_input[read.name]
+        level = [output for read in level for output in _further(read, kinds) if output.name not in seen]
+        seen.update(read.name for read in level)
     return ""
 
 
 def is_mixed(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    """Whether anything on the ways from a tensor to the outputs adds another computed tensor to it, or multiplies computed
-    tensors: a residual stream, an attention. After a head nothing does.
+    """Whether anything between a tensor and the outputs adds another computed tensor to it, or multiplies computed tensors.
+
+    A residual stream or an attention does; after a classification head nothing does.
     """
     made = reached(graph, {tensor.name}, ())
     return any(_mixes(node, made) for node in graph.nodes)
 
 
 def _mixes(node: gs.Node, made: set[str]) -> bool:
-    computed = [one.name for one in node.inputs if one.name and not isinstance(one, gs.Constant)]
+    computed = [tensor.name for tensor in node.inputs if tensor.name and not isinstance(tensor, gs.Constant)]
     if made.isdisjoint(computed):
         return False
     return len(computed) > 1 if node.op in PRODUCTS else node.op in SUMS and not made.issuperset(computed)
@@ -83,7 +84,9 @@ def _further(tensor: gs.Tensor, kinds: frozenset[str]) -> Iterator[gs.Tensor]:
 def made_by_layers(graph: gs.Graph, outputs: Mapping[str, str]) -> set[str]:
     """Names of the tensors that depend on a linear layer or a convolution: features, in contrast to coordinates and masks.
 
-    The graph is sorted.
+    Args:
+        graph: sorted.
+        outputs: output tensor of each linear layer -> its name.
     """
     made = set(outputs)
     for node in graph.nodes:

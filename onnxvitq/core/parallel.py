@@ -1,4 +1,4 @@
-"""The one seam through which work fans out: independent layers, on joblib, so that a cluster can take it by configuration.
+"""The only place where work fans out over threads: independent tasks, a layer each, on joblib.
 
 Each task runs its BLAS on one thread. Several threads inside a small product gain little, and wait for each other when the
 machine has other work (measured on two busy cores: 12 s against 0.7 s for the bundled model's search). It also makes the
@@ -18,19 +18,28 @@ Result = TypeVar("Result")
 
 
 def fan_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """``[function(item) for item in items]``, in that order; ``workers`` at a time, 0 takes one a core."""
+    """``[function(item) for item in items]``, computed by several threads.
+
+    Args:
+        function: independent of its other calls.
+        items: one a task.
+        workers: threads; 0 takes one a core.
+
+    Returns:
+        The results, in the order of ``items``.
+    """
     return list(fanned_out(function, items, workers))
 
 
 def fanned_out(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """The same, each result as soon as it and those before it are there: what is handed on need not be kept."""
+    """``fan_out`` as an iterator: each result as soon as it and those before it are there, so that none need be kept."""
     with one_blas_thread():
-        asked = (delayed(function)(item) for item in items)
-        yield from Parallel(n_jobs=workers or _cores(), prefer="threads", return_as="generator")(asked)
+        tasks = (delayed(function)(item) for item in items)
+        yield from Parallel(n_jobs=workers or _cores(), prefer="threads", return_as="generator")(tasks)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """A block in which a product runs on the thread that asks for it."""
+    """A context in which a matrix product runs on the thread that calls it."""
     return threadpool_limits(limits=1, user_api="blas")
 
 

@@ -1,4 +1,4 @@
-"""What steps ask to be measured of a network on calibration samples, and what one sweep answers."""
+"""What steps ask to be measured on the calibration samples, and the record in which a sweep answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,18 +11,21 @@ Kind = Literal["range", "channels", "rows", "left", "right", "whole"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsRequest:
-    """One statistic that a step needs of one tensor.
+    """One statistic of one tensor of the canonical graph.
 
-    ``range``: lowest and highest value. ``channels``: the same of each channel, the last axis. ``rows``: a bounded sample of
-    its rows, grouped by image. ``left`` and ``right``: the matrices of a few images, as operands of a product; of a left
-    operand a sample of the rows. ``whole``: everything, for the first images.
+    Attributes:
+        tensor: its name.
+        kind: what to measure. ``range``: lowest and highest value. ``channels``: lowest and highest value of each channel,
+            the last axis. ``rows``: a bounded sample of its rows, as many of each image. ``left`` and ``right``: matrices of
+            a few images, of the left or right operand of a product of two activations; of a left operand a sample of the
+            matrices' rows. ``whole``: the tensor itself, of the first images.
     """
 
     tensor: str
     kind: Kind
 
 
-# Which field of ``Statistics`` answers a request.
+# Kind of a request -> the field of ``Statistics`` that answers it.
 FIELDS = {
     "range": "ranges",
     "channels": "channels",
@@ -35,12 +38,16 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """What one sweep measured.
+    """What was measured, by tensor name. S images, r rows of each, C channels, L matrices (heads, or heads x windows).
 
-    ranges: tensor -> (lowest, highest). channels: tensor -> (2, C), the lowest and the highest value of each channel.
-    rows: tensor -> (S, r, C), S images, r sampled rows each, C features.
-    lefts, rights: tensor -> (S, L, m, k), L matrices of each of S images. wholes: tensor -> the values of the first
-    images. count: images seen.
+    Attributes:
+        count: number of samples (images) that were run.
+        ranges: (lowest, highest) value.
+        channels: (2, C), lowest and highest value of each channel.
+        rows: (S, r, C), sampled rows.
+        lefts: (S, L, m, k), left operands of products; m sampled rows of each matrix.
+        rights: (S, L, k, n), right operands of products.
+        wholes: the tensor's values for the first images, one array an image.
     """
 
     count: int = 0
@@ -52,6 +59,6 @@ class Statistics:
     wholes: Mapping[str, tuple[FloatArray, ...]] = field(default_factory=dict)
 
     def joined(self, other: "Statistics") -> "Statistics":
-        """These, and the other's of the same samples."""
+        """These statistics and others of the same samples; the others win where both have a tensor."""
         fields: dict[str, Any] = {name: {**getattr(self, name), **getattr(other, name)} for name in FIELDS.values()}
         return replace(self, **fields)

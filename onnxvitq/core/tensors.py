@@ -1,4 +1,4 @@
-"""Types of arrays, and what is known of a model's inputs."""
+"""Types of arrays, and the description of a model's input."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,13 @@ IntArray = NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """The model's image input: its name, numpy dtype name, and shape; None where a dimension is dynamic."""
+    """One input of a model.
+
+    Attributes:
+        name: of the tensor.
+        dtype: name of the numpy type ("float32").
+        shape: sizes; None where a size is dynamic.
+    """
 
     name: str
     dtype: str

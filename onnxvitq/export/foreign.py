@@ -1,7 +1,7 @@
-"""Running code that is not ours (a user's factory, torch's exporters): its errors in one line, its chatter unheard.
+"""Running code that is not ours (a user's factory, torch's exporters): its errors in one line, its output suppressed.
 
 Why the broad ``except`` below: what a user's module may raise is not known beforehand, and every such error has to end
-as one line. It is the only one in the package, it never swallows, and Ctrl-C passes through.
+as one line. It raises again whatever it catches, and Ctrl-C passes through.
 """
 
 import contextlib

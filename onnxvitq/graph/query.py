@@ -1,4 +1,4 @@
-"""Questions about tensors and nodes of a graph that the passes ask; nothing is changed."""
+"""Questions about the tensors and nodes of a graph; nothing is changed."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,7 +9,13 @@ from onnxvitq.core.tensors import FloatArray
 from onnxvitq.graph.pattern import producer
 
 LAYOUT_OPS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
-MOVES = LAYOUT_OPS | {"Expand", "Gather", "Slice", "Identity", "Cast"}  # the first input's elements, nothing new
+MOVES = LAYOUT_OPS | {
+    "Expand",
+    "Gather",
+    "Slice",
+    "Identity",
+    "Cast",
+}  # their output holds elements of the first input only
 
 
 def integers(tensor: gs.Tensor | None) -> list[int] | None:
@@ -20,12 +26,12 @@ def integers(tensor: gs.Tensor | None) -> list[int] | None:
 
 
 def is_static(shape: Sequence[object] | None) -> bool:
-    """Whether every dimension is a known number."""
+    """Whether a shape is known and every size is a number."""
     return shape is not None and all(isinstance(size, int) for size in shape)
 
 
 def only_reader(tensor: gs.Tensor, graph: gs.Graph) -> gs.Node | None:
-    """The one node that reads a tensor, once; None when there are more, or the tensor is a graph output."""
+    """The node that alone reads a tensor, once; None where there are more readers, or the tensor is a graph output."""
     if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
         return None
     return tensor.outputs[0]
@@ -37,7 +43,7 @@ def is_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
 
 
 def is_probabilities(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is what a Softmax over its last axis puts out, reshaped or not."""
+    """Whether a tensor is the output of a Softmax over its last axis, reshaped or not."""
     node = producer(tensor)
     while node is not None and node.op in LAYOUT_OPS:
         node = producer(node.inputs[0])
@@ -48,7 +54,7 @@ def is_probabilities(tensor: gs.Tensor) -> bool:
 
 
 def constant_input(node: gs.Node) -> tuple[int, gs.Constant] | None:
-    """(index, constant) of a two-input node with exactly one constant operand."""
+    """(input index, constant) of a node with two inputs of which exactly one is a constant; None for any other node."""
     if len(node.inputs) != 2:
         return None
     found = [(index, tensor) for index, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)]
@@ -56,7 +62,7 @@ def constant_input(node: gs.Node) -> tuple[int, gs.Constant] | None:
 
 
 def reached(graph: gs.Graph, tensors: Collection[str], stops: Collection[str]) -> set[str]:
-    """Names of these tensors and of all that are computed from them without passing one of the nodes ``stops``."""
+    """Names of tensors and of all that are computed from them without passing one of the nodes named in ``stops``."""
     known = graph.tensors()
     names, pending = set[str](), list(tensors)
     while pending:
@@ -71,21 +77,22 @@ def reached(graph: gs.Graph, tensors: Collection[str], stops: Collection[str]) -
 
 
 def is_row(bias: gs.Tensor, width: int) -> bool:
-    """Whether a constant adds the same to every row: one value, or one a column."""
+    """Whether a tensor is a constant that adds the same to every row of ``width`` columns: one value, or one a column."""
     if not isinstance(bias, gs.Constant):
         return False
     return bias.values.size == 1 or (bias.values.size == width == bias.values.shape[-1])
 
 
 def same_lead(shape: Sequence[object], other: Sequence[object]) -> bool:
-    """Whether leading dimensions agree; one unknown may hide behind another name, as the element count is the same."""
+    """Whether two shapes of equally many elements agree in all sizes but one at most, which then is equal, too."""
     return len(shape) == len(other) and sum(a != b for a, b in zip(shape, other, strict=True)) <= 1
 
 
 def uniform_value(tensor: gs.Tensor, depth: int = 6) -> float | None:
-    """The one value that all elements of a tensor have, whatever the input; None when that cannot be told.
+    """The value that all elements of a tensor have, whatever the input; None where that is not known.
 
-    Exporters compute an all-visible attention mask at run time: Where(Expand(true), 0, -inf).
+    ``depth`` bounds the number of nodes looked at. Exporters compute an all-visible attention mask at run time:
+    Where(Expand(true), 0, -inf).
     """
     if isinstance(tensor, gs.Constant):
         values = np.asarray(tensor.values)
@@ -104,10 +111,12 @@ def uniform_value(tensor: gs.Tensor, depth: int = 6) -> float | None:
     return None
 
 
-def row_sums(powers: gs.Tensor) -> list[gs.Node]:
-    """The nodes that sum the powers of a softmax that is divided late (``rewrite.transforms``)."""
-    made = producer(powers)
-    return [node for node in powers.outputs if node.op == "ReduceSum"] if made is not None and made.op == "Exp" else []
+def row_sums(exponentials: gs.Tensor) -> list[gs.Node]:
+    """The ReduceSum nodes over the exponentials of a softmax that is divided late (``fit.steps.late_softmax``)."""
+    made = producer(exponentials)
+    if made is None or made.op != "Exp":
+        return []
+    return [node for node in exponentials.outputs if node.op == "ReduceSum"]
 
 
 def constants(graph: gs.Graph, names: Collection[str]) -> dict[str, FloatArray]:

@@ -356,7 +356,7 @@ ORDERS = (
     ),
     Form(
         ATTENTION,
-        {"order": "powers_first"},
+        {"order": "exponentials_first"},
         f"{SELF} {GIVEN} {{ s = MatMul(q, k) m = ReduceMax<axes = [-1]>(s) d = Sub(s, m) p = Exp(d) y = MatMul(p, v) }}",
         (
             ("Exp(d)", "Sigmoid(d)", "p: expected Softmax, got Sigmoid"),

@@ -1,13 +1,18 @@
 """What does not depend on the input becomes a constant."""
 
+import logging
+
 import numpy as np
 import onnx.reference
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxvitq.core.errors import first_line
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.query import is_static
 from onnxvitq.graph.symbolic import ShapeValues, resolve_reshape
+
+logger = logging.getLogger(__name__)
 
 FOLD_LIMIT = 2**24  # elements; a folded Expand must not blow the file up
 NEVER_FOLDED = frozenset(
@@ -66,7 +71,9 @@ def _evaluate(node: gs.Node) -> list[np.ndarray] | None:
         with np.errstate(all="ignore"):  # an infinity or a NaN is the constant's own business
             evaluator = onnx.reference.ReferenceEvaluator(OnnxExporter.export_node(node))
             values = list(evaluator.run(None, {tensor.name: tensor.values for tensor in present}))
-    except Exception:  # noqa: BLE001 - whatever the reference cannot do, it says in its own way
+    except Exception as error:  # noqa: BLE001 - a few hundred operators, each of which raises what numpy raises in it
+        # Nothing is lost: the node stays, and onnxruntime computes it, or refuses the model with a reason.
+        logger.debug("%s %r is not folded: %s: %s", node.op, node.name, type(error).__name__, first_line(error))
         return None  # rule 4
     return values if all(isinstance(value, (np.ndarray, np.generic)) for value in values) else None
 

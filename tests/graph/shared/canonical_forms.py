@@ -14,7 +14,13 @@ Changes = Mapping[str, str]
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A form with one thing changed, by replacing pieces of its text or giving weights: the pass must leave it alone."""
+    """A form with one thing changed, which the pass must leave alone.
+
+    Attributes:
+        label: what is changed.
+        changes: text of the form -> text in its place.
+        weights: name -> value, of constants.
+    """
 
     label: str
     changes: Changes = field(default_factory=dict)
@@ -23,9 +29,21 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class Form:
-    """A graph that a pass rewrites, and the operators it then has; ``exact``: outputs stay the same to the bit."""
+    """A graph that a pass rewrites.
 
-    one: Pass
+    Attributes:
+        rewrite: the pass.
+        label: what is special about the form.
+        text: the graph, in onnx's text format.
+        after: the operators of the rewritten graph, in order.
+        near_misses: graphs that differ in one thing and are left alone.
+        edits: number that the pass returns.
+        exact: whether outputs stay the same to the bit.
+        opset: version of the operator set.
+        weights: name -> value, of constants.
+    """
+
+    rewrite: Pass
     label: str
     text: str
     after: str
