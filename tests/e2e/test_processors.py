@@ -17,12 +17,13 @@ import pytest
 from textgraph import model_of
 
 from onnxvitq.api import quantize
-from onnxvitq.core.config import QuantConfig, Target
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.quantize_options import TargetName
 from onnxvitq.runtime.session import Session
 
 QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None
 PROCESSORS = ("host", "Haswell") if QEMU else ("host",)
-TARGETS: tuple[Target, ...] = ("auto", "x86-avx2", "x86-vnni")
+TARGETS: tuple[TargetName, ...] = ("auto", "x86-avx2", "x86-vnni")
 ROUNDING = 1e-3  # of the norm of the outputs
 
 FASHION = Path(__file__).parents[2] / "models" / "fashion_vit"
