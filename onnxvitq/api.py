@@ -114,7 +114,7 @@ def quantize(
         source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
         judge = None if config.judged_on is None else _open_judge(Path(config.judged_on), loaded, data, preprocessing)
         bring_to_canonical_form(loaded, config.threads)
-        feeds = CalibrationDataset(source, again=_gives_the_same_again(data), told_apart=judge is not None)
+        feeds = CalibrationDataset(source, again=_gives_the_same_again(data), keep_digests=judge is not None)
         fitter = Fitter(loaded, feeds, config, progress)
         fitter.checkpoint = output.with_name(f"{output.name}.learned")
         loaded = without_graph(loaded)

@@ -1,8 +1,9 @@
-"""Statistics of calibration data kept in a folder: what was measured once of a model and its data is not measured again.
+"""A folder of statistics, so that a model is measured only once on the same calibration data.
 
-An entry is named by everything that its values depend on: the model that was run (its bytes, with what it was asked for), the
-samples, how they were made into inputs, how rows were drawn, the versions, and the source of the code that measures. Whatever
-changes, the name changes, and the sweep runs. Entries are never removed; the folder may be, at any time.
+An entry is named by a digest of everything that its values depend on: the model that was run (its bytes and outputs), the
+requests, the samples and their preprocessing, how rows were drawn, the versions of the packages, and the source of the code
+that measures (``CODE``). When any of these changes, the name changes, and the sweep runs. Entries are never removed; the folder
+may be, at any time.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from onnxvitq.core.files import atomic_file
 from onnxvitq.core.plan import UNREADABLE
 from onnxvitq.core.statistics import FIELDS, Statistics, StatisticsRequest
 
+# Files and rooms whose source decides what is measured. The model that is run is in the key as bytes, whatever wrote it.
 CODE = ("core/statistics.py", "core/tensors.py", "calibration", "data", "runtime/session.py")
 PACKAGES = ("numpy", "onnxruntime", "pillow")
 ARRAYS = ("channels", "rows", "lefts", "rights")  # fields of Statistics that hold an array a tensor
@@ -32,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationCache:
-    """A folder of entries for one set of samples.
+    """A folder of entries for one calibration dataset.
 
-    data: tells the samples and what is done to them from all others.
+    Attributes:
+        folder: where the entries are.
+        data: text that differs between any two calibration datasets or preprocessings.
     """
 
     folder: Path
@@ -43,14 +47,14 @@ class CalibrationCache:
     def stats(
         self, model: Path, requests: Sequence[StatisticsRequest], sampling: Sampling, measure: Callable[[], Statistics]
     ) -> Statistics:
-        """What is kept of a sweep, or what ``measure`` returns, which is kept then.
+        """The statistics of a sweep: read from an entry, or measured and written to one.
 
-        An entry that is damaged, or is none, is passed over with a warning and written anew.
+        A damaged entry is ignored with a warning and written anew.
 
         Args:
-            model: as it is run, alone in its folder with the files of its weights.
+            model: the model file that the sweep runs, alone in its folder with the files of its weights.
             requests: what is measured.
-            sampling: how rows are drawn.
+            sampling: how samples and rows are drawn.
             measure: runs the sweep.
         """
         key = self._key(model, requests, sampling)
@@ -64,7 +68,7 @@ class CalibrationCache:
         try:
             with atomic_file(path) as temporary:
                 write_stats(temporary, stats, key)
-        except OnnxVitqError as error:  # the work goes on without it
+        except OnnxVitqError as error:  # the statistics are there, only the entry is not
             logger.warning("calibration cache: %s", error)
         return stats
 
@@ -79,14 +83,14 @@ class CalibrationCache:
 
 
 def open_cache(folder: str, data: Mapping[str, Any]) -> CalibrationCache:
-    """A cache in a folder, which is made where it is not there.
+    """A cache in a folder, which is made if it does not exist.
 
     Args:
-        folder: where.
-        data: whatever tells the samples and their preprocessing from others, JSON-able.
+        folder: path of the folder.
+        data: a description of samples and preprocessing that differs between any two of them; values that JSON can hold.
 
     Raises:
-        OutputError: there is no such folder, and none can be made.
+        OutputError: the folder cannot be made.
     """
     path = Path(folder)
     try:
@@ -98,7 +102,7 @@ def open_cache(folder: str, data: Mapping[str, Any]) -> CalibrationCache:
 
 @cache
 def _code() -> str:
-    """Versions, and a digest of the source that makes inputs and statistics."""
+    """Versions of packages, and a digest of the source that computes inputs and statistics."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for name in CODE:
         for file in sorted((package / name).rglob("*.py")) if (package / name).is_dir() else [package / name]:
@@ -107,10 +111,15 @@ def _code() -> str:
 
 
 def write_stats(path: Path, stats: Statistics, key: str = "") -> None:
-    """One JSON header, and the arrays, numbered in its order.
+    """Write statistics as an .npz file: a JSON header, and the arrays, numbered in the order of the header.
+
+    Args:
+        path: the file.
+        stats: what to write.
+        key: name of the entry, which ``read_stats`` compares.
 
     Raises:
-        OSError: no room for it.
+        OSError: the file cannot be written.
     """
     wholes = {name: len(values) for name, values in stats.wholes.items()}
     header: dict[str, Any] = {"key": key, "count": stats.count, "ranges": dict(stats.ranges), "wholes": wholes}
@@ -123,7 +132,16 @@ def write_stats(path: Path, stats: Statistics, key: str = "") -> None:
 
 
 def read_stats(path: Path, key: str = "", requests: Sequence[StatisticsRequest] = ()) -> Statistics:
-    """What was written under that key, with what is requested among it; raises one of ``UNREADABLE``."""
+    """Read what ``write_stats`` wrote.
+
+    Args:
+        path: the file.
+        key: name that the entry must have.
+        requests: statistics that must be in it.
+
+    Raises:
+        Exception: one of ``core.plan.UNREADABLE`` where the file is damaged, has another key or lacks a request.
+    """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:  # a zip's sums are checked as it is read
         header = json.loads(loaded["header"].tobytes())
         if header["key"] != key:

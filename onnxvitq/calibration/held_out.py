@@ -1,18 +1,18 @@
-"""Which calibration samples are held out: they evaluate what the others were used to fit."""
+"""The one rule that says which calibration samples are held out: they evaluate what is fitted to the others."""
 
 import numpy as np
 
 from onnxvitq.core.tensors import FloatArray
 
-HELD_OUT_EVERY = 4  # of the calibration samples, one in four judges what the other three fitted
+HELD_OUT_EVERY = 4  # one in four calibration samples is held out; three are fitted to
 
 
 def is_held_out(sample: int) -> bool:
-    """Whether the calibration sample of that number judges instead of being fitted to."""
+    """Whether a calibration sample, counted from 0, is held out for evaluation instead of being fitted to."""
     return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def split_samples(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(fitted on, held out) of (S, ..): every fourth sample is held out; all samples serve as both when there are fewer."""
+    """Samples (S, ..) split into (fitted to, held out); with fewer than four samples all of them are both."""
     held = np.array([is_held_out(index) for index in range(len(samples))], bool)
     return (samples[~held], samples[held]) if held.any() else (samples, samples)

@@ -1,4 +1,4 @@
-"""Statistics of a canonical graph on the calibration samples: by a sweep, or from those of the graph before an exact change."""
+"""Statistics of a canonical graph on the calibration dataset: by a sweep, or propagated from before an exact change."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,14 @@ OPERANDS = frozenset({"left", "right"})
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurer:
-    """Runs sweeps.
+    """Measures statistics of graphs on one calibration dataset.
 
-    model: its path, for errors. feeds: calibration samples. cache: of sweeps over all of them. threads: of onnxruntime.
-    progress: called with the samples that are done, and with how many there are where that is known.
+    Attributes:
+        model: path of the user's model, for errors.
+        feeds: the calibration dataset.
+        threads: of onnxruntime; 0 takes one a core.
+        progress: called with the number of samples done, and the number of all samples or None.
+        cache: of sweeps over all samples; None keeps nothing.
     """
 
     model: str
@@ -38,7 +42,13 @@ class Measurer:
     def measure(
         self, graph: gs.Graph, requests: Sequence[StatisticsRequest], sampling: Sampling, count: int | None = None
     ) -> Statistics:
-        """One sweep over all samples, or what is kept of it in the cache. count: of samples, where it is known.
+        """Measure by one sweep over all samples, or read the result of such a sweep from the cache.
+
+        Args:
+            graph: canonical.
+            requests: what to measure; repetitions count once.
+            sampling: how samples and rows are drawn.
+            count: number of all samples, where it is known; for ``progress`` only.
 
         Raises:
             InvalidGraphError: onnxruntime cannot run the graph.
@@ -53,9 +63,18 @@ class Measurer:
         stats: Statistics,
         wanted: tuple[Sequence[StatisticsRequest], Sampling],
     ) -> Statistics:
-        """What is wanted of a graph after an exact change, from that before it (both in ``graphs`` and ``blockmaps``).
+        """Statistics of a graph after an exact change: propagated where they follow, measured where they do not.
 
-        Samples are run for what does not follow from ``stats``: the few that operands are kept of, or all.
+        Args:
+            graphs: (before, after) the change.
+            blockmaps: of the two graphs.
+            change: what was done.
+            stats: of the graph before.
+            wanted: (requests, sampling) of the graph after. Requests for operands of products run the few samples that
+                operands are kept of; any other request that does not follow runs all samples.
+
+        Raises:
+            InvalidGraphError: onnxruntime cannot run the graph.
         """
         requests, sampling = wanted
         reach: set[str] = set()
@@ -74,7 +93,7 @@ class Measurer:
     def _sweep(
         self, graph: gs.Graph, requests: tuple[StatisticsRequest, ...], sampling: Sampling, count: int | None
     ) -> Statistics:
-        """From a temporary folder, which onnxruntime reads the graph from."""
+        """Write the graph to a temporary folder, where onnxruntime reads it, and sweep."""
 
         def report(done: int) -> None:
             self.progress(done, count)
@@ -87,8 +106,8 @@ class Measurer:
                 return sweep(observed, self.feeds, requests, sampling, threads=self.threads, progress=report)
 
             try:
-                if self.cache is None or sampling.only is not None:  # a few are run as soon as looked up
+                if self.cache is None or sampling.only is not None:  # a few samples run as fast as they are looked up
                     return measure()
                 return self.cache.stats(observed, requests, sampling, measure)
-            except InvalidGraphError as error:  # it names the temporary file
+            except InvalidGraphError as error:  # names the temporary file
                 raise InvalidGraphError(self.model, error.problem, error.hint) from error

@@ -1,6 +1,7 @@
-"""Statistics of a tensor over a stream of samples, in bounded memory.
+"""Statistics of one tensor over a stream of samples, in bounded memory. Pure numpy.
 
-Each observer has ``update(values, sample) -> bool`` (False when a value is not finite) and ``result()``.
+Each observer has ``update(values, sample) -> bool``, which takes in the tensor of sample number ``sample`` and returns False
+where a value is not finite, and ``result()``. Reservoir sampling: Vitter, "Random sampling with a reservoir", 1985.
 """
 
 from typing import Literal
@@ -10,15 +11,15 @@ from numpy.typing import NDArray
 
 from onnxvitq.core.tensors import FloatArray
 
-ROWS = 512  # rows kept a tensor, over all samples
+ROWS = 512  # rows kept of a tensor, over all samples
 IMAGES = 6  # samples whose attention operands are kept
 MATRICES, QUERIES = 16, 32  # heads (or heads x windows) and, of a left operand, rows kept of each sample
-FIRST_SHARE = 8  # samples that fill the rows at first
-WHOLE_BYTES = 64 * 2**20  # of whole tensors kept
+FIRST_SHARE = 8  # samples after which the rows are full
+WHOLE_BYTES = 64 * 2**20  # of a tensor kept whole, over all samples
 
 
 class Range:
-    """Lowest and highest value. Memory: two numbers."""
+    """Lowest and highest value of a tensor. Memory: two numbers."""
 
     def __init__(self) -> None:
         self._low, self._high = np.inf, -np.inf
@@ -35,12 +36,12 @@ class Range:
         return True
 
     def result(self) -> tuple[float, float]:
-        """(lowest, highest)."""
+        """(lowest, highest); (inf, -inf) where nothing was taken in."""
         return self._low, self._high
 
 
 class Channels:
-    """Lowest and highest value of each channel, the last axis. Memory: two rows."""
+    """Lowest and highest value of each channel (the last axis). Memory: (2, C)."""
 
     def __init__(self) -> None:
         self._bounds: FloatArray | None = None
@@ -60,19 +61,22 @@ class Channels:
         return True
 
     def result(self) -> FloatArray:
-        """(2, C)."""
+        """(2, C): lowest, then highest value of each channel."""
         return np.zeros((2, 0), np.float32) if self._bounds is None else self._bounds
 
 
 class Rows:
-    """A sample of at most ``ROWS`` rows, as many of each sample, drawn without replacement.
+    """A random sample of at most ``ROWS`` rows of a tensor, equally many of each sample.
 
-    With ``positions``, weights of T tokens, a tensor whose rows are T tokens has each row as often as it weighs.
+    The number of samples need not be known beforehand. Each gives ``ROWS // FIRST_SHARE`` rows at first; whenever the store is
+    full, every sample's share is halved: rows were drawn in random order, so the first half is a random half. From one row a
+    sample on, samples replace each other at random (reservoir sampling). Memory: ROWS x C, reached after ``FIRST_SHARE``
+    samples and constant from there.
 
-    The number of samples need not be known: each gives ``ROWS // FIRST_SHARE`` rows at first; whenever the store is full
-    every sample's share is halved, and rows were drawn in random order, so the first half is a random half. Past one row
-    a sample, samples replace each other at random (reservoir sampling). Memory: ROWS x features, reached after
-    ``FIRST_SHARE`` samples and constant from there.
+    Args:
+        seed: of what is drawn.
+        positions: (T,), weights of T tokens; a row is drawn as often as its token weighs, where the rows of a sample are a
+            multiple of T. None draws without repetition.
     """
 
     def __init__(self, seed: int, positions: FloatArray | None = None) -> None:
@@ -83,8 +87,10 @@ class Rows:
         self._counts: list[int] = []
 
     def update(self, values: FloatArray, sample: int) -> bool:
-        """Take in one sample's tensor (.., C): its leading axes are rows. The positions drawn depend on the seed, the
-        sample's number and the number of rows only, so tensors with equally many rows are sampled alike.
+        """Take in one sample's tensor (.., C), whose leading axes are rows.
+
+        Which rows are drawn depends only on the seed, the sample's number and the number of rows, so tensors with equally many
+        rows are sampled alike.
         """
         rows = values.reshape(-1, values.shape[-1])
         rng = np.random.default_rng([self._seed, sample, rows.shape[0]])
@@ -116,7 +122,7 @@ class Rows:
             self._store[: sum(self._counts)] = np.concatenate(parts)
 
     def result(self) -> FloatArray:
-        """(S, r, C): r rows of each of S samples (samples with fewer rows than r set r)."""
+        """(S, r, C): r rows of each of S samples; r is the number of rows of the sample that gave the fewest."""
         r = min(self._counts, default=0)
         if not self._counts:
             return np.zeros((0, 0, 0), np.float32)
@@ -125,11 +131,16 @@ class Rows:
 
 
 class Operand:
-    """An operand (.., m, k) of a product of activations, for a few samples: (L, m, k), L the leading axes joined.
+    """Matrices of an operand (.., m, k) of a product of two activations, for a few samples.
 
-    Which samples, which of the L matrices and, for a left operand, which rows are kept depends on the seed, the sample's
-    number and the sizes only, so both operands of a product are kept alike. Memory: IMAGES x MATRICES matrices; a left
-    operand keeps QUERIES rows of each.
+    Which samples, which matrices and, of a left operand, which rows are kept depends only on the seed, the sample's number and
+    the sizes, so both operands of a product are kept alike. Memory: IMAGES x MATRICES matrices; of a left operand QUERIES rows
+    of each.
+
+    Args:
+        seed: of what is drawn.
+        side: of the product.
+        positions: (T,), weights of tokens for the rows of a left operand, as in ``Rows``.
     """
 
     def __init__(self, seed: int, side: Literal["left", "right"], positions: FloatArray | None = None) -> None:
@@ -150,26 +161,27 @@ class Operand:
         return bool(np.isfinite(matrices).all())
 
     def result(self) -> FloatArray:
-        """(S, L, m, k): the kept samples whose tensor had the shape of the first's, before any row was drawn."""
+        """(S, L, m, k), L the leading axes joined: the kept samples whose tensor had the same shape as that of the first."""
         kept = [self._kept[place] for place in sorted(self._kept)]
         return np.stack([part for shape, part in kept if shape == kept[0][0]])
 
 
 def operand_samples(seed: int, count: int) -> frozenset[int]:
-    """Numbers of the samples that an ``Operand`` keeps of so many: with these alone it has the same result."""
+    """Numbers of the samples that an ``Operand`` keeps of ``count``; a sweep over these alone gives the same result."""
     places = {_place(seed, sample): sample for sample in range(count)}  # the last one of a place is kept
     return frozenset(places[place] for place in range(min(count, IMAGES)))
 
 
 def _place(seed: int, sample: int) -> int:
-    """Where an ``Operand`` puts a sample; from ``IMAGES`` on nowhere (reservoir sampling)."""
+    """The place in which an ``Operand`` keeps a sample; from ``IMAGES`` on it is not kept (reservoir sampling)."""
     return sample if sample < IMAGES else int(np.random.default_rng([seed, sample]).integers(0, sample + 1))
 
 
 def _by_weight(rng: np.random.Generator, size: int, positions: FloatArray | None) -> NDArray[np.intp]:
-    """All of ``size`` rows in random order; where they are tokens that weigh unequally, each about as often as it weighs.
+    """Indices of ``size`` rows in random order, each about as often as its token weighs in ``positions`` (T,).
 
-    Any part from the start is a sample, so a mean over it is the weighted mean. Weights are rounded to whole repetitions.
+    Any number of them from the start is a random sample, whose mean is the weighted mean. Weights are rounded to whole
+    repetitions.
     """
     if positions is None or size % len(positions):
         return rng.permutation(size)
@@ -178,14 +190,14 @@ def _by_weight(rng: np.random.Generator, size: int, positions: FloatArray | None
 
 
 def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:
-    """``wanted`` of ``size`` positions, sorted; all of them when there are fewer."""
+    """``wanted`` of ``size`` indices, sorted; all of them where there are fewer."""
     if size <= wanted:
         return np.arange(size)
     return np.sort(np.random.default_rng([seed, sample, size]).permutation(size)[:wanted])
 
 
 class Whole:
-    """The tensor itself, for the first samples. Memory: ``WHOLE_BYTES``, but at least one sample."""
+    """The tensor itself, of the first samples. Memory: ``WHOLE_BYTES``, but at least one sample."""
 
     def __init__(self) -> None:
         self._kept: list[FloatArray] = []
@@ -200,5 +212,5 @@ class Whole:
         return True
 
     def result(self) -> tuple[FloatArray, ...]:
-        """The kept tensors, of consecutive samples from the first."""
+        """The kept tensors, one a sample, from the first sample on."""
         return tuple(self._kept)

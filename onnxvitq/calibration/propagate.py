@@ -1,9 +1,11 @@
-"""Statistics of a graph after an exact change, from those before it: what is known of the change needs no second sweep.
+"""Statistics of a graph after an exact change, computed from those before it, so that no second sweep is needed.
 
-A map moves the channels of a tensor, u' = (u - shift) / scale: its rows and the bounds of its channels follow, and its range
-from these. Attention operands are channels in another layout, which maps do not know: their ranges follow where they were the
-range of the linear's output, their matrices are measured again, on the few samples of which they are kept. An attention that
-divides late has the powers P / max P by rows. Whatever else a change reaches has to be measured.
+An exact change leaves the model's outputs as they are. A channel scaling moves the channels of a tensor, u' = (u - shift) /
+scale: the sampled rows and the bounds of the channels follow, and the tensor's range from these. Operands of attention products
+hold the same channels in another layout: where an operand had the range of its linear layer's output, its new range follows;
+its matrices are measured again, on the few samples of which they are kept. An attention that divides late (exponentials are
+quantized, and the product is divided by their row sums) has the exponentials P / max P, row by row, of its probabilities P.
+Whatever else a change reaches has to be measured.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,42 +22,64 @@ from onnxvitq.core.tensors import FloatArray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Change:
-    """``maps`` of channels, ``late``: names of attentions that divide late; of the graph as it was before."""
+    """An exact change, in terms of the graph before it.
 
-    maps: Sequence[ChannelScaling] = ()
+    Attributes:
+        scalings: channel scalings.
+        late: names of the attentions that divide late from now on.
+    """
+
+    scalings: Sequence[ChannelScaling] = ()
     late: Sequence[str] = ()
 
     def starts_and_stops(self, blockmap: BlockMap) -> Iterator[tuple[set[str], set[str]]]:
-        """For each map the tensors whose values it changes first, and the nodes behind which all is as it was."""
-        attentions = {one.query_linear: one for one in blockmap.attentions}
-        for one in self.maps:
-            readers = {blockmap.linear(name).output for name in one.readers}
-            if one.kind == "norm":
-                yield {_normed(blockmap, one)}, set(one.readers)
-            elif one.kind == "value":
-                yield {blockmap.linear(one.source).output}, set(one.readers)
-            elif one.kind == "scores":
-                yield {blockmap.linear(one.source).output} | readers, {attentions[one.source].softmax_node}
+        """For each channel scaling, where its effect starts and stops.
+
+        Args:
+            blockmap: of the graph before.
+
+        Yields:
+            (names of the tensors whose values change first, names of the nodes behind which all values are as before).
+        """
+        attentions = {attention.query_linear: attention for attention in blockmap.attentions}
+        for scaling in self.scalings:
+            readers = {blockmap.linear(name).output for name in scaling.readers}
+            if scaling.kind == "norm":
+                yield {_norm_output(blockmap, scaling)}, set(scaling.readers)
+            elif scaling.kind == "value":
+                yield {blockmap.linear(scaling.source).output}, set(scaling.readers)
+            elif scaling.kind == "scores":
+                yield {blockmap.linear(scaling.source).output} | readers, {attentions[scaling.source].softmax_node}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Moved:
-    """What a tensor of the new graph is: (``source`` - shift) / scale, channel by channel."""
+    """How a tensor of the graph after the change follows from one before it: (source - shift) / scale.
+
+    Attributes:
+        source: name of the tensor before.
+        shift: (C,).
+        scale: (C,), above 0.
+    """
 
     source: str
     shift: FloatArray
     scale: FloatArray
 
     def __call__(self, values: FloatArray) -> FloatArray:
-        """(.., C) -> (.., C)."""
+        """Values of the source (.., C) -> values of the tensor (.., C)."""
         moved: FloatArray = ((values - self.shift) / self.scale).astype(np.float32)
         return moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Relations:
-    """Tensors of the new graph by what they were. moved: see there. layouts: an operand -> the linear's output that it holds
-    in another layout. late: powers -> the softmax's output in their place.
+    """How tensors of the graph after the change follow from those before it, by name of the tensor after.
+
+    Attributes:
+        moved: tensors whose channels were shifted and scaled.
+        layouts: operand of an attention -> output of the linear layer whose values it holds in another layout.
+        late: exponentials -> the softmax's output in whose place they are.
     """
 
     moved: dict[str, _Moved] = field(default_factory=dict)
@@ -70,14 +94,17 @@ def propagated(
     reached: Collection[str],
     requests: Sequence[StatisticsRequest],
 ) -> tuple[Statistics, tuple[StatisticsRequest, ...]]:
-    """What is known of the changed graph, and what has to be measured.
+    """The statistics of a changed graph that follow from those before the change.
 
     Args:
         stats: of the graph before.
-        blockmaps: of the graph before and after.
+        blockmaps: of the graph (before, after).
         change: what was done.
-        reached: tensors of the graph before whose values may have changed.
+        reached: names of the tensors of the graph before whose values may have changed.
         requests: of the graph after.
+
+    Returns:
+        The statistics that follow, and the requests that have to be measured.
     """
     before, after = blockmaps
     if len(before.attentions) != len(after.attentions):
@@ -100,7 +127,7 @@ def _value(
     """The statistic, or None where it does not follow."""
     tensor, known = request.tensor, getattr(stats, FIELDS[request.kind])
     if tensor in relations.late:
-        return _of_powers(stats, relations.late[tensor], request.kind)
+        return _of_exponentials(stats, relations.late[tensor], request.kind)
     if tensor in relations.moved:
         moved = relations.moved[tensor]
         if request.kind == "range":
@@ -113,19 +140,19 @@ def _value(
     return known.get(tensor)
 
 
-def _of_powers(stats: Statistics, probs: str, kind: str) -> FloatArray | tuple[float, float] | None:
-    """Of exp(S - max S), whose largest of every row is 1; a range holds 0 anyway."""
+def _of_exponentials(stats: Statistics, probs: str, kind: str) -> FloatArray | tuple[float, float] | None:
+    """Of exponentials exp(S - max S): the largest of every row is 1, and a range always includes 0."""
     if kind == "range":
         return 0.0, 1.0
     if kind == "left" and probs in stats.lefts:
         values = stats.lefts[probs]
-        powers: FloatArray = values / values.max(axis=-1, keepdims=True)
-        return powers
+        exponentials: FloatArray = values / values.max(axis=-1, keepdims=True)
+        return exponentials
     return None
 
 
 def _whole_range(moved: _Moved, channels: Mapping[str, FloatArray]) -> tuple[float, float] | None:
-    """(lowest, highest) over all channels; scales are above 0."""
+    """(lowest, highest) over all channels; None where the channels of the source were not measured."""
     if moved.source not in channels:
         return None
     low, high = moved(channels[moved.source])
@@ -133,7 +160,7 @@ def _whole_range(moved: _Moved, channels: Mapping[str, FloatArray]) -> tuple[flo
 
 
 def _range_of_layout(stats: Statistics, relations: _Relations, tensor: str) -> tuple[float, float] | None:
-    """Of an operand that had the range of the linear's output before: nothing was cut off, nothing came in."""
+    """Of an operand that had the range of its linear layer's output before: the layout neither drops nor adds values."""
     output = relations.layouts.get(tensor, "")
     if output not in stats.channels or output not in relations.moved:
         return None
@@ -149,26 +176,26 @@ def _relations(before: BlockMap, after: BlockMap, change: Change) -> _Relations:
         if old.name in change.late and new.probs != old.probs:
             relations.late[new.probs] = old.probs
         relations.layouts.update(_layouts(before, old))
-    for one in change.maps:
-        none, ones = np.zeros_like(one.shift), np.ones_like(one.scale)
-        if one.kind == "norm":
-            tensor = _normed(before, one)
-            relations.moved[tensor] = _Moved(source=tensor, shift=one.shift, scale=one.scale)
-        elif one.kind == "online":
-            tensor = after.linear(one.readers[0]).input
-            relations.moved[tensor] = _Moved(source=one.source, shift=one.shift, scale=one.scale)
-        elif one.kind == "value":
-            for tensor in (before.linear(one.source).output, before.linear(one.readers[0]).input):
-                relations.moved[tensor] = _Moved(source=tensor, shift=one.shift, scale=one.scale)
+    for scaling in change.scalings:
+        zeros, ones = np.zeros_like(scaling.shift), np.ones_like(scaling.scale)
+        if scaling.kind == "norm":
+            tensor = _norm_output(before, scaling)
+            relations.moved[tensor] = _Moved(source=tensor, shift=scaling.shift, scale=scaling.scale)
+        elif scaling.kind == "online":
+            tensor = after.linear(scaling.readers[0]).input
+            relations.moved[tensor] = _Moved(source=scaling.source, shift=scaling.shift, scale=scaling.scale)
+        elif scaling.kind == "value":
+            for tensor in (before.linear(scaling.source).output, before.linear(scaling.readers[0]).input):
+                relations.moved[tensor] = _Moved(source=tensor, shift=scaling.shift, scale=scaling.scale)
         else:
-            query, key = (before.linear(name).output for name in (one.source, one.readers[0]))
-            relations.moved[query] = _Moved(source=query, shift=none, scale=one.scale)
-            relations.moved[key] = _Moved(source=key, shift=one.shift, scale=ones / one.scale)
+            query, key = (before.linear(name).output for name in (scaling.source, scaling.readers[0]))
+            relations.moved[query] = _Moved(source=query, shift=zeros, scale=scaling.scale)
+            relations.moved[key] = _Moved(source=key, shift=scaling.shift, scale=ones / scaling.scale)
     return relations
 
 
 def _layouts(blockmap: BlockMap, attention: Attention) -> Iterator[tuple[str, str]]:
-    """(operand, output of the linear that it holds) of an attention with nothing but layout between them."""
+    """(operand, output of its linear layer) of an attention with nothing but layout between the two."""
     pairs = (
         (attention.query, attention.query_linear),
         (attention.key, attention.key_linear),
@@ -179,6 +206,6 @@ def _layouts(blockmap: BlockMap, attention: Attention) -> Iterator[tuple[str, st
             yield operand, blockmap.linear(linear).output
 
 
-def _normed(blockmap: BlockMap, one: ChannelScaling) -> str:
-    """The tensor that a norm's map changes."""
-    return next(norm.output for norm in blockmap.norms if norm.name == one.source)
+def _norm_output(blockmap: BlockMap, scaling: ChannelScaling) -> str:
+    """The tensor that the scaling of a norm changes."""
+    return next(norm.output for norm in blockmap.norms if norm.name == scaling.source)

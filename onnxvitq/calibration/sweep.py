@@ -1,4 +1,4 @@
-"""One streaming pass over the calibration data that measures everything that was asked for."""
+"""One streaming pass over the calibration dataset that measures every requested statistic."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,12 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sampling:
-    """How rows are drawn: by the seed, and each token as often as it weighs in ``positions`` (T,); None weighs all alike.
-    ``only``: numbers of the samples that are run; None runs all.
+    """How samples and rows are drawn.
+
+    Attributes:
+        seed: of every random choice.
+        positions: (T,), how often each of T tokens is drawn relative to the others; None draws all alike.
+        only: numbers of the samples to run, counted from 0; None runs all.
     """
 
     seed: int
@@ -39,10 +43,10 @@ def sweep(
     """Run a model once over ``feeds`` and observe its outputs.
 
     Args:
-        model: a model whose outputs include every requested tensor.
-        feeds: one dictionary a sample; consumed once, one held at a time.
+        model: a model file whose outputs include every requested tensor.
+        feeds: input name -> array, one mapping a sample; read once, one held at a time.
         requests: what to measure.
-        sampling: of samples and rows; the same rows are drawn from every tensor with as many rows.
+        sampling: how samples and rows are drawn; the same rows are drawn from every tensor with as many rows.
         threads: of onnxruntime; 0 takes one a core.
         progress: called with the number of samples done.
 

@@ -76,7 +76,7 @@ def propose(
         graph = apply_scalings(graph, layers.blockmap, maps)
     if late:
         graph = divide_late(graph, layers.blockmap, list(late))
-    return Proposal(parts=parts, graph=graph, change=Change(maps=maps, late=tuple(late)))
+    return Proposal(parts=parts, graph=graph, change=Change(scalings=maps, late=tuple(late)))
 
 
 def _rotated(graph: gs.Graph, layers: Layers, seed: int) -> Proposal:

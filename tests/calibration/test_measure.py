@@ -88,7 +88,7 @@ def followed(case: Case, maps: Sequence[ChannelScaling], late: Sequence[str]) ->
     after = find_blocks(graph, "the changed graph")
     stats = measurer.measure(case.graph, requests(case.layers), sampling, SAMPLES)
     wanted = requests(replace(case.layers, blockmap=after))
-    change = Change(maps=maps, late=late)
+    change = Change(scalings=maps, late=late)
     found = measurer.measure_changed((case.graph, graph), (before, after), change, stats, (wanted, sampling))
     return found, measurer.measure(graph, wanted, sampling, SAMPLES)
 
