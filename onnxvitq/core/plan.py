@@ -269,12 +269,11 @@ def _wants(plan: QuantPlan, linear: Linear) -> bool:
 
 def planned_products(plan: QuantPlan, blockmap: BlockMap) -> tuple[str, ...]:
     """Names of the products of activations (node names) whose two operands the plan quantizes."""
-    return tuple(
-        node for node, operands in products(blockmap) if all(_reads(plan, tensor, node) for tensor in operands)
-    )
+    return tuple(node for node, operands in products(blockmap) if all(reads(plan, tensor, node) for tensor in operands))
 
 
-def _reads(plan: QuantPlan, tensor: str, node: str) -> bool:
+def reads(plan: QuantPlan, tensor: str, node: str) -> bool:
+    """Whether a node is to read a tensor on codes: the tensor has parameters, and the node is among its readers."""
     return plan.params(tensor) is not None and any(name == node for name, _ in plan.decisions[tensor].site.consumers)
 
 

@@ -20,7 +20,6 @@ from onnxvitq.graph.passes.layout import merge_layout, merge_reshapes, merge_tra
 from onnxvitq.graph.passes.linears import gemm_to_matmul
 from onnxvitq.graph.passes.no_ops import remove_nan_guard, remove_no_ops
 from onnxvitq.graph.passes.packed import split_packed_linears
-from onnxvitq.graph.passes.rows import join_rows
 from onnxvitq.graph.passes.scales import fold_scalar_scales
 from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.shapes import infer_shapes
@@ -51,7 +50,7 @@ PASSES: tuple[Pass, ...] = (
     fold_scalar_scales,
 )
 SHAPES_STAY_KNOWN = frozenset(
-    {remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales, pick_early, join_rows}
+    {remove_nan_guard, gemm_to_matmul, merge_transposes, merge_reshapes, fold_scalar_scales, pick_early}
 )
 
 
@@ -67,8 +66,14 @@ def canonicalise(graph: gs.Graph) -> dict[str, int]:
     return edits
 
 
-def run_pass(graph: gs.Graph, one: Pass) -> int:
-    """Run one pass until it finds nothing more, leaving the graph clean, checked and shape-inferred; its number of edits."""
+def run_pass(graph: gs.Graph, one: Pass, *, shapes_stay_known: bool = False) -> int:
+    """Run one pass until it finds nothing more, leaving the graph clean, checked and shape-inferred; its number of edits.
+
+    Args:
+        graph: edited in place.
+        one: the pass.
+        shapes_stay_known: of a pass that is none of ``PASSES``: its edits leave no shape to infer.
+    """
     total = 0
     for _ in range(MAX_ROUNDS):
         count = one(graph)
@@ -77,6 +82,6 @@ def run_pass(graph: gs.Graph, one: Pass) -> int:
         total += count
         graph.cleanup().toposort()
         check_graph(graph, f"pass {one.__name__}")
-        if one not in SHAPES_STAY_KNOWN:
+        if not (shapes_stay_known or one in SHAPES_STAY_KNOWN):
             infer_shapes(graph)
     return total

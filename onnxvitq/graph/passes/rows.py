@@ -11,28 +11,14 @@ from onnxvitq.graph.passes.selection import BROADCAST, UNARY
 from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.query import integers, is_output, is_row, only_reader
 
-# onnxruntime merges these with a float Gemm before it looks for quantized ones; a Reshape between keeps them apart.
-FUSED_INTO_GEMM = frozenset(
-    {
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Elu",
-        "Selu",
-        "HardSigmoid",
-        "Softplus",
-        "Softsign",
-        "ThresholdedRelu",
-        "Celu",
-    }
-)
-BY_ROW = UNARY | BROADCAST | FUSED_INTO_GEMM | {"LayerNormalization"}
+# Element by element, like those of UNARY.
+ACTIVATIONS = frozenset({"Celu", "Elu", "Selu", "Softsign", "ThresholdedRelu"})
+BY_ROW = UNARY | BROADCAST | ACTIVATIONS | {"LayerNormalization"}
 
 Sizes = tuple[int | str | None, ...]  # a name, or None: not known
 
 
-def join_rows(graph: gs.Graph) -> int:
+def join_rows(graph: gs.Graph, kept_apart: frozenset[str] = frozenset()) -> int:
     """Row by row nodes between Reshapes to (N, C) and back -> the same nodes on (N, C), where that takes fewer Reshapes.
 
     The residual stream of a transformer is one such region: twelve blocks of it need one Reshape in and one out. (DeiT-T has 67
@@ -41,10 +27,14 @@ def join_rows(graph: gs.Graph) -> int:
     1. All inputs that vary have the same leading sizes, at most one of them unknown; constants are the same for every row.
     2. The region takes fewer Reshapes on rows than it does now.
     3. None of its tensors is an output of the graph.
-    4. An activation that would be merged with the Gemm before it stays behind its Reshape.
+    4. A node that a runtime would merge with the Gemm before it stays behind its Reshape.
+
+    Args:
+        graph: edited in place.
+        kept_apart: operators of which rule 4 speaks.
     """
     writer, count = _Writer(Editor(graph)), 0
-    leads = {id(node): lead for node in graph.nodes if (lead := _lead(node, graph)) is not None}
+    leads = {id(node): lead for node in graph.nodes if (lead := _lead(node, graph, kept_apart)) is not None}
     for node in list(graph.nodes):
         if id(node) not in leads:
             continue
@@ -56,7 +46,7 @@ def join_rows(graph: gs.Graph) -> int:
     return count
 
 
-def _lead(node: gs.Node, graph: gs.Graph) -> Sizes | None:
+def _lead(node: gs.Node, graph: gs.Graph, kept_apart: frozenset[str]) -> Sizes | None:
     """The leading sizes of a node that works row by row and is not on rows yet: rules 1, 3, 4."""
     output = node.outputs[0] if node.op in BY_ROW and len(node.outputs) == 1 else None
     shape = None if output is None or is_output(output, graph) else output.shape
@@ -66,12 +56,14 @@ def _lead(node: gs.Node, graph: gs.Graph) -> Sizes | None:
     one_unknown = None not in lead and sum(isinstance(size, str) for size in lead) <= 1
     last = node.op != "LayerNormalization" or node.attrs.get("axis", -1) in (-1, len(lead))
     fits = all(_fits(tensor, lead, shape[-1]) for tensor in node.inputs if tensor.name)
-    return lead if one_unknown and last and fits and not _kept_apart(node, graph) else None
+    return (
+        lead if one_unknown and last and fits and not (node.op in kept_apart and _behind_reshape(node, graph)) else None
+    )
 
 
-def _kept_apart(node: gs.Node, graph: gs.Graph) -> bool:
+def _behind_reshape(node: gs.Node, graph: gs.Graph) -> bool:
     """Rule 4."""
-    before = producer(node.inputs[0]) if node.op in FUSED_INTO_GEMM else None
+    before = producer(node.inputs[0])
     return before is not None and before.op == "Reshape" and only_reader(node.inputs[0], graph) is not None
 
 

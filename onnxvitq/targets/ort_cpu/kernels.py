@@ -12,7 +12,7 @@ from onnxvitq.core.tensors import InputSpec
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.branches import branch_names
-from onnxvitq.targets.ort_cpu.layout import integer_name
+from onnxvitq.targets.ort_cpu.draft import integer_name
 from onnxvitq.targets.ort_cpu.packing import PACKED
 
 NOT_FUSED = "planned, but onnxruntime runs it in float"

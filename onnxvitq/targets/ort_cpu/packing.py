@@ -42,6 +42,11 @@ class Packer:
         self._shared: dict[tuple[str, int], gs.Constant] = {}
         self._weights: dict[tuple[int, int], list[_Weight]] = {}
 
+    @staticmethod
+    def packs(bits: int) -> bool:
+        """Whether weights of that width take fewer bits than a byte in the file."""
+        return bits in FIELDS
+
     def int8(self, name: str, codes: IntArray, bits: int) -> gs.Tensor:
         """A tensor of the codes (I, O) int8; one of fewer than 8 bits has no values before ``write``.
 
@@ -50,7 +55,7 @@ class Packer:
             codes: within -2^(bits - 1) and 2^(bits - 1) - 1.
             bits: 2 to 8.
         """
-        if bits not in FIELDS:
+        if not self.packs(bits):
             return self._edit.constant(name, codes)
         tensor = gs.Variable(self._edit.unique(name), dtype=np.int8, shape=codes.shape)
         self._weights.setdefault((bits, codes.shape[1]), []).append(_Weight(tensor, codes))

@@ -1,8 +1,15 @@
 """The forms of ``passes/rows``; see ``canonical_forms``."""
 
+import onnx_graphsurgeon as gs
 from canonical_forms import Form, NearMiss
 
 from onnxvitq.graph.passes import rows
+
+
+def join_rows(graph: gs.Graph) -> int:
+    """The pass, for a runtime that merges a sigmoid with the Gemm before it."""
+    return rows.join_rows(graph, kept_apart=frozenset({"Sigmoid"}))
+
 
 CONSTANTS = (
     "float[8,8] W, float[8,16] U, float[16,8] D, float[8] g, float[8] b, float[1,1,8] v,"
@@ -31,14 +38,14 @@ ENTERS = (
 )
 ROWS = (
     Form(
-        rows.join_rows,
+        join_rows,
         "an MLP on joined rows",
         MLP,
         "Reshape Gemm Add LayerNormalization Gemm Erf Gemm Add Reshape Transpose",
         edits=4,
     ),
     Form(
-        rows.join_rows,
+        join_rows,
         "an activation that two read",
         GATE,
         "Reshape Gemm Sigmoid Mul Gemm Reshape",
@@ -59,7 +66,7 @@ ROWS = (
         edits=2,
     ),
     Form(
-        rows.join_rows,
+        join_rows,
         "a stream that comes from elsewhere and goes there",
         ENTERS,
         "Softmax Softmax Reshape Reshape Add LayerNormalization Gemm Gemm Add Add Reshape Softmax",

@@ -15,7 +15,7 @@ from onnxvitq.core.errors import PlanError
 from onnxvitq.graph.reading import load_model
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_tokens
-from onnxvitq.targets.ort_cpu.layout import integer_name
+from onnxvitq.targets.ort_cpu.draft import integer_name
 
 
 def assert_fused(case: Case, folder: Path) -> None:

@@ -15,8 +15,8 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.targets.ort_cpu import kernels as auditing
+from onnxvitq.targets.ort_cpu.draft import integer_name
 from onnxvitq.targets.ort_cpu.kernels import BARE, NOT_FUSED, Audit, Count, audit
-from onnxvitq.targets.ort_cpu.layout import integer_name
 
 Edit = Callable[[onnx.ModelProto], None]
 

@@ -21,13 +21,14 @@ from onnxvitq.core.plan import QuantPlan, planned_linear, planned_products
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
 from onnxvitq.graph.canonical import run_pass
 from onnxvitq.graph.edit import with_outputs
-from onnxvitq.graph.passes.rows import FUSED_INTO_GEMM
 from onnxvitq.graph.passes.selection import pick_early
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.targets.ort_cpu import layout as qdq
-from onnxvitq.targets.ort_cpu.layout import apply_plan, integer_name
+from onnxvitq.targets.ort_cpu import linears as linears_written
+from onnxvitq.targets.ort_cpu.draft import integer_name
+from onnxvitq.targets.ort_cpu.fusions import FUSED_INTO_GEMM
+from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 
 @pytest.fixture(scope="module")
@@ -532,7 +533,7 @@ def test_without_a_reshape_between_a_relu_would_take_the_product_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     # Seen in onnxruntime 1.31 where two linears read the codes of one tensor, for Relu alone of the list.
-    monkeypatch.setattr(qdq, "FUSED_INTO_GEMM", frozenset())
+    monkeypatch.setattr(linears_written, "FUSED_INTO_GEMM", frozenset())
     assert counts(optimised(activated("Relu", batch).written(), tmp_path))["FusedGemm"] == 2
 
 
