@@ -1,8 +1,8 @@
-"""The algebra of Reshape and Transpose: what a chain of them does to the elements, whatever it is written as.
+"""The algebra of Reshape and Transpose: how a chain of them orders the elements, however it is written.
 
-A tensor's axes are cut into *atoms*, the finest pieces that a chain tells apart. A Transpose moves groups of atoms, a
+A tensor's axes are cut into *atoms*, the finest factors that a chain moves separately. A Transpose moves groups of atoms, a
 Reshape groups them anew and may cut one. The whole chain is then the order in which the source's atoms come out, and how
-they are grouped; at most Reshape, Transpose, Reshape say the same. Axes of size 1 hold no atom.
+they are grouped; at most Reshape, Transpose, Reshape do the same. Axes of size 1 hold no atom.
 """
 
 import math
@@ -14,14 +14,19 @@ Size = int | str  # a name stands for a size that is only known at run time; it 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One step of the shortest chain: a Reshape to ``values`` (at most one -1; 0 copies), or a Transpose by ``values``."""
+    """One node of the shortest chain.
+
+    Attributes:
+        op: "Reshape" or "Transpose".
+        values: target of the Reshape (at most one -1; 0 copies a size), or permutation of the Transpose.
+    """
 
     op: str
     values: tuple[int, ...]
 
 
 class _Atom:
-    """A piece of an axis; two atoms of one size are still two."""
+    """A factor of an axis; two atoms of the same size are different atoms."""
 
     __slots__ = ("size",)
 
@@ -30,21 +35,28 @@ class _Atom:
 
 
 class AxisMap:
-    """Follows one tensor through Reshapes and Transposes. A method that answers False could not follow."""
+    """Follows one tensor through Reshapes and Transposes.
+
+    Args:
+        shape: of the tensor; a string is a size that is only known at run time.
+    """
 
     def __init__(self, shape: Sequence[Size]) -> None:
         self._source: list[list[_Atom]] = [[] if size == 1 else [_Atom(size)] for size in shape]
         self._groups = [list(group) for group in self._source]
 
     def transpose(self, perm: Sequence[int]) -> bool:
-        """Axis i of the result is axis perm[i]."""
+        """Follow a Transpose: axis i of the result is axis perm[i]. False where ``perm`` is no permutation of the axes."""
         if sorted(perm) != list(range(len(self._groups))):
             return False
         self._groups = [self._groups[axis] for axis in perm]
         return True
 
     def reshape(self, target: Sequence[int]) -> bool:
-        """To a constant target as ONNX has it: -1 is what is left, 0 copies the axis at its place."""
+        """Follow a Reshape to a constant target, in which -1 takes what is left and 0 copies the axis at its place.
+
+        False where the target cannot be followed: it cuts a size that is only known at run time.
+        """
         middle = next((index for index, size in enumerate(target) if size == -1), len(target))
         atoms = [atom for group in self._groups for atom in group]
         front: list[list[_Atom]] = []
@@ -93,19 +105,19 @@ class AxisMap:
         return taken
 
     def _cut(self, atom: _Atom, size: int, *, from_end: bool) -> tuple[_Atom, _Atom]:
-        """(piece of ``size``, the rest) of an atom, replaced wherever it stands."""
+        """Cut an atom in two, wherever it stands: (atom of ``size``, the rest)."""
         assert isinstance(atom.size, int)
-        piece, rest = _Atom(size), _Atom(atom.size // size)
-        pair = [rest, piece] if from_end else [piece, rest]
+        part, rest = _Atom(size), _Atom(atom.size // size)
+        pair = [rest, part] if from_end else [part, rest]
         for groups in (self._source, self._groups):
             for group in groups:
                 if atom in group:
                     place = group.index(atom)
                     group[place : place + 1] = pair
-        return piece, rest
+        return part, rest
 
     def moves(self) -> list[Move] | None:
-        """The shortest chain that does the same; None when a Reshape of it would leave two sizes open."""
+        """The shortest chain that does the same; None where one of its Reshapes would leave two sizes open."""
         source = [atom for group in self._source for atom in group]
         order = [atom for group in self._groups for atom in group]
         if order == source:
@@ -149,7 +161,7 @@ class AxisMap:
         return None if first is None else [*first, Move("Transpose", perm)]
 
     def _by_blocks(self, source: list[_Atom], order: list[_Atom]) -> list[Move] | None:
-        """Reshape to the largest pieces that stay together, Transpose, Reshape."""
+        """Reshape to the largest blocks that stay together, Transpose, Reshape."""
         place = {atom: index for index, atom in enumerate(source)}
         blocks: list[list[_Atom]] = []
         for atom in order:

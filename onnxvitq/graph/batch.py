@@ -1,4 +1,4 @@
-"""A model's batch size, frozen: what exporters compute of it at run time is then constant, and folded."""
+"""A fixed batch size: whatever exporters compute from it at run time is then constant, and can be folded."""
 
 import onnx
 
@@ -6,7 +6,12 @@ from onnxvitq.core.errors import UnsupportedModelError
 
 
 def freeze_batch(where: str, proto: onnx.ModelProto, batch: int) -> None:
-    """Give the first dimension of every input of a message the size ``batch``, and all that bear its name.
+    """Set the first size of every input to ``batch``, and with it every size of the same name, in place.
+
+    Args:
+        where: path of the model, for the error.
+        proto: the model.
+        batch: the size, at least 1.
 
     Raises:
         UnsupportedModelError: an input has no first dimension, or one of another size.
@@ -20,7 +25,7 @@ def freeze_batch(where: str, proto: onnx.ModelProto, batch: int) -> None:
 
 
 def _freeze_input(where: str, value: onnx.ValueInfoProto, batch: int) -> str:
-    """The name that the dimension had; "" where it had none."""
+    """Freeze the first size of one input, and return the name that it had; "" where it had none."""
     dims = value.type.tensor_type.shape.dim
     if not dims:
         raise UnsupportedModelError(where, f"--static-batch: input {value.name!r} has no batch dimension")

@@ -1,8 +1,8 @@
-"""Canonical form: what exporters write in ten ways is brought to one, exactly, before anything is searched or measured.
+"""Canonical form: the many ways in which exporters write the same layer become one, before anything is searched or measured.
 
-Each pass (``graph/passes``) is one function ``graph -> number of edits``, idempotent, and equal in float up to rounding.
-Passes remove waste from the *written* model too, because the quantized model is made from the canonical graph. The rules
-of a pass are numbered in its docstring; the code cites them.
+Each pass (``graph/passes``) is one function ``graph -> number of edits``. It is idempotent, and leaves the outputs as they
+are up to float rounding. Passes remove waste from the *written* model too, because the quantized model is made from the
+canonical graph. The rules of a pass are numbered in its docstring; the code cites them.
 """
 
 from collections.abc import Callable
@@ -55,33 +55,45 @@ SHAPES_STAY_KNOWN = frozenset(
 
 
 def canonicalise(graph: gs.Graph) -> dict[str, int]:
-    """Run all passes until none finds anything; pass name -> edits. The graph is valid, sorted and shape-inferred after."""
-    edits = dict.fromkeys((one.__name__ for one in PASSES), 0)
+    """Run all passes until none finds anything to do. The graph is valid, sorted and shape-inferred afterwards.
+
+    Returns:
+        Name of each pass -> number of its edits.
+
+    Raises:
+        InvalidGraphError: a pass left an invalid graph; the error names the pass.
+    """
+    edits = dict.fromkeys((rewrite.__name__ for rewrite in PASSES), 0)
     for _ in range(MAX_ROUNDS):
         before = sum(edits.values())
-        for one in PASSES:
-            edits[one.__name__] += run_pass(graph, one)
+        for rewrite in PASSES:
+            edits[rewrite.__name__] += run_pass(graph, rewrite)
         if sum(edits.values()) == before:
             break
     return edits
 
 
-def run_pass(graph: gs.Graph, one: Pass, *, shapes_stay_known: bool = False) -> int:
-    """Run one pass until it finds nothing more, leaving the graph clean, checked and shape-inferred; its number of edits.
+def run_pass(graph: gs.Graph, rewrite: Pass, *, shapes_stay_known: bool = False) -> int:
+    """Run one pass until it finds nothing more to do, and return its number of edits.
+
+    The graph is cleaned up, sorted, checked and shape-inferred afterwards.
 
     Args:
         graph: edited in place.
-        one: the pass.
+        rewrite: the pass.
         shapes_stay_known: of a pass that is none of ``PASSES``: its edits leave no shape to infer.
+
+    Raises:
+        InvalidGraphError: the pass left an invalid graph.
     """
     total = 0
     for _ in range(MAX_ROUNDS):
-        count = one(graph)
+        count = rewrite(graph)
         if not count:
             break
         total += count
         graph.cleanup().toposort()
-        check_graph(graph, f"pass {one.__name__}")
-        if not (shapes_stay_known or one in SHAPES_STAY_KNOWN):
+        check_graph(graph, f"pass {rewrite.__name__}")
+        if not (shapes_stay_known or rewrite in SHAPES_STAY_KNOWN):
             infer_shapes(graph)
     return total

@@ -2,7 +2,7 @@
 
 A pattern is matched against a *tensor*: ``Op`` demands that a node of that kind produced it. Matching walks from outputs
 to inputs, never changes the graph and holds no state. It backtracks: of all ways a pattern can fit, the first complete one
-wins. When none fits, the deepest point that was reached comes back as a ``Miss`` with a reason, because "why was my
+wins. When none fits, the result is a ``Miss`` with the reason at the deepest point that was reached, because "why was my
 attention not found?" is the question users ask.
 
 Why not ``onnx_graphsurgeon.GraphPattern``: it is positional (``Add(a, b)`` does not match ``Add(b, a)``), knows no
@@ -20,16 +20,24 @@ COMMUTATIVE = frozenset({"Add", "Mul"})
 
 @dataclass(frozen=True, slots=True)
 class Var:
-    """Any tensor that is computed at run time (an activation), bound to ``name``."""
+    """Any tensor that is computed at run time (an activation).
+
+    Attributes:
+        name: under which the match has the tensor; where a name occurs twice, it must be the same tensor.
+    """
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A constant tensor, bound to ``name``; with ``value``, a scalar equal to it within one part in 10,000.
+    """A constant tensor.
 
-    The tolerance: exporters write sqrt(2) with 5 to 10 digits. ``rank`` restricts the number of dimensions.
+    Attributes:
+        name: under which the match has the tensor.
+        value: if given, the constant is a scalar equal to it within one part in 10,000: exporters write sqrt(2) with 5 to 10
+            digits.
+        rank: if given, the constant has so many dimensions.
     """
 
     name: str
@@ -39,9 +47,12 @@ class Const:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """A node of one of ``kinds`` whose first inputs match ``inputs``; ``name`` binds the node.
+    """A node that computes the tensor.
 
-    Inputs of Add and Mul match in either order. Inputs beyond those named are not looked at (optional ones).
+    Attributes:
+        kinds: its operator, or several of which it has one.
+        inputs: patterns of its first inputs; those of Add and Mul match in either order. Further inputs are not looked at.
+        name: under which the match has the node; "" for none.
     """
 
     kinds: str | tuple[str, ...]
@@ -51,10 +62,13 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Through:
-    """Zero or more nodes of ``kinds`` between here and ``then``, nearest first; ``name`` binds them, outermost first.
+    """A chain of zero or more nodes between the tensor and another pattern. Every tensor is tried once, nearest first.
 
-    ``mixing`` lets products with a constant matrix through as well: heads that talk to each other. Every tensor is tried
-    once, on the shortest way to it.
+    Attributes:
+        kinds: operators of the nodes of the chain.
+        then: pattern of the tensor at the chain's other end.
+        name: under which the match has the nodes of the chain, the last to run first; "" for none.
+        mixing: whether products with a constant matrix belong to the chain as well (talking heads).
     """
 
     kinds: frozenset[str]
@@ -65,7 +79,12 @@ class Through:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """The first of ``options`` (label, pattern) that leads to a complete match; ``tag`` binds its label."""
+    """The first of several patterns that leads to a complete match.
+
+    Attributes:
+        options: (label, pattern), in the order in which they are tried.
+        tag: under which the match has the label.
+    """
 
     options: tuple[tuple[str, "Pattern"], ...]
     tag: str = ""
@@ -76,7 +95,14 @@ Pattern = Var | Const | Op | Through | OneOf
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a pattern bound: tensors, nodes, runs of nodes (``Through``), labels of the alternatives taken."""
+    """The tensors and nodes that a pattern stands for in a graph, by the names in the pattern.
+
+    Attributes:
+        tensors: of ``Var`` and ``Const``.
+        nodes: of ``Op``.
+        runs: chains of nodes, of ``Through``.
+        tags: labels of the alternatives taken, of ``OneOf``.
+    """
 
     tensors: Mapping[str, gs.Tensor] = field(default_factory=dict)
     nodes: Mapping[str, gs.Node] = field(default_factory=dict)
@@ -86,14 +112,19 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """Why a pattern did not match: the reason at the deepest point reached; ``depth`` counts the nodes matched on the way."""
+    """Why a pattern did not match.
+
+    Attributes:
+        reason: expected and actual node or tensor at the deepest point that was reached.
+        depth: number of nodes matched on the way there.
+    """
 
     reason: str
     depth: int
 
 
 class _Deepest:
-    """Keeps the deepest reason seen during one match."""
+    """Keeps the reason at the deepest point of one search."""
 
     def __init__(self) -> None:
         self.miss = Miss("nothing to match", -1)
@@ -109,7 +140,7 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def match(pattern: Pattern, tensor: gs.Tensor) -> Match | Miss:
-    """The first way in which ``pattern`` fits the sub-graph that ends in ``tensor``, or why there is none."""
+    """The first way in which a pattern fits the subgraph that ends in ``tensor``, or the reason why there is none."""
     deepest = _Deepest()
     found = next(_match(pattern, tensor, Match(), deepest, 0), None)
     return deepest.miss if found is None else found
@@ -132,7 +163,7 @@ def _match(pattern: Pattern, tensor: gs.Tensor, so_far: Match, deepest: _Deepest
 
 
 def _bind(so_far: Match, name: str, tensor: gs.Tensor) -> Match | None:
-    """``so_far`` with one more tensor; None when the name already stands for another tensor."""
+    """``so_far`` with one more tensor; None where the name stands for another tensor already."""
     known = so_far.tensors.get(name)
     if known is not None:
         return so_far if known is tensor else None
@@ -215,7 +246,7 @@ def _match_through(
 
 
 def _runs(pattern: Through, tensor: gs.Tensor) -> Iterator[tuple[tuple[gs.Node, ...], gs.Tensor]]:
-    """The shortest chain of nodes to pass that ends in ``tensor``, for every tensor before one, nearest first."""
+    """(chain, tensor at its other end) of the shortest chain to every tensor that can be reached, nearest first."""
     level: list[tuple[tuple[gs.Node, ...], gs.Tensor]] = [((), tensor)]
     seen = {tensor.name}
     for _ in range(MAX_RUN + 1):

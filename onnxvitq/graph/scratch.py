@@ -1,6 +1,6 @@
-"""A folder for temporary files that is gone afterwards, whatever happens in between.
+"""A folder for temporary files that is removed afterwards, whatever happens in between.
 
-Why not tempfile.TemporaryDirectory: an interrupt that falls into its making or its removal leaves the folder behind.
+Why not tempfile.TemporaryDirectory: an interrupt while it is made or removed leaves the folder behind.
 """
 
 import contextlib
@@ -39,16 +39,16 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def scratch_error(folder: Path, error: OSError) -> OutputError:
-    """What to raise when a file in a scratch folder cannot be written."""
+    """The error to raise where a file in a scratch folder cannot be written."""
     problem = f"temporary files cannot be written: {error.strerror}"
     return OutputError(str(folder), problem, "set TMPDIR to a folder with room")
 
 
 def save_in_scratch(proto: onnx.ModelProto, path: Path) -> None:
-    """A model in a scratch folder, for a session to open (``save_for_session``).
+    """Write a model into a scratch folder, for a session to open (``save_for_session``); ``proto`` loses its weights.
 
     Raises:
-        OutputError: no room for it.
+        OutputError: the files cannot be written.
     """
     try:
         save_for_session(proto, path)

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxvitq.graph.query import is_static
-from onnxvitq.graph.symbolic import multiple, told_shapes, unify_names
+from onnxvitq.graph.symbolic import computed_shapes, multiple, unify_names
 
 MAX_INFERENCES = 8  # computed reshapes behind each other; real graphs need up to five
 NUMBERED = "unk__"  # what onnx calls a size that it does not know
@@ -16,16 +16,16 @@ INFERRED_VALUES = 1024  # elements up to which a constant may be shape arithmeti
 
 
 def infer_shapes(graph: gs.Graph) -> None:
-    """Set the shape and type of every tensor that can be inferred, values of shape arithmetic included.
+    """Set the shape and type of every tensor that can be inferred.
 
-    Where onnx's inference gives up on a computed Reshape, our own arithmetic (``graph.symbolic``) tells its result, and the
-    inference goes on from there. A size that stays unknown gets a name of its own.
+    Where onnx's inference gives up on a computed Reshape, our own integer arithmetic (``graph.symbolic``) finds the shape of
+    its result, and the inference goes on from there. A size that stays unknown gets a name of its own.
     """
     pinned: dict[str, list[int | str]] = {}
     for _ in range(MAX_INFERENCES):
-        told = _infer_once(graph, pinned)
-        # What arithmetic tells comes first: inference may then tell, with names, what is only kept now.
-        found = told_shapes(graph, told) or _kept_shapes(graph, told)
+        inferred = _infer_once(graph, pinned)
+        # Arithmetic comes first: with its shapes, inference may find those that are only kept from before now.
+        found = computed_shapes(graph, inferred) or _kept_shapes(graph, inferred)
         if not found:
             break
         pinned.update(found)
@@ -33,7 +33,7 @@ def infer_shapes(graph: gs.Graph) -> None:
 
 
 def stated_shapes(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
-    """Shapes of what integer linear layers read and make, in the graph inputs' sizes, as a sorted graph has them.
+    """Shapes of the tensors that integer linear layers read and compute, in terms of the sizes of the graph's inputs.
 
     onnxruntime does not follow an open size through joined rows. Without names for it, it compares every buffer with every
     other as it loads (DeiT-T: a third of the time to load it). What it can compare it shares, and what is shared is not given
@@ -49,7 +49,7 @@ def stated_shapes(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
     stated = []
     for node in graph.nodes:
         tensor = node.outputs[0]
-        if tensor in graph.outputs or not _is_told(tensor, sizes):
+        if tensor in graph.outputs or not _is_expressed(tensor, sizes):
             continue
         shape = _stated_shape(node, tensor)
         if shape is not None:
@@ -57,15 +57,15 @@ def stated_shapes(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
     return stated
 
 
-def _is_told(tensor: gs.Tensor, sizes: Collection[str]) -> bool:
-    """Whether every size of a tensor is known or a multiple of one of these."""
+def _is_expressed(tensor: gs.Tensor, sizes: Collection[str]) -> bool:
+    """Whether every size of a tensor is a number or a multiple of one of the named ``sizes``."""
     return tensor.shape is not None and all(
         isinstance(size, int) or (isinstance(size, str) and multiple(size)[0] in sizes) for size in tensor.shape
     )
 
 
 def _stated_shape(node: gs.Node, tensor: gs.Tensor) -> list[int | str] | None:
-    """The shape to state of what a node makes; None for what the runtime infers, or should not share."""
+    """The shape to state for a node's output; None where the runtime infers it, or should not share the buffer."""
     shape = list(tensor.shape)
     if node.op == "Reshape":
         return (
@@ -81,16 +81,16 @@ def _stated_shape(node: gs.Node, tensor: gs.Tensor) -> list[int | str] | None:
 
 
 def unknown_tensors(graph: gs.Graph) -> list[str]:
-    """Names of the computed tensors that nothing tells the rank of: behind an If or a Loop, say."""
+    """Names of the computed tensors whose rank is not known: those behind an If or a Loop, for example."""
     return [tensor.name for node in graph.nodes for tensor in node.outputs if tensor.name and tensor.shape is None]
 
 
-def _kept_shapes(graph: gs.Graph, told: Collection[str]) -> dict[str, list[int | str]]:
-    """Shapes that tensors have from elsewhere (seen at run time) and that inference does not tell.
+def _kept_shapes(graph: gs.Graph, inferred: Collection[str]) -> dict[str, list[int | str]]:
+    """Shapes that tensors have from elsewhere (observed at run time) and that inference does not find.
 
     Names of an earlier run mean nothing in this one; each becomes one of its own.
     """
-    kept = [tensor for node in graph.nodes for tensor in node.outputs if tensor.name not in told and tensor.shape]
+    kept = [tensor for node in graph.nodes for tensor in node.outputs if tensor.name not in inferred and tensor.shape]
     return {
         tensor.name: [f"{tensor.name}.{axis}" if isinstance(n, str) else n for axis, n in enumerate(tensor.shape)]
         for tensor in kept
@@ -98,19 +98,19 @@ def _kept_shapes(graph: gs.Graph, told: Collection[str]) -> dict[str, list[int |
 
 
 def _infer_once(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> set[str]:
-    """One run of onnx's inference, with the pinned shapes given; the names of the tensors whose shape it told.
+    """Run onnx's inference once, with the pinned shapes given, and return the names of the tensors whose shape it found.
 
     onnx numbers the sizes that it does not know anew in every run; a number gets the name of the first tensor that has it, or
     a shape of this run could seem to equal one of another.
     """
-    inferred = onnx.shape_inference.infer_shapes(_skeleton(graph, pinned), data_prop=True)
-    tensors, told, names = graph.tensors(), set(pinned), dict[str, str]()
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
+    message = onnx.shape_inference.infer_shapes(_skeleton(graph, pinned), data_prop=True)
+    tensors, inferred, names = graph.tensors(), set(pinned), dict[str, str]()
+    for value in (*message.graph.value_info, *message.graph.output):
         tensor = tensors.get(value.name)
         kind = value.type.tensor_type
         if not isinstance(tensor, gs.Variable):
             continue
-        if kind.elem_type:  # told even where the shape is not; a shape that is pinned later needs it
+        if kind.elem_type:  # known even where the shape is not; a shape that is pinned later needs it
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if kind.HasField("shape"):
             dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
@@ -122,8 +122,8 @@ def _infer_once(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> set[s
                 else size
                 for axis, size in enumerate(dims)
             ]
-            told.add(value.name)
-    return told
+            inferred.add(value.name)
+    return inferred
 
 
 def _skeleton(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> onnx.ModelProto:
@@ -151,7 +151,7 @@ def _skeleton(graph: gs.Graph, pinned: Mapping[str, list[int | str]]) -> onnx.Mo
 
 
 def value_info(name: str, dtype: object, shape: Sequence[int | str | None] | None) -> onnx.ValueInfoProto:
-    """One tensor's type and shape as a message; None: not known."""
+    """A tensor's type and shape as a message; None for either leaves it open."""
     if dtype is None:
         return onnx.ValueInfoProto(name=name)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))  # type: ignore[call-overload]

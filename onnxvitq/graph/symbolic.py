@@ -1,7 +1,7 @@
 """Values of the integer arithmetic that exporters write to compute shapes, with names where a size is only known at run time.
 
 onnx's own data propagation stops at Where, Equal and at a -1 inside a computed target; this does not. It knows the dozen
-operators that appear in shape arithmetic and answers None for anything else.
+operators that appear in shape arithmetic; the value of any other is None, for not known.
 """
 
 import math
@@ -17,13 +17,13 @@ Evaluator = Callable[[gs.Node, list[Values]], Values | None]
 
 
 class ShapeValues:
-    """Evaluates shape tensors of one graph; remembers what it has seen. Never changes the graph."""
+    """Evaluates the shape tensors of one graph, each once. The graph is never changed."""
 
     def __init__(self) -> None:
         self._known: dict[str, Values | None] = {}
 
     def of(self, tensor: gs.Tensor) -> Values | None:
-        """The elements of an integer tensor: ints, or names of unknown sizes; None when they cannot be told."""
+        """The elements of an integer tensor: numbers, or names of unknown sizes; None where they are not known."""
         if isinstance(tensor, gs.Constant):
             if int(np.prod(tensor.shape)) > 64:
                 return None
@@ -153,10 +153,15 @@ EVALUATORS: dict[str, Evaluator] = {
 }
 
 
-def told_shapes(graph: gs.Graph, known: Collection[str]) -> dict[str, list[int | str]]:
-    """Shapes of the results of computed Reshapes that are not ``known``, where the target's length and values tell.
+def computed_shapes(graph: gs.Graph, known: Collection[str]) -> dict[str, list[int | str]]:
+    """Shapes of the results of Reshapes whose target is computed, as far as the target's values are known.
 
-    A -1, or an element that cannot be told, becomes a size with a name of its own.
+    Args:
+        graph: sorted.
+        known: names of the tensors whose shapes need not be found.
+
+    Returns:
+        Tensor name -> shape. A -1, or an element that is not known, becomes a size with a name of its own.
     """
     values, found = ShapeValues(), {}
     for node in graph.nodes:
@@ -201,7 +206,7 @@ def unify_names(graph: gs.Graph) -> None:
 
 
 def _known_name(node: gs.Node, position: int, values: ShapeValues) -> str | int | None:
-    """What the size at ``position`` of a node's output really is; None when that cannot be told."""
+    """The name or number of the size at ``position`` of a node's output; None where it is not known by another name."""
     if node.op == "Reshape":
         return _kept_name(node, position, values)
     if node.op == "Expand":
@@ -228,7 +233,7 @@ def _kept_name(node: gs.Node, position: int, values: ShapeValues) -> str | None:
 
 
 def multiple(name: str) -> tuple[str, int]:
-    """(size, times) of a name that ``unify_names`` gave to joined rows; any other size once."""
+    """(size, times) of a name that ``unify_names`` gave to joined rows; (name, 1) of any other name."""
     size, _, times = name.rpartition(TIMES)
     return (size, int(times)) if size and times.isdigit() else (name, 1)
 
@@ -237,7 +242,7 @@ def _expanded_name(node: gs.Node, position: int, values: ShapeValues) -> str | i
     source, target, rank = node.inputs[0].shape, values.of(node.inputs[1]), len(node.outputs[0].shape)
     if source is None or target is None or target.size != rank:
         return None
-    behind = [1] * (rank - len(source)) + list(source)  # what is expanded, with the rank of the result
+    behind = [1] * (rank - len(source)) + list(source)  # the shape before, with the rank of the result
     return target[position] if behind[position] == 1 else None
 
 
@@ -260,7 +265,7 @@ def _shared_name(node: gs.Node, position: int) -> str | int | None:
 
 
 def resolve_reshape(target: Values, source: list[int | str | None]) -> list[int] | None:
-    """A constant Reshape target with at most one -1 that means what a computed target means, or None.
+    """A constant Reshape target with at most one -1 that does the same as a computed target; None where there is none.
 
     1. Known sizes stay, a zero copies the source's size, one unknown becomes -1.
     2. With a literal -1 beside one named size, the literal is computed from the element count when the source has exactly

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from textgraph import digest, graph_of
 
-from onnxvitq.graph.symbolic import ShapeValues, multiple, resolve_reshape, told_shapes, unify_names
+from onnxvitq.graph.symbolic import ShapeValues, computed_shapes, multiple, resolve_reshape, unify_names
 
 Size = int | str | None
 
@@ -284,7 +284,7 @@ def test_targets_that_do_not_resolve(target: list[Size], source: list[Size]) -> 
 
 
 def told(text: str, known: tuple[str, ...] = ()) -> dict[str, list[Size]]:
-    return {name: [*sizes] for name, sizes in told_shapes(graph_of(text), known).items()}
+    return {name: [*sizes] for name, sizes in computed_shapes(graph_of(text), known).items()}
 
 
 COMPUTED = (

@@ -15,14 +15,14 @@ TEXT = "(float[N,4] x) => (float[A,B] y) <float[4,4] W> { p = MatMul(x, W) q = R
 def test_a_sound_graph_passes_and_is_left_alone() -> None:
     graph = graph_of(TEXT)
     before = digest(graph)
-    check_graph(graph, "stage")
+    check_graph(graph, "the test")
     assert digest(graph) == before
 
 
 def test_an_output_may_be_an_input_or_a_constant() -> None:
     graph = graph_of(TEXT)
     graph.outputs += [graph.inputs[0], graph.tensors()["W"]]
-    check_graph(graph, "stage")
+    check_graph(graph, "the test")
     assert len(graph.outputs) == 3
 
 
@@ -30,7 +30,7 @@ def test_empty_names_mark_optional_tensors_and_unnamed_nodes() -> None:
     graph = graph_of("(float[N] x) => (float[A] y) <float h = {1}> { c = Clip(x, , h) y = Clip(c, , h) }")
     for node in graph.nodes:
         node.name = ""
-    check_graph(graph, "stage")
+    check_graph(graph, "the test")
     assert [node.inputs[1].name for node in graph.nodes] == ["", ""]
 
 
@@ -71,7 +71,7 @@ def output_not_computed(graph: gs.Graph) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_broken_rule_is_named_with_the_stage(break_it: Callable[[gs.Graph], None], problem: str) -> None:
+def test_a_broken_rule_is_named_with_where_it_was_broken(break_it: Callable[[gs.Graph], None], problem: str) -> None:
     graph = graph_of(TEXT)
     break_it(graph)
     with pytest.raises(InvalidGraphError) as caught:

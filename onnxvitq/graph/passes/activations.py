@@ -1,4 +1,4 @@
-"""Activations that exporters write in pieces become the fewest operators that onnxruntime runs."""
+"""Activations that exporters write as several operators become the fewest operators that onnxruntime runs."""
 
 import onnx_graphsurgeon as gs
 
@@ -14,7 +14,7 @@ HARD_SWISH = Op("Div", (Op("Mul", (X, CLIPPED), name="gated"), Const("six", 6.0)
 def fuse_hard_swish(graph: gs.Graph) -> int:
     """X clip(x + 3, 0, 6) / 6 -> x HardSigmoid(x), as paddle2onnx writes it.
 
-    1. Nothing else reads what is between; the constants add no axis.
+    1. Nothing else reads the tensors between; the constants add no axis.
 
     Why not HardSwish: onnxruntime has no kernel for it and runs these two operators; four passes over memory become two.
     """

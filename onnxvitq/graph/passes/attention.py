@@ -1,4 +1,4 @@
-"""Attention operators are opened up, so that their products can be found."""
+"""Attention operators become the operators that they consist of, so that their products can be found."""
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,7 +21,7 @@ def open_attention(graph: gs.Graph) -> int:
     1. No past, no second output, no soft cap, not causal; as many key heads as query heads. Others are left as they are.
     2. Three-dimensional inputs (B, T, H D) are split into heads first and joined afterwards.
     3. The scale is the attribute's, or 1 / sqrt(D).
-    4. A row whose positions are all hidden gives zeros, where a Softmax alone gives NaN: a guard behind it sees to that.
+    4. A row whose positions are all hidden gives zeros, where a Softmax alone gives NaN: a guard behind it replaces the NaN.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):
@@ -57,7 +57,7 @@ def open_attention(graph: gs.Graph) -> int:
 
 
 def _masked(edit: Editor, name: str, scores: gs.Tensor, mask: gs.Tensor) -> tuple[gs.Tensor, bool]:
-    """The scores behind a mask of booleans or of floats to add, and whether a whole row may be hidden."""
+    """The masked scores, with a mask of booleans or of floats to add, and whether a whole row may be hidden."""
     if mask.dtype != np.bool_:
         return edit.node("Add", f"{name}_masked", [scores, mask]), may_be_infinite(mask)
     hidden = not isinstance(mask, gs.Constant) or not mask.values.any(axis=-1).all()
@@ -94,7 +94,7 @@ def merge_flat_softmax(graph: gs.Graph) -> int:
     """Reshape(Softmax(Flatten(x, axis k)), Shape(x)) -> Softmax(x): how onnx's version converter raises one of opset 12.
 
     1. k is the last axis of x, so that the flattened rows are those of x; the Softmax is over the last axis.
-    2. Nothing else reads what is between.
+    2. Nothing else reads the tensors between.
     """
     edit, count = Editor(graph), 0
     for node in list(graph.nodes):

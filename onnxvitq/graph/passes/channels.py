@@ -1,4 +1,4 @@
-"""A factor and a shift a channel (batch normalisation, LayerScale) move into the weights before them."""
+"""Factors and shifts of channels (batch normalisation, LayerScale) are folded into the weights before them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,11 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]  # (C,)
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What makes the channels: a convolution or a product with a constant weight, and the constant added behind it.
+    """The node that computes channels, and the constant that is added behind it.
 
-    ``added`` is (Add node, input index of the constant, axes behind the channels in its output).
+    Attributes:
+        node: a convolution, or a product with a constant weight.
+        added: (Add node, input index of its constant, number of axes behind the channels in its output), or None.
     """
 
     node: gs.Node
@@ -25,7 +27,7 @@ class _Source:
 
     @property
     def channels(self) -> range:
-        """Their numbers."""
+        """Indices of the channels, from 0."""
         weight = self.node.inputs[1]
         return range(weight.shape[0] if self.node.op == "Conv" else weight.shape[1])
 
@@ -106,7 +108,7 @@ def fold_channel_shifts(graph: gs.Graph) -> int:
 
 
 def _channel_axis(x: gs.Tensor, gamma: np.ndarray) -> int | None:
-    """The axis of x along which gamma has one value each; None when it is not of that form.
+    """The axis of x along which gamma has one value a position; None where it has not.
 
     One value for everything belongs to the channels of a convolution, axis 1.
     """
@@ -122,14 +124,18 @@ def _channel_axis(x: gs.Tensor, gamma: np.ndarray) -> int | None:
 
 
 def _source(tensor: gs.Tensor, axis: int, graph: gs.Graph) -> _Source | None:
-    """What makes the channels that lie on ``axis`` of a tensor; everything on the way is read once."""
+    """The node that computes the channels on ``axis`` of a tensor; None where a tensor on the way is read elsewhere, too."""
     added: tuple[gs.Node, int, int] | None = None
     while True:
         node = producer(tensor)
         if node is None or tensor.shape is None or only_reader(tensor, graph) is None:
             return None
         found = constant_input(node)
-        if node.op == "Conv" and axis == 1 and all(isinstance(one, gs.Constant) for one in node.inputs[1:] if one.name):
+        if (
+            node.op == "Conv"
+            and axis == 1
+            and all(isinstance(weight, gs.Constant) for weight in node.inputs[1:] if weight.name)
+        ):
             return _Source(node, added)
         if node.op == "MatMul":
             plain = found is not None and found[0] == 1 and found[1].values.ndim == 2
@@ -148,7 +154,7 @@ def _source(tensor: gs.Tensor, axis: int, graph: gs.Graph) -> _Source | None:
 
 
 def _axis_before(node: gs.Node, axis: int) -> int | None:
-    """The axis of a layout operator's input that holds the channels on ``axis`` of its output, whole; else None."""
+    """The axis of a layout operator's input that holds all the channels on ``axis`` of its output; else None."""
     if node.op not in LAYOUT_OPS:
         return None
     if node.op == "Transpose":
@@ -164,7 +170,7 @@ def _axis_before(node: gs.Node, axis: int) -> int | None:
 
 
 def _apply(edit: Editor, source: _Source, scale: Vector, shift: Vector | None) -> None:
-    """Channels times ``scale`` plus ``shift``: into the weight, and into the bias or the constant added behind."""
+    """Fold channels times ``scale`` plus ``shift`` (both (C,)) into the weight, and into the bias or the constant added."""
     node = source.node
     weight = np.asarray(node.inputs[1].values)
     factor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if node.op == "Conv" else scale  # (O, I, ..) or (I, O)

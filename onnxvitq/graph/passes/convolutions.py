@@ -1,4 +1,4 @@
-"""Convolutions that are linear layers, over patches or over single pixels, become MatMul(x, W[I, O]) + b."""
+"""Convolutions over patches or over single pixels are linear layers, and become MatMul(x, W[I, O]) + b."""
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -91,7 +91,7 @@ def _channels_first(edit: Editor, node: gs.Node, rows: gs.Tensor, rank: int) -> 
 
 
 def _is_plain(node: gs.Node) -> bool:
-    """Constant weights, one group, no padding."""
+    """Whether a convolution has constant weights, one group and no padding."""
     given = [tensor for tensor in node.inputs[1:] if tensor.name]
     return (
         all(isinstance(tensor, gs.Constant) for tensor in given)
@@ -104,7 +104,7 @@ def _is_plain(node: gs.Node) -> bool:
 def _is_patchify(node: gs.Node) -> bool:
     image, weight = node.inputs[0], node.inputs[1]
     if not _is_plain(node) or image.shape is None or not is_static(image.shape[2:]):
-        return False  # how many channels it has the weight tells
+        return False  # the number of channels is known from the weight
     kernel = list(weight.shape[2:])
     return (
         list(node.attrs.get("strides", [1] * len(kernel))) == kernel

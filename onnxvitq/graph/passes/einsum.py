@@ -12,7 +12,13 @@ from onnxvitq.graph.edit import Editor
 
 @dataclass(frozen=True, slots=True)
 class _Equation:
-    """Labels of the operands and the result, and what each label does."""
+    """The labels of an Einsum of two operands, one letter an axis.
+
+    Attributes:
+        left: labels of the first operand.
+        right: labels of the second operand.
+        result: labels of the result.
+    """
 
     left: str
     right: str
@@ -20,23 +26,29 @@ class _Equation:
 
     @property
     def batch(self) -> str:
-        """In both operands and in the result."""
+        """Labels in both operands and in the result, in the result's order."""
         return "".join(label for label in self.result if label in self.left and label in self.right)
 
     @property
     def summed(self) -> str:
-        """In both operands only."""
+        """Labels in both operands but not in the result, in the order of the left one."""
         return "".join(label for label in self.left if label in self.right and label not in self.result)
 
     def free(self, side: str) -> str:
-        """In one operand and in the result, in the result's order."""
+        """Labels in only one operand, ``side``, and in the result, in the result's order."""
         other = self.right if side is self.left else self.left
         return "".join(label for label in self.result if label in side and label not in other)
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """A Transpose and a Reshape; an empty shape means none."""
+    """A Transpose and a Reshape.
+
+    Attributes:
+        perm: of the Transpose; sorted means none.
+        shape: target of the Reshape; empty means none.
+        transpose_first: which of the two comes first.
+    """
 
     perm: list[int]
     shape: list[int]
@@ -73,13 +85,13 @@ def open_einsum(graph: gs.Graph) -> int:
 
 
 def _moves(equation: _Equation, operands: Sequence[gs.Tensor]) -> list[_Move] | None:
-    """How the two operands become matrices, and the product the result; None when a Reshape cannot say it."""
+    """How the two operands become matrices, and their product the result; None where a Reshape would leave two sizes open."""
     lefts, rights = (
         dict(zip(labels, tensor.shape, strict=True))
         for labels, tensor in zip((equation.left, equation.right), operands, strict=True)
     )
     if any((lefts[label] == 1) != (rights[label] == 1) for label in lefts.keys() & rights.keys()):
-        return None  # one is broadcast
+        return None  # an operand is broadcast
     sizes = {**lefts, **rights}
     batch, summed = list(equation.batch), equation.summed
     rows, columns = equation.free(equation.left), equation.free(equation.right)
@@ -104,7 +116,7 @@ def _perm(have: str, want: str) -> list[int]:
 
 
 def _moved(edit: Editor, tensor: gs.Tensor, move: _Move) -> gs.Tensor:
-    """A tensor transposed and reshaped, in the order that the move says."""
+    """A tensor transposed and reshaped, in the order of the move."""
     for turn in (True, False) if move.transpose_first else (False, True):
         if turn and move.perm != sorted(move.perm):
             tensor = edit.node("Transpose", f"{tensor.name}_turned", [tensor], perm=move.perm)
@@ -153,7 +165,7 @@ def _is_product(equation: _Equation, ranks: Sequence[int]) -> bool:
 
 
 def _target(sizes: Mapping[str, object], parts: Sequence[str], kept: int | None = None) -> list[int] | None:
-    """A Reshape target for axes that each join some labels; [] when none joins or makes one; None when it cannot be said.
+    """The Reshape target for axes that each join some labels; [] where no Reshape is needed; None where two sizes are open.
 
     The first axes, up to the first that joins (or ``kept``), stay where they are: an unknown size of theirs is copied.
     """

@@ -1,4 +1,4 @@
-"""Operators that onnxruntime's own optimiser fused are opened up again: users bring graphs that were optimised once."""
+"""Operators that onnxruntime's optimiser fused become standard operators again: some users bring optimised graphs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -103,7 +103,7 @@ def _biased(edit: Editor, node: gs.Node) -> gs.Tensor:
 
 
 def _padded(tensors: Sequence[gs.Tensor], count: int) -> list[gs.Tensor]:
-    """``count`` tensors, None for those that are absent."""
+    """The tensors, None for those that are absent, with as many None behind them as make ``count``."""
     given = [tensor if tensor.name else None for tensor in tensors]
     return [*given, *[None] * (count - len(given))]
 

@@ -1,4 +1,4 @@
-"""Reshapes and transposes that follow each other become as few as say the same."""
+"""Reshapes and transposes that follow each other become the shortest chain that does the same."""
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,7 +15,7 @@ CHAINED = RESHAPES | {"Transpose"}
 def merge_layout(graph: gs.Graph) -> int:
     """A chain of Reshape, Transpose, Flatten, Squeeze, Unsqueeze -> the shortest chain that does the same.
 
-    1. What is between is read by the chain alone.
+    1. The tensors between are read by the chain alone.
     2. Every Reshape's target is a constant, or all but one size of its result are known.
     3. The new chain is shorter (``graph.axes``).
     """
@@ -50,7 +50,7 @@ def _goes_on(node: gs.Node, graph: gs.Graph) -> bool:
 
 
 def _chain(node: gs.Node, graph: gs.Graph) -> list[gs.Node]:
-    """The layout nodes that end in ``node``, first one first."""
+    """The chain of layout nodes that ends in ``node``, in the order in which they run."""
     chain = [node]
     while True:
         before = producer(chain[0].inputs[0])
@@ -70,7 +70,7 @@ def _follow(axes: AxisMap, node: gs.Node) -> bool:
 
 
 def merge_transposes(graph: gs.Graph) -> int:
-    """Transpose(Transpose(x, p), q) -> Transpose(x, p[q]); others may read what is between."""
+    """Transpose(Transpose(x, p), q) -> Transpose(x, p[q]); others may read the tensor between."""
     count = 0
     for node in graph.nodes:
         inner = producer(node.inputs[0]) if node.op == "Transpose" else None
@@ -83,7 +83,7 @@ def merge_transposes(graph: gs.Graph) -> int:
 
 
 def merge_reshapes(graph: gs.Graph) -> int:
-    """Reshape(Reshape(x, a), b) -> Reshape(x, b), whatever the shapes; others may read what is between.
+    """Reshape(Reshape(x, a), b) -> Reshape(x, b), whatever the shapes; others may read the tensor between.
 
     1. b is a constant without zeros (a zero copies a size from the inner result).
     """

@@ -1,4 +1,4 @@
-"""Every way of writing a linear layer becomes MatMul(x, W[I, O]) + b."""
+"""Every form of a linear layer becomes MatMul(x, W[I, O]) + b."""
 
 import numpy as np
 import onnx_graphsurgeon as gs

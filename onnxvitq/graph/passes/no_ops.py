@@ -95,7 +95,7 @@ def remove_nan_guard(graph: gs.Graph) -> int:
 
 
 def may_be_infinite(tensor: gs.Tensor, depth: int = 12) -> bool:
-    """Whether a mask with an infinity can reach a tensor. A graph input added as a mask may hold one."""
+    """Whether a tensor may hold an infinity, from a mask above it; a graph input may hold one. Looks ``depth`` nodes up."""
     if isinstance(tensor, gs.Constant):
         values = np.asarray(tensor.values)
         return bool(np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all())

@@ -1,4 +1,4 @@
-"""Packed q, k, v projections are split."""
+"""Packed projections of query, key and value are split into three linear layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,39 @@ import onnx_graphsurgeon as gs
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.query import constant_input, integers, is_static, only_reader, same_lead
 
-_Linear = tuple[gs.Tensor, np.ndarray, np.ndarray | None, gs.Tensor]  # x, W (I, O), b (O,), output
-_Part = tuple[
-    np.ndarray, list[int] | None, list[int] | None, gs.Tensor
-]  # columns, reshape, permutation, replaced tensor
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Linear:
+    """A linear layer y = x W + b.
+
+    Attributes:
+        source: tensor x.
+        weight: W, (I, O).
+        bias: b, (O,); None where there is none.
+        output: tensor y.
+    """
+
+    source: gs.Tensor
+    weight: np.ndarray
+    bias: np.ndarray | None
+    output: gs.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One of the linear layers into which a packed one is split.
+
+    Attributes:
+        columns: indices of the packed weight's columns that it has, (O',).
+        target: of the Reshape behind it; None for no Reshape.
+        perm: of the Transpose behind that; None for no Transpose.
+        replaced: tensor in whose place its result is.
+    """
+
+    columns: np.ndarray
+    target: list[int] | None
+    perm: list[int] | None
+    replaced: gs.Tensor
 
 
 def split_packed_linears(graph: gs.Graph) -> int:
@@ -28,7 +57,7 @@ def split_packed_linears(graph: gs.Graph) -> int:
         linear = _linear_of(node, graph)
         if linear is None:
             continue
-        parts = _picked_parts(linear[3], graph) or _sliced_parts(linear[3], graph)
+        parts = _picked_parts(linear.output, graph) or _sliced_parts(linear.output, graph)
         if parts:
             _write_parts(edit, node, linear, parts)
             count += 1
@@ -36,7 +65,7 @@ def split_packed_linears(graph: gs.Graph) -> int:
 
 
 def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
-    """MatMul with a constant (I, O) weight, together with the constant bias that follows it."""
+    """The linear layer of a MatMul with a constant weight (I, O), with its constant bias; None for any other node."""
     if (
         node.op != "MatMul"
         or not node.outputs
@@ -49,8 +78,8 @@ def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
     if reader is not None and reader.op == "Add":
         bias = constant_input(reader)
         if bias is not None and bias[1].shape and bias[1].values.size == weight.shape[1] == bias[1].shape[-1]:
-            return node.inputs[0], weight, bias[1].values.reshape(-1), reader.outputs[0]
-    return node.inputs[0], weight, None, output
+            return _Linear(node.inputs[0], weight, bias[1].values.reshape(-1), reader.outputs[0])
+    return _Linear(node.inputs[0], weight, None, output)
 
 
 def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
@@ -83,12 +112,12 @@ def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
         dropped = axis if pick.squeezed else None
         target = [pick.stop - pick.start if i == axis else size for i, size in enumerate(sizes) if i != dropped]
         kept = [i if dropped is None or i < dropped else i - 1 for i in perm if i != dropped]
-        parts.append((columns, target, None if kept == sorted(kept) else kept, pick.result))
+        parts.append(_Part(columns, target, None if kept == sorted(kept) else kept, pick.result))
     return parts
 
 
 def _leading(shape: Sequence[object], other: Sequence[object]) -> list[int] | None:
-    """What a Reshape target says of leading axes that stay: a size, -1 for one unknown, 0 (a copy) for several."""
+    """The start of a Reshape target that keeps leading axes: numbers, and -1 for one unknown size or 0 (a copy) for several."""
     if not same_lead(shape, other):
         return None
     unknown = sum(not isinstance(size, int) for size in shape)
@@ -99,7 +128,15 @@ def _leading(shape: Sequence[object], other: Sequence[object]) -> list[int] | No
 
 @dataclass(frozen=True, slots=True)
 class _Pick:
-    """A range of one axis of a tensor, with that axis dropped when ``squeezed``."""
+    """A range of one axis of a tensor.
+
+    Attributes:
+        axis: counted from the front.
+        start: first position.
+        stop: position behind the last.
+        squeezed: whether the axis is dropped.
+        result: tensor that holds the range.
+    """
 
     axis: int
     start: int
@@ -109,7 +146,7 @@ class _Pick:
 
 
 def _picks(tensor: gs.Tensor, graph: gs.Graph) -> list[_Pick] | None:
-    """What the readers of a tensor take, when each takes ranges of one axis; None otherwise."""
+    """The ranges that the readers of a tensor take, where every reader takes ranges of one axis; None otherwise."""
     if any(tensor is output for output in graph.outputs):
         return None
     picks: list[_Pick] = []
@@ -178,22 +215,22 @@ def _sliced_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
         ranges = _ranges(node, output)
         if not ranges or any(axis != len(output.shape) - 1 for axis, _, _, _ in ranges):
             return None
-        parts.extend((np.arange(start, stop), None, None, part) for _, start, stop, part in ranges)
+        parts.extend(_Part(np.arange(start, stop), None, None, part) for _, start, stop, part in ranges)
     return parts
 
 
 def _write_parts(edit: Editor, node: gs.Node, linear: _Linear, parts: list[_Part]) -> None:
-    source, weight, bias, _ = linear
-    for number, (columns, target, perm, replaced) in enumerate(parts):
+    for number, part in enumerate(parts):
         name = f"{node.name}_part{number}"
-        matrix = edit.constant(f"{name}_weight", np.ascontiguousarray(weight[:, columns]))
-        tensor = edit.node("MatMul", name, [source, matrix])
-        if bias is not None:
-            tensor = edit.node("Add", f"{name}_add", [tensor, edit.constant(f"{name}_bias", bias[columns])])
-        if target is not None:
-            shape = edit.constant(f"{name}_shape", np.array(target, np.int64))
+        matrix = edit.constant(f"{name}_weight", np.ascontiguousarray(linear.weight[:, part.columns]))
+        tensor = edit.node("MatMul", name, [linear.source, matrix])
+        if linear.bias is not None:
+            bias = edit.constant(f"{name}_bias", linear.bias[part.columns])
+            tensor = edit.node("Add", f"{name}_add", [tensor, bias])
+        if part.target is not None:
+            shape = edit.constant(f"{name}_shape", np.array(part.target, np.int64))
             tensor = edit.node("Reshape", f"{name}_reshape", [tensor, shape])
-        if perm is not None:
-            tensor = edit.node("Transpose", f"{name}_transpose", [tensor], perm=perm)
-        replaced.inputs.clear()
-        edit.redirect(replaced, tensor)
+        if part.perm is not None:
+            tensor = edit.node("Transpose", f"{name}_transpose", [tensor], perm=part.perm)
+        part.replaced.inputs.clear()
+        edit.redirect(part.replaced, tensor)

@@ -1,4 +1,4 @@
-"""A quantized linear layer works on rows (N, C); what works on each row alone needs no other shape between two of them."""
+"""Nodes between two linear layers that work on each row alone stay on rows (N, C), the shape of integer linear layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Sizes = tuple[int | str | None, ...]  # a name, or None: not known
 
 
 def join_rows(graph: gs.Graph, kept_apart: frozenset[str] = frozenset()) -> int:
-    """Row by row nodes between Reshapes to (N, C) and back -> the same nodes on (N, C), where that takes fewer Reshapes.
+    """Nodes that work row by row, between Reshapes to (N, C) and back -> the same nodes on (N, C), with fewer Reshapes.
 
     The residual stream of a transformer is one such region: twelve blocks of it need one Reshape in and one out. (DeiT-T has 67
     of 136 Reshapes less, and loads in three quarters of the time.)
@@ -47,7 +47,7 @@ def join_rows(graph: gs.Graph, kept_apart: frozenset[str] = frozenset()) -> int:
 
 
 def _lead(node: gs.Node, graph: gs.Graph, kept_apart: frozenset[str]) -> Sizes | None:
-    """The leading sizes of a node that works row by row and is not on rows yet: rules 1, 3, 4."""
+    """The leading sizes of a node that works row by row and is not on rows yet (rules 1, 3, 4); None for any other node."""
     output = node.outputs[0] if node.op in BY_ROW and len(node.outputs) == 1 else None
     shape = None if output is None or is_output(output, graph) else output.shape
     if shape is None or len(shape) < 3 or not isinstance(shape[-1], int):
@@ -62,7 +62,7 @@ def _lead(node: gs.Node, graph: gs.Graph, kept_apart: frozenset[str]) -> Sizes |
 
 
 def _behind_reshape(node: gs.Node, graph: gs.Graph) -> bool:
-    """Rule 4."""
+    """Whether a node alone reads a Reshape (rule 4)."""
     before = producer(node.inputs[0])
     return before is not None and before.op == "Reshape" and only_reader(node.inputs[0], graph) is not None
 
@@ -74,7 +74,7 @@ def _fits(tensor: gs.Tensor, lead: Sizes, width: int) -> bool:
 
 
 def _connected(start: gs.Node, lead: Sizes, leads: dict[int, Sizes]) -> list[gs.Node]:
-    """The nodes of these leading sizes that share tensors with ``start``, or with one that does; taken out of ``leads``."""
+    """The nodes of the same leading sizes that are connected with ``start`` by tensors; they are taken out of ``leads``."""
     found, pending = [], [start]
     while pending:
         node = pending.pop()
@@ -92,14 +92,14 @@ def _varying(node: gs.Node) -> list[gs.Variable]:
 
 
 class _Writer:
-    """Writes Reshapes; targets of the same sizes are stored once."""
+    """Writes Reshapes; equal targets share one constant."""
 
     def __init__(self, edit: Editor) -> None:
         self.edit = edit
         self._targets: dict[Sizes, gs.Constant] = {}
 
     def reshape(self, name: str, tensor: gs.Tensor, sizes: Sizes) -> gs.Variable:
-        """The tensor with these sizes, at most one of them unknown."""
+        """The tensor reshaped to these sizes, of which at most one is unknown."""
         target = tuple(size if isinstance(size, int) else -1 for size in sizes)
         if target not in self._targets:
             label = "sizes_" + "_".join(str(size).replace("-", "m") for size in target)
@@ -111,14 +111,20 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """Connected nodes that work row by row on tensors of the same leading sizes."""
+    """Connected nodes that work row by row on tensors of the same leading sizes.
+
+    Attributes:
+        writer: of Reshapes.
+        lead: the leading sizes.
+        nodes: those of the region.
+    """
 
     writer: _Writer
     lead: Sizes
     nodes: Sequence[gs.Node]
 
     def saved(self) -> int:
-        """Reshapes that the region needs now, less those that it needs on rows."""
+        """Number of Reshapes that the region needs now, less the number that it needs on rows."""
         now = after = 0
         for tensor in self._entering():
             before = producer(tensor)
@@ -131,7 +137,7 @@ class _Region:
         return now - after
 
     def join(self) -> None:
-        """Let the region work on rows."""
+        """Rewrite the region to work on rows."""
         for tensor in self._entering():
             self._enter(tensor)
         for tensor in self._made():
@@ -144,7 +150,7 @@ class _Region:
                     node.inputs[index] = self.writer.edit.constant(f"{tensor.name}_row", tensor.values.reshape(-1))
 
     def _entering(self) -> list[gs.Variable]:
-        """What the region reads and does not make."""
+        """The computed tensors that the region reads and does not compute itself."""
         made = {id(tensor) for tensor in self._made()}
         read = {id(tensor): tensor for node in self.nodes for tensor in _varying(node)}
         return [tensor for key, tensor in read.items() if key not in made]
@@ -153,9 +159,9 @@ class _Region:
         return [node.outputs[0] for node in self.nodes]
 
     def _elsewhere(self, tensor: gs.Tensor) -> list[gs.Node]:
-        """Readers that need the shape the tensor has: not the region's, and no Reshape to sizes that it says itself."""
+        """Readers outside the region that need the tensor's present shape: any but a Reshape that states all its sizes."""
         own = {id(node) for node in self.nodes}
-        return [node for node in tensor.outputs if id(node) not in own and not _says_all(node, tensor)]
+        return [node for node in tensor.outputs if id(node) not in own and not _states_all_sizes(node, tensor)]
 
     def _enter(self, tensor: gs.Variable) -> None:
         rows, joined = _rows_behind(tensor), _to_rows(tensor)
@@ -177,7 +183,7 @@ class _Region:
 
 
 def _rows_behind(tensor: gs.Tensor) -> gs.Tensor | None:
-    """The rows (N, C) that a tensor (.., C) is a Reshape of."""
+    """The rows (N, C) of which a tensor (.., C) is a Reshape; None where it is none."""
     before = producer(tensor)
     source = before.inputs[0] if before is not None and before.op == "Reshape" else None
     if source is None or source.shape is None or len(source.shape) != 2 or source.shape[-1] != tensor.shape[-1]:
@@ -188,10 +194,10 @@ def _rows_behind(tensor: gs.Tensor) -> gs.Tensor | None:
 def _to_rows(tensor: gs.Tensor) -> list[gs.Node]:
     """The Reshapes of a tensor (.., C) to (N, C)."""
     target = [-1, tensor.shape[-1]]
-    return [node for node in tensor.outputs if _says_all(node, tensor) and integers(node.inputs[1]) == target]
+    return [node for node in tensor.outputs if _states_all_sizes(node, tensor) and integers(node.inputs[1]) == target]
 
 
-def _says_all(node: gs.Node, tensor: gs.Tensor) -> bool:
+def _states_all_sizes(node: gs.Node, tensor: gs.Tensor) -> bool:
     """Whether a node is a Reshape of the tensor whose result does not depend on the shape that it has now."""
     target = integers(node.inputs[1]) if node.op == "Reshape" and node.inputs[0] is tensor else None
     return target is not None and 0 not in target

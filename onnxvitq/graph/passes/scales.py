@@ -1,4 +1,4 @@
-"""Scalar factors move into the weights before them."""
+"""Scalar factors are folded into the weights before them."""
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -41,7 +41,7 @@ def fold_scalar_scales(graph: gs.Graph) -> int:
 
 
 def _scalable(tensor: gs.Tensor, graph: gs.Graph, products: int) -> list[tuple[gs.Node, int]] | None:
-    """The (node, input index) of the constants that scale ``tensor`` when they are scaled; None when there are none."""
+    """(node, input index) of each constant that has to be scaled to scale ``tensor``; None where that is not possible."""
     node = producer(tensor)
     if node is None or only_reader(tensor, graph) is None:
         return None  # rule 2

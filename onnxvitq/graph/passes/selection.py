@@ -1,5 +1,6 @@
-"""What is picked of an axis is picked before it is computed: a classifier that reads the class token needs one row of the
-last block, not all of them.
+"""A position that is picked of an axis is picked before it is computed.
+
+A classifier that reads the class token needs one row of the last block, not all of them.
 """
 
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def pick_early(graph: gs.Graph) -> int:
     The tensors between keep their names; their size along the axis is 1.
 
     1. One position is gathered, of an axis whose size is known and more than 1.
-    2. What is between is read by picked nodes alone, and is no output of the graph.
+    2. The tensors between are read by picked nodes alone, and are no outputs of the graph.
     3. At least one product or normalisation is between: else nothing is saved.
     """
     return sum(_Walk(graph, node).apply() for node in list(graph.nodes) if _picks(node))
@@ -65,13 +66,18 @@ def _axis(node: gs.Node, tensor: gs.Tensor, default: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """From one Gather towards the inputs, over the nodes that can work on one position."""
+    """The walk from one Gather towards the inputs, over the nodes that can work on one position.
+
+    Attributes:
+        graph: sorted.
+        gather: picks one position of an axis.
+    """
 
     graph: gs.Graph
     gather: gs.Node
 
     def apply(self) -> int:
-        """The number of nodes that work on one position now."""
+        """Rewrite the nodes, and return the number of those that work on one position now."""
         gather, source = self.gather, self.gather.inputs[0]
         narrowed: dict[int, tuple[gs.Node, int]] = {}
         reads: dict[int, list[Read]] = {id(source): [(gather, 0, _axis(gather, source, 0))]}
@@ -121,12 +127,12 @@ class _Walk:
             return edit.constant(f"{tensor.name}_picked", np.take(tensor.values, [index], axis))
         position = edit.constant(f"{tensor.name}_position", np.array([index], np.int64))
         picked = edit.node("Gather", f"{tensor.name}_picked", [tensor, position], tensor.dtype, axis=axis)
-        picked.shape = [1 if one == axis else size for one, size in enumerate(tensor.shape)]
+        picked.shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
         return picked
 
 
 def _sources(node: gs.Node, axis: int) -> list[tuple[int, int]] | None:
-    """(input, its axis) that one position of the output along ``axis`` is computed from; None where it needs others too."""
+    """(input index, its axis) from which one position of the output along ``axis`` is computed; None where more is needed."""
     output = node.outputs[0]
     if output.shape is None or any(tensor.shape is None for tensor in node.inputs if tensor.name):
         return None
@@ -137,7 +143,7 @@ def _sources(node: gs.Node, axis: int) -> list[tuple[int, int]] | None:
 
 
 def _first_input_axis(node: gs.Node, axis: int) -> int | None:
-    """The axis of the first input that an axis of the output is, position by position."""
+    """The axis of the first input that corresponds to an axis of the output, position by position; None where none does."""
     rank = len(node.outputs[0].shape)
     if node.op == "Transpose":
         return node.attrs["perm"][axis] if "perm" in node.attrs else None
@@ -155,7 +161,7 @@ def _first_input_axis(node: gs.Node, axis: int) -> int | None:
 
 
 def _broadcast(node: gs.Node, axis: int) -> list[tuple[int, int]] | None:
-    """The operands that vary along the axis."""
+    """(input index, its axis) of the operands that vary along the axis; None where a size is not known."""
     shape, found = node.outputs[0].shape, []
     for index, tensor in enumerate(node.inputs):
         own = axis - len(shape) + len(tensor.shape)
@@ -168,7 +174,7 @@ def _broadcast(node: gs.Node, axis: int) -> list[tuple[int, int]] | None:
 
 
 def _reduced(node: gs.Node) -> Iterator[int]:
-    """The axes of a reduction; all of them where it does not say which."""
+    """The axes of a reduction; all of them where none are stated."""
     rank = len(node.inputs[0].shape)
     axes = integers(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
     yield from range(rank) if axes is None else (axis % rank for axis in axes)
