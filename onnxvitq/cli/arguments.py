@@ -40,6 +40,9 @@ class Parser(argparse.ArgumentParser):
         records: its options, in the order of the help. Those of records with one title stand together.
         usage: how it is called; "" is with what has to be given.
         epilog: the help's last line.
+
+    Attributes:
+        records: as given.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Formatter,
             allow_abbrev=False,
         )
+        self.records = records
         groups: dict[str, argparse._ActionsContainer] = {"": self}
         for record in records:
             for named in options_of(record):
@@ -88,11 +92,14 @@ def given(namespace: argparse.Namespace, record: type[Options]) -> dict[str, Any
 
 def _must_be_given(records: Sequence[type[Options]]) -> list[str]:
     needed = [named for record in records for named in options_of(record) if named.required]
-    positional = [_metavar(named).upper() + " ..." * (named.type.kind is tuple) for named in needed if not named.flags]
-    return positional + [f"{named.flags[0]} {_metavar(named)}" for named in needed if named.flags]
+    positional = [
+        metavar_of(named).upper() + " ..." * (named.type.kind is tuple) for named in needed if not named.flags
+    ]
+    return positional + [f"{named.flags[0]} {metavar_of(named)}" for named in needed if named.flags]
 
 
-def _metavar(named: NamedOption) -> str:
+def metavar_of(named: NamedOption) -> str:
+    """What an option's value is called in the help."""
     if named.option.metavar or named.option.positional:
         return named.option.metavar or named.name
     return METAVARS[named.type.item]
@@ -103,7 +110,7 @@ def _add_option(group: argparse._ActionsContainer, named: NamedOption, *, bounde
         nargs = "+" if named.type.kind is tuple else None if named.required else "?"
         help_text = describe(named)
         group.add_argument(
-            named.name, metavar=_metavar(named), nargs=nargs, type=_reader(named, bounded=bounded), help=help_text
+            named.name, metavar=metavar_of(named), nargs=nargs, type=_reader(named, bounded=bounded), help=help_text
         )
         return
     shared: dict[str, Any] = {"dest": named.name, "default": argparse.SUPPRESS}
@@ -130,7 +137,7 @@ def _value_of_flag(named: NamedOption, *, bounded: bool) -> dict[str, Any]:
     elif several and named.option.repeats:
         value |= {"action": "append"}
     if not named.type.choices or named.option.metavar:
-        value |= {"metavar": _metavar(named)}
+        value |= {"metavar": metavar_of(named)}
     else:
         value |= {"choices": named.type.choices}
         value |= {"metavar": "NAME"} if several else {}

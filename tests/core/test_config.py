@@ -4,48 +4,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from config_cases import OTHER
 
 from onnxvitq.core.config import QuantConfig, load_config
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.quantize_options import CONFIG_VERSION, Effort, StepName
 
-OTHER: dict[str, Any] = {  # nothing at its default
-    "version": CONFIG_VERSION,
-    "method": "aiqvit",
-    "iterations": 77,
-    "branch_budget": 0.25,
-    "ranks": "darts",
-    "curriculum": True,
-    "objective": "ranking",
-    "candidates": 7,
-    "rounds": 5,
-    "effort": "best",
-    "skip": ["bias", "weights"],
-    "also": ["rotation"],
-    "acceptance": "always",
-    "activations": "dynamic",
-    "attention": "float",
-    "preset": "accuracy",
-    "bits": "w4a6",
-    "bit_overrides": {"*.fc1": "w8a8", "head": "float"},
-    "edges_at_8_bits": False,
-    "average_bits": 4.5,
-    "target_size": None,
-    "bit_candidates": ["4", "float"],
-    "granularity": "module",
-    "criterion": "nuclear",
-    "max_drop": 0.01,
-    "judged_on": "unseen.npz",
-    "sensitivity": True,
-    "nodes_to_exclude": ["*.fc1", "block0*"],
-    "num_samples": 12,
-    "static_batch": 4,
-    "external_data": True,
-    "target": "arm64",
-    "cache": "measured",
-    "threads": 3,
-    "seed": 99,
-}
 TOML = """
 objective = "pearson"
 skip = ["bias"]
