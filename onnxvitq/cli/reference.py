@@ -28,7 +28,8 @@ Every option of every command, by group. **Option** is what the command line tak
 usual one; underscores instead of hyphens will do, too. **Key** is the name in a configuration file (`--config`, .json or .toml)
 and of the argument of `QuantConfig` in Python; an option without a key is the command line's alone. The command line wins over
 the file. A `null` in a JSON file stands for the default where the value may be left open. Editors check a JSON file against
-[config.schema.json](config.schema.json); [commands.md](commands.md) has the same as it is printed.
+[config.schema.json](config.schema.json); [commands.md](commands.md) has the same as it is printed, and
+[Choosing options](../choosing-options.md) says which to take for what.
 """
 COMMANDS_INTRODUCTION = """# Commands
 
