@@ -11,12 +11,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.calibration.cache import CalibrationCache, open_cache
@@ -24,6 +25,7 @@ from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import DataError
 from onnxvitq.core.files import refuse_output
+from onnxvitq.core.handover import Handover
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import InputSpec
@@ -38,12 +40,16 @@ from onnxvitq.evaluation.compare import COMPARED, compare
 from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
-from onnxvitq.fit.runner import Fitter, Progress, without_graph
+from onnxvitq.fit.order import steps_of
+from onnxvitq.fit.runner import fit
+from onnxvitq.fit.start import calibrate
+from onnxvitq.fit.state import FitContext, Progress, silent
 from onnxvitq.fit.steps.block_learning.checkpoint import remove_checkpoints
 from onnxvitq.graph.checking import check_written
 from onnxvitq.graph.reading import LoadedModel, load_model
 from onnxvitq.graph.writing import atomic_model, data_beside, save_model, to_proto
 from onnxvitq.report import build as reports
+from onnxvitq.report.records import to_dict
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.noise import random_feed
@@ -105,7 +111,7 @@ def quantize(
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
     """
     model, output, config = Path(model), Path(output), config or QuantConfig()
-    watch, progress = _Stopwatch(), progress or _silent
+    watch, progress = _Stopwatch(), progress or silent
     with watch("load"):
         refuse_output(output, model)
         loaded = load_model(model, batch=config.static_batch)
@@ -115,20 +121,21 @@ def quantize(
         judge = None if config.judged_on is None else _open_judge(Path(config.judged_on), loaded, data, preprocessing)
         bring_to_canonical_form(loaded, config.threads)
         feeds = CalibrationDataset(source, again=_gives_the_same_again(data), keep_digests=judge is not None)
-        fitter = Fitter(loaded, feeds, config, progress)
-        fitter.checkpoint = output.with_name(f"{output.name}.learned")
-        loaded = without_graph(loaded)
+        graph, loaded = Handover(loaded.graph), without_graph(loaded)
+        checkpoint = output.with_name(f"{output.name}.learned")
     with watch("calibrate"):
         cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
         count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
-        fitter.calibrate(count, cache)
+        context = replace(FitContext.of(loaded, feeds, config, progress, cache), checkpoint=checkpoint)
+        steps = steps_of(config)
+        state, context = calibrate(graph, context, steps, count)
     if judge is not None:
         with watch("judge"):
-            fitter.decisions = read_decisions(model, judge, feeds.digests, config.threads)
+            context = replace(context, decisions=read_decisions(model, judge, feeds.digests, config.threads))
     with watch("fit"):
-        fitted = fitter.fit()
-        decisions = fitter.decisions
-        del fitter  # the statistics go with it
+        fitted = fit(state, context, steps)
+        decisions = context.decisions
+        del context  # it holds all float outputs
         give_back()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
@@ -136,9 +143,9 @@ def quantize(
         data_file = data_beside(proto, output, asked=config.external_data)
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan = fitted.layers.blockmap, fitted.plan
-    reference, outcomes, saturation = fitted.reference, fitted.outcomes, fitted.saturation
+    reference, records, saturation = fitted.reference, fitted.steps, fitted.saturation
     bits = reports.describe_bits(blockmap, plan, proto)
-    asked = {"sensitivity": fitted.sensitivity, "precision": fitted.precision, "quality": fitted.quality}
+    sections = fitted.sections
     del fitted, loaded
     with atomic_model(output) as temporary:
         with watch("write"):
@@ -157,7 +164,7 @@ def quantize(
                 progress=_stage(progress, "compare", min(len(reference), COMPARED)),
             )
         progress("finish", 1, 1)
-    remove_checkpoints(output.with_name(f"{output.name}.learned"))
+    remove_checkpoints(checkpoint)
     report = {
         "report_version": reports.REPORT_VERSION,
         "model": str(model),
@@ -169,13 +176,18 @@ def quantize(
         "compare": reports.describe_comparison(compared),
         "size_mb": {name: round(value, 4) for name, value in sizes.items()},
         "seconds": watch.report(),
-        "steps": outcomes,
-        **{name: described for name, described in asked.items() if described is not None},
+        "steps": to_dict(records),
+        **{section.key: to_dict(section.content) for section in sections},
         "calibration": _describe_data(source, preprocessing, origin),
         "config": config.to_dict(),
         "environment": reports.environment(config.threads),
     }
     return Result(output=output, plan=plan, audit=audited, report=report)
+
+
+def without_graph(loaded: LoadedModel) -> LoadedModel:
+    """All else that is known of a model: once its channels are scaled, its own weights are only in the way."""
+    return replace(loaded, graph=gs.Graph())
 
 
 def _open(
@@ -245,10 +257,6 @@ class _Stopwatch:
     def report(self) -> dict[str, float]:
         total = time.perf_counter() - self._start
         return {name: round(value, 3) for name, value in (*self._taken.items(), ("total", total))}
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
 
 
 def _stage(progress: Progress, stage: str, total: int | None) -> Callable[[int], None]:

@@ -18,9 +18,9 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.bias import CorrectBias
+from onnxvitq.fit.steps.bias import row_requests
 from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges, range_requests
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.edit import with_outputs
 from onnxvitq.graph.query import constants
@@ -81,12 +81,12 @@ def build_case(
     layers = Layers(blockmap=blockmap, constants=constants(graph, names))
     config = QuantConfig(attention=attention, nodes_to_exclude=exclude)  # type: ignore[arg-type]
     plan = with_bits(make_plan(blockmap, config), bits)
-    needed = (*MinMaxRanges().needs(layers, plan), *CorrectBias().needs(layers, plan), *scaling_requests(blockmap))
+    needed = (*range_requests(layers, plan), *row_requests(layers, plan), *scaling_requests(blockmap))
     requests = tuple(dict.fromkeys(needed))
     path = folder / "observed.onnx"
     save_for_session(to_proto(with_outputs(graph, [request.tensor for request in requests]), {}), path)
     stats = sweep(path, feeds, requests, Sampling(seed=0), threads=1)
-    plan, _ = MinMaxRanges().apply(layers, plan, stats)
+    plan = fit_ranges(layers, plan, stats)
     return Case(graph=graph, layers=layers, plan=plan, feeds=feeds, folder=folder, stats=stats)
 
 

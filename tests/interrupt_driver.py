@@ -24,8 +24,8 @@ from onnxvitq.cli import quantize
 from onnxvitq.data import source as sources
 from onnxvitq.evaluation import compare as comparisons
 from onnxvitq.evaluation import evaluator as judge
-from onnxvitq.fit import runner as fitting
 from onnxvitq.fit.steps.scale_search import SearchScales
+from onnxvitq.fit.steps.weight_reconstruction import step as weights
 from onnxvitq.graph import scratch
 from onnxvitq.targets.ort_cpu import kernels as audit
 
@@ -47,9 +47,9 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("scales are fitted", SearchScales, "apply", 1, "before"),
     ("biases are next", SearchScales, "apply", 1, "after"),
     ("a candidate is judged", judge, "Session", 1, "after"),
-    ("weights are next", fitting, "reconstruct_weights", 1, "before"),
+    ("weights are next", weights, "reconstruct_weights", 1, "before"),
     ("a subgraph of a network is written", subgraphs, "Session", 3, "before"),
-    ("the weights are solved", fitting, "reconstruct_weights", 1, "after"),
+    ("the weights are solved", weights, "reconstruct_weights", 1, "after"),
     ("the output is begun", api, "save_model", 1, "before"),
     ("the output is half written", api, "save_model", 1, "half"),
     ("the output is written", api, "save_model", 1, "after"),

@@ -16,7 +16,7 @@ from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.edit import with_outputs
 from onnxvitq.graph.query import constants
@@ -63,7 +63,7 @@ def case_of(graph: gs.Graph, **options: Any) -> Case:
     )
     values = run(to_proto(with_outputs(graph, tensors), {}), feeds) if tensors else []
     ranges = {name: (float(value.min()), float(value.max())) for name, value in zip(tensors, values, strict=True)}
-    plan, _ = MinMaxRanges().apply(layers, plan, Statistics(count=1, ranges=ranges))
+    plan = fit_ranges(layers, plan, Statistics(count=1, ranges=ranges))
     return Case(graph, layers, plan, feeds)
 
 

@@ -10,7 +10,7 @@ from onnxvitq.core.layers import Attention, Block, BlockMap, Linear, Mlp, Produc
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges
 
 SAMPLES, ROWS = 8, 32
 
@@ -89,8 +89,7 @@ def stats() -> Statistics:
 @pytest.fixture
 def plan(layers: Layers, stats: Statistics) -> QuantPlan:
     """Formats and min-max parameters for everything."""
-    fitted, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), stats)
-    return fitted
+    return fit_ranges(layers, make_plan(layers.blockmap, QuantConfig()), stats)
 
 
 def product(name: str, left: str, right: str, constant: str = "") -> Product:

@@ -32,9 +32,13 @@ from bench_models import BENCHES, IMAGE_DRAWS, Bench, data
 
 from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.handover import Handover
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.data.source import open_source
-from onnxvitq.fit.runner import Fitted, Fitter
+from onnxvitq.fit.order import steps_of
+from onnxvitq.fit.runner import run_steps
+from onnxvitq.fit.start import calibrate
+from onnxvitq.fit.state import FitContext, token_weights
 from onnxvitq.fit.steps.block_learning.block import Learned
 from onnxvitq.fit.steps.block_learning.ranks import CANDIDATES, RankSearch, search_ranks
 from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
@@ -61,10 +65,12 @@ class Start:
         loaded = load_model(model.model)
         bring_to_canonical_form(loaded, 1)
         source = open_source(model.calibration(64, seed), loaded.inputs, None, limit=None)
-        fitter = Fitter(loaded, CalibrationDataset(source, again=True), config, lambda *_: None)
-        fitter.calibrate(None)
-        self.fitted: Fitted = fitter.fit()
-        self.positions, self.seed, self.iterations = fitter._positions, seed, iterations
+        self.dataset, steps = CalibrationDataset(source, again=True), steps_of(config)
+        started, context = calibrate(
+            Handover(loaded.graph), FitContext.of(loaded, self.dataset, config), steps, count=None
+        )
+        self.fitted, _, _ = run_steps(started, context, steps)
+        self.positions, self.seed, self.iterations = token_weights(self.fitted), seed, iterations
 
     @cached_property
     def branched(self) -> QuantPlan:
@@ -75,7 +81,7 @@ class Start:
         """With branches in closed form."""
         asked = Branches(**{"latency": ANY, "positions": self.positions, "threads": 1, **options})  # type: ignore[arg-type]
         with scratch_folder() as folder:
-            return fit_branches(self.fitted.graph, self.fitted.layers, plan, self.fitted.feeds, folder, asked)[0]
+            return fit_branches(self.fitted.graph, self.fitted.layers, plan, self.dataset, folder, asked)[0]
 
     def searched(self) -> QuantPlan:
         """With branches in closed form of the ranks that the search by gradients chose."""
@@ -88,7 +94,7 @@ class Start:
                 self.fitted.graph,
                 self.fitted.layers,
                 largest,
-                self.fitted.feeds,
+                self.dataset,
                 folder,
                 RankSearch(training=training),
             )
@@ -104,7 +110,7 @@ class Start:
             **options,  # type: ignore[arg-type]
         )
         with scratch_folder() as folder:
-            return reconstruct(self.fitted.graph, self.fitted.layers, plan, self.fitted.feeds, folder, asked)[0]
+            return reconstruct(self.fitted.graph, self.fitted.layers, plan, self.dataset, folder, asked)[0]
 
     def answers(self, plan: QuantPlan, model: Bench) -> np.ndarray:
         """Of the written model, to all test images."""

@@ -32,8 +32,12 @@ import numpy as np
 from onnxvitq import api
 from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.handover import Handover
 from onnxvitq.evaluation.probe import Samples
-from onnxvitq.fit.runner import Fitter
+from onnxvitq.fit.order import steps_of
+from onnxvitq.fit.runner import run_steps
+from onnxvitq.fit.start import calibrate
+from onnxvitq.fit.state import FitContext
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.precision import budget
@@ -152,18 +156,19 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[PlannedNetw
     loaded = load_model(path)
     source, _, _ = api._open(loaded, BUNDLED / "calib", config, PREPROCESS)
     bring_to_canonical_form(loaded, config.threads)
-    fitter = Fitter(loaded, CalibrationDataset(source, again=True), config, lambda *_: None)
-    fitter.calibrate(source.count)
-    fitted = fitter.fit()
+    steps = steps_of(config)
+    context = FitContext.of(loaded, CalibrationDataset(source, again=True), config)
+    started, context = calibrate(Handover(loaded.graph), context, steps, source.count)
+    state, _, _ = run_steps(started, context, steps)
     exact = folder / "exact.onnx"
-    save_for_session(to_proto(fitted.graph.copy(), {}), exact)
+    save_for_session(to_proto(state.graph.copy(), {}), exact)
     session, name = Session(exact, threads=config.threads), loaded.inputs[0].name
     pixels = np.load(BUNDLED / "test.npz")["x"][:SEEN, None].astype(np.float32)
     images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
-    network = PlannedNetwork(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, statistics=fitter._stats)
-    return network, fitter._held_out(), unseen
+    network = PlannedNetwork(graph=state.graph, layers=state.layers, plan=state.plan, statistics=state.statistics)
+    return network, context.held_out(), unseen
 
 
 def main() -> None:

@@ -290,7 +290,7 @@ def without_nodes(plan: QuantPlan, reasons: Mapping[str, str]) -> QuantPlan:
     return replace(plan, decisions=decisions, weights=weights, biases=biases, kept_float=kept_float)
 
 
-def without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
+def without_products(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
     """The plan with these products in float: their operands keep their parameters for their other readers."""
     decisions, names = dict(plan.decisions), {product.name for product in products}
     for tensor in {tensor for product in products for tensor in (product.left, product.right)}:
@@ -303,7 +303,8 @@ def without(plan: QuantPlan, products: Sequence[Product]) -> QuantPlan:
     return replace(plan, decisions=decisions)
 
 
-def _is_planned(plan: QuantPlan, product: Product) -> bool:
+def is_planned_product(plan: QuantPlan, product: Product) -> bool:
+    """Whether the plan has a format for both operands, and this product is to read codes of both."""
     return all(
         tensor in plan.decisions and any(name == product.name for name, _ in plan.decisions[tensor].site.consumers)
         for tensor in (product.left, product.right)

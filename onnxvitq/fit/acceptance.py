@@ -1,13 +1,13 @@
-"""Keep of a step only what does not harm the *model's output* on held-out samples, part by part.
+"""Which proposals are kept: the rule, its statistics and its figures, in this one place.
 
 A search lowers the error of the tensors it looks at, averaged over all tokens; that can hide a loss where it matters (measured
 on the bundled model: scales searched for every site gained 0.6 dB layer by layer and lost 2.9 dB at the output, because the
-class token is one of fifty rows). So each part of a step, all blocks' tensors of one role, must pass the whole model.
+class token is one of fifty rows). So a proposal has to pass the whole model: the SQNR of its output on held-out samples.
 
 A step has the benefit of the doubt: it already lowers its layers' error on held-out rows, and a handful of held-out samples
 tell the output's error to about a decibel only. What is asked is not to fall ``DOUBT_DB`` below the best so far. Asking for
 a gain keeps the luckiest: the bundled model's 43.0 dB on its 16 held-out images were 40.3 dB on others, where keeping
-everything reached 41.5.
+everything reached 41.5. What costs time or bytes has no such benefit: it must gain.
 """
 
 import re
@@ -15,88 +15,180 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from onnxvitq.core.formats import QParams
-from onnxvitq.core.plan import Layers, QuantPlan, _is_planned, without
+from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
+from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.fit.state import FitContext, FitState
+from onnxvitq.fit.step import Acceptance, Proposal
+from onnxvitq.report.records import Part
 
-Judge = Callable[[QuantPlan], float]  # output SQNR in dB on held-out samples
+Evaluate = Callable[[QuantPlan], float]  # output SQNR in dB on held-out samples
 
 PRODUCTS = {"query": "scores", "key": "scores", "probs": "context", "value": "context", "left": "", "right": ""}
 DOUBT_DB = 1.0  # of the output's SQNR: what a few held-out samples cannot tell
-HARMLESS_DB = 3.0  # of the output's SQNR: half of all error comes from the products outside attentions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartOutcome:
-    """One part of a step: output SQNR in dB with what was kept so far, and with this part as well."""
-
-    part: str
-    accepted: bool
-    before: float
-    after: float
+DOUBTS = {Acceptance.ALL_OR_NOTHING: DOUBT_DB, Acceptance.MUST_GAIN: 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
+class Verdict:
+    """What became of a proposal.
+
+    Attributes:
+        state: to go on from; the old one where nothing was kept.
+        accepted: whether anything was kept.
+        before: output SQNR in dB before it; None where it was not evaluated.
+        after: with it; where it was not kept, what it would have been.
+        kept: parts that were kept.
+        parts: for the report.
+    """
+
+    state: FitState
+    accepted: bool
+    before: float | None
+    after: float | None
+    kept: int
+    parts: tuple[Part, ...]
+
+
+def decide(state: FitState, context: FitContext, proposal: Proposal) -> Verdict:
+    """What is kept of a proposal that leaves the graph as it is."""
+    if proposal.plan is None:
+        return _unchanged(state, proposal)
+    if proposal.acceptance is Acceptance.FINAL:
+        return replace(_unchanged(state, proposal), state=replace(state, plan=proposal.plan), accepted=True)
+    if proposal.acceptance is Acceptance.BASELINE:
+        return _baseline(state, context, proposal, proposal.plan)
+    if proposal.acceptance is Acceptance.DECIDED:
+        return _decided(state, context, proposal, proposal.plan)
+    if proposal.acceptance is Acceptance.EACH_PART:
+        return _each_part(state, context, proposal, proposal.plan)
+    return _all_or_nothing(state, context, proposal, proposal.plan)
+
+
+def does_no_harm(state: FitState, score: OutputDifference | None, doubt_db: float = DOUBT_DB) -> bool:
+    """Whether an output is less than ``doubt_db`` below the best so far; yes where plans are not evaluated."""
+    return state.score is None or (score is not None and score.sqnr_db > state.best_db - doubt_db)
+
+
+def _unchanged(state: FitState, proposal: Proposal) -> Verdict:
+    return Verdict(state=state, accepted=False, before=state.sqnr_db, after=None, kept=0, parts=proposal.parts)
+
+
+def _baseline(state: FitState, context: FitContext, proposal: Proposal, plan: QuantPlan) -> Verdict:
+    """Taken as it is: it is what everything else is compared with."""
+    return Verdict(
+        state=state.scored(plan, context.score(state, plan)),
+        accepted=True,
+        before=None,
+        after=None,
+        kept=proposal.gain.kept,
+        parts=proposal.parts,
+    )
+
+
+def _decided(state: FitState, context: FitContext, proposal: Proposal, plan: QuantPlan) -> Verdict:
+    """The step has evaluated; other formats are no worse or better than before, the score starts anew."""
+    after = state
+    if plan is not state.plan:
+        always = proposal.evaluated or context.config.judged
+        after = state.restarted(plan, context.evaluator(state).difference(plan) if always else None)
+    return Verdict(
+        state=after,
+        accepted=proposal.gain.kept > 0,
+        before=state.sqnr_db,
+        after=after.sqnr_db,
+        kept=proposal.gain.kept,
+        parts=proposal.parts,
+    )
+
+
+def _all_or_nothing(state: FitState, context: FitContext, proposal: Proposal, plan: QuantPlan) -> Verdict:
+    score = context.evaluator(state).difference(plan)
+    accepted = does_no_harm(state, score, DOUBTS[proposal.acceptance])
+    after = state.scored(plan, score if context.config.judged else None) if accepted else state
+    return Verdict(
+        state=after,
+        accepted=accepted,
+        before=state.sqnr_db,
+        after=round(score.sqnr_db, 3),
+        kept=proposal.gain.kept if accepted else 0,
+        parts=proposal.parts,
+    )
+
+
+def _each_part(state: FitState, context: FitContext, proposal: Proposal, plan: QuantPlan) -> Verdict:
+    gain = proposal.gain
+    if state.score is None:  # nothing is evaluated: the layers' own error has to do
+        return Verdict(
+            state=replace(state, plan=plan),
+            accepted=gain.kept > 0,
+            before=gain.before,
+            after=gain.after,
+            kept=gain.kept,
+            parts=(),
+        )
+    evaluator = context.evaluator(state)
+    seen: list[tuple[QuantPlan, OutputDifference]] = [(state.plan, state.score)]
+
+    def evaluate(candidate: QuantPlan) -> float:
+        seen.append((candidate, evaluator.difference(candidate)))
+        return seen[-1][1].sqnr_db
+
+    kept, _, parts = accept_parts(state.plan, plan, state.layers, evaluate, state.best_db)
+    after = state.scored(kept, next(score for candidate, score in seen if candidate is kept))
+    return Verdict(
+        state=after,
+        accepted=any(part.accepted for part in parts),
+        before=state.sqnr_db,
+        after=after.sqnr_db,
+        kept=gain.kept,
+        parts=parts,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- part by part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _PlanChange:
+    """What one part changes.
+
+    Attributes:
+        params: new parameters by tensor.
+        biases: new biases (O,) by linear.
+    """
+
     params: Mapping[str, QParams]
     biases: Mapping[str, FloatArray]
 
 
 def accept_parts(
-    before: QuantPlan, after: QuantPlan, layers: Layers, judge: Judge, score: float
-) -> tuple[QuantPlan, float, tuple[PartOutcome, ...]]:
+    before: QuantPlan, after: QuantPlan, layers: Layers, evaluate: Evaluate, best: float
+) -> tuple[QuantPlan, float, tuple[Part, ...]]:
     """Go from one plan towards another part by part, keeping what does no harm.
 
     Args:
-        before: the plan so far; its output SQNR is ``score``.
+        before: the plan so far.
         after: what a step made of it.
         layers: names the roles.
-        judge: output SQNR of a plan.
-        score: the best so far, in dB; that of ``before``, or of a plan before it.
+        evaluate: output SQNR of a plan, in dB.
+        best: the best output SQNR so far, in dB: of ``before``, or of a plan before it.
 
     Returns:
-        The plan that was kept, its score, and one outcome a part, in the order of the network.
+        The plan that was kept, its output SQNR, and one part each, in the order of the network.
     """
-    plan, best, outcomes = before, score, []
-    for name, part in _parts(before, after, layers).items():
-        candidate = plan.with_params(part.params).with_biases(part.biases)
-        reached = judge(candidate)
+    plan, score, parts = before, best, []
+    for name, change in _changes(before, after, layers).items():
+        candidate = plan.with_params(change.params).with_biases(change.biases)
+        reached = evaluate(candidate)
         accepted = reached > best - DOUBT_DB
-        outcomes.append(PartOutcome(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
+        parts.append(Part(part=name, accepted=accepted, before=round(score, 3), after=round(reached, 3)))
         if accepted:
             plan, score, best = candidate, reached, max(best, reached)
-    return plan, score, tuple(outcomes)
+    return plan, score, tuple(parts)
 
 
-def drop_harmful_products(plan: QuantPlan, layers: Layers, judge: Judge) -> tuple[QuantPlan, tuple[PartOutcome, ...]]:
-    """Return products outside attentions to float where integers cost the output more than ``HARMLESS_DB``.
-
-    Such a product may be a linear attention, whose sums have no bounded range, or a table of positions, which is harmless:
-    no pattern vouches for it, so the output decides. Where all together do harm, they are put back one by one onto the plan
-    without any, as long as the loss against that plan stays harmless: taken off one by one, none of several harmful ones
-    would be seen, because the others' error hides what it costs. ``before`` of an outcome is without the product, ``after``
-    with it.
-    """
-    in_float = [product for product in layers.blockmap.products if _is_planned(plan, product)]
-    if not in_float:
-        return plan, ()
-    limit = judge(without(plan, in_float))
-    if limit - judge(plan) <= HARMLESS_DB:
-        return plan, ()
-    score, outcomes, reasons = limit, [], dict(plan.kept_float)
-    for product in tuple(in_float):
-        others = [other for other in in_float if other is not product]
-        reached = judge(without(plan, others))
-        accepted = limit - reached <= HARMLESS_DB
-        part = PartOutcome(part=product.name, accepted=accepted, before=round(score, 3), after=round(reached, 3))
-        outcomes.append(part)
-        if accepted:
-            in_float, score = others, reached
-        else:
-            reasons[product.name] = f"as integers it costs {score - reached:.1f} dB of the output's SQNR"
-    return replace(without(plan, in_float), kept_float=reasons), tuple(outcomes)
-
-
-def _parts(before: QuantPlan, after: QuantPlan, layers: Layers) -> dict[str, _Part]:
+def _changes(before: QuantPlan, after: QuantPlan, layers: Layers) -> dict[str, _PlanChange]:
     """What changed between two plans, by role without the block's number; all biases are one part."""
     inputs = {linear.weight: linear.input for linear in layers.blockmap.linears}
     changed: dict[str, dict[str, QParams]] = {}
@@ -108,8 +200,8 @@ def _parts(before: QuantPlan, after: QuantPlan, layers: Layers) -> dict[str, _Pa
         role = after.decisions[inputs.get(tensor, tensor)].site.role
         changed.setdefault(part_name(role), {})[tensor] = decision.params
     biases = {name: bias for name, bias in after.biases.items() if bias is not before.biases.get(name)}
-    parts = {name: _Part(params=params, biases={}) for name, params in changed.items()}
-    return parts | ({"bias": _Part(params={}, biases=biases)} if biases else {})
+    parts = {name: _PlanChange(params=params, biases={}) for name, params in changed.items()}
+    return parts | ({"bias": _PlanChange(params={}, biases=biases)} if biases else {})
 
 
 def part_name(role: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxvitq.core.tensors import FloatArray
+from onnxvitq.numerics.decibels import sqnr_of_error
 
 Objective = Callable[[FloatArray, FloatArray], float]
 
@@ -104,3 +105,8 @@ def ranking_loss(reference: FloatArray, approximation: FloatArray) -> float:
 
 
 OBJECTIVES: dict[str, Objective] = {"mse": mse, "pearson": pearson_loss, "ranking": ranking_loss}
+
+
+def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:
+    """Signal-to-quantization-noise ratio in dB, from the mean relative error power of the samples; 120 at most."""
+    return sqnr_of_error(mse(reference, approximation))

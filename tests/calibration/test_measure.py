@@ -22,10 +22,10 @@ from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.source import open_source
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
-from onnxvitq.fit.steps.channel_scaling.rewrite import apply_scalings, divide_late
-from onnxvitq.fit.steps.ranges import MinMaxRanges
-from onnxvitq.fit.steps.scale_search import SearchScales
-from onnxvitq.numerics.fit import Search
+from onnxvitq.fit.steps.channel_scaling.rewrite import apply_scalings
+from onnxvitq.fit.steps.late_softmax.rewrite import divide_late
+from onnxvitq.fit.steps.ranges import range_requests
+from onnxvitq.fit.steps.scale_search import search_requests
 
 SAMPLES = 20
 TOKENS = InputSpec(name="tokens", dtype="float32", shape=(None, 9, 32))
@@ -53,8 +53,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def requests(layers: Layers) -> tuple[StatisticsRequest, ...]:
     """What a fit asks for."""
     plan = make_plan(layers.blockmap, QuantConfig(attention="int8"))
-    search = SearchScales(objective="mse", search=Search())
-    needs = (*MinMaxRanges().needs(layers, plan), *search.needs(layers, plan))
+    needs = (*range_requests(layers, plan), *search_requests(layers, plan))
     return tuple(dict.fromkeys((*scaling_requests(layers.blockmap), *needs)))
 
 

@@ -19,9 +19,10 @@ from onnxvitq.core.config import QuantConfig, StepName
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.fit import runner as fitting
+from onnxvitq.fit import state as fit_state
 from onnxvitq.fit.acceptance import DOUBT_DB
-from onnxvitq.fit.steps import input_formats as formats
+from onnxvitq.fit.steps import outer_layers
+from onnxvitq.fit.steps.weight_reconstruction import step as weights
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.shapes import unknown_tensors
 from onnxvitq.runtime import canonical_form
@@ -191,13 +192,13 @@ def test_a_stream_that_cannot_be_rotated_is_named_with_the_reason(model: Path, t
 def test_weights_that_harm_are_not_kept_and_reported_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    solve = vars(fitting)["reconstruct_weights"]
+    solve = vars(weights)["reconstruct_weights"]
 
     def harmful(*given: Any) -> Any:
         plan, outcome = solve(*given)
         return plan.with_weights({name: 2 * weight for name, weight in plan.weights.items()}), outcome
 
-    monkeypatch.setattr(fitting, "reconstruct_weights", harmful)
+    monkeypatch.setattr(weights, "reconstruct_weights", harmful)
     step = steps_of(model, tmp_path)["weights"]
     assert (step["accepted"], step["kept"]) == (False, 0)
     assert step["after"] < step["before"] - DOUBT_DB
@@ -239,8 +240,8 @@ def test_a_generator_serves_where_every_sample_judges(
     outlying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More samples are measured than an iterable that is read once can give again."""
-    monkeypatch.setattr(fitting, "outer_linears_of_8_bits", lambda plan, blockmap: blockmap.linears)
-    monkeypatch.setattr(formats, "RUINED_DB", np.inf)
+    monkeypatch.setattr(outer_layers, "outer_linears_of_8_bits", lambda plan, blockmap: blockmap.linears)
+    monkeypatch.setattr(outer_layers, "RUINED_DB", np.inf)
     generated = (correlated(index, 1)[0]["tokens"] for index in range(KEPT_FEEDS + 4))
     assert "outer-linears" in steps_of(outlying, tmp_path, generated)
 
@@ -296,7 +297,7 @@ def test_a_few_held_out_samples_judge_spread_over_all(
             judged.add(tuple(float(feed["tokens"].mean()) for feed in self.feeds))
             return super().difference(plan)
 
-    monkeypatch.setattr(fitting, "OutputEvaluator", Noting)
+    monkeypatch.setattr(fit_state, "OutputEvaluator", Noting)
     feeds = [feed["tokens"] for feed in correlated(0, count)]
     steps_of(model, tmp_path, feeds, effort="fast")
     assert judged == {tuple(float(feeds[index].mean()) for index in judging)}

@@ -7,7 +7,7 @@ import pytest
 from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.fit.runner import Fitter
+from onnxvitq.fit import acceptance, exact_changes
 from onnxvitq.fit.steps.block_learning import available
 
 
@@ -29,7 +29,8 @@ def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path,
 def test_what_is_refused_leaves_the_score_as_it_was(
     vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fitter, "_does_no_harm", lambda self, after, doubt: False)
+    for module in (acceptance, exact_changes):
+        monkeypatch.setattr(module, "does_no_harm", lambda *_: False)
     config = QuantConfig(method="aiqvit", iterations=1, bits="w3a4", branch_budget=0.5, threads=1)
     report = quantize(vit_file, images, tmp_path / "out.onnx", config).report
     steps = {step["name"]: step for step in report["steps"]}

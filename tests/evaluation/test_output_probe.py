@@ -12,7 +12,7 @@ from onnxvitq.core.errors import OutputError
 from onnxvitq.core.plan import only
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.graph import scratch
 from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
@@ -36,7 +36,7 @@ def test_the_figures_are_the_judges(made: Made) -> None:
     judge = OutputEvaluator(
         graph=case.graph, layers=case.layers, feeds=samples.feeds, references=samples.references, threads=1
     )
-    fitted = [MinMaxRanges().apply(case.layers, with_bits(case.plan, bits), case.stats)[0] for bits in (8, 3, 6)]
+    fitted = [fit_ranges(case.layers, with_bits(case.plan, bits), case.stats) for bits in (8, 3, 6)]
     figures = [probe(plan).sqnr_db for plan in fitted]
     assert figures[0] > figures[2] > figures[1]
     # A sum's rounding may move a code by one.

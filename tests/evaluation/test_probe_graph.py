@@ -11,7 +11,7 @@ from textgraph import proto_of, run
 
 from onnxvitq.core.plan import QuantPlan, only
 from onnxvitq.evaluation.probe_graph import probe_graph, probe_parameters
-from onnxvitq.fit.steps.channel_scaling.rewrite import divide_late
+from onnxvitq.fit.steps.late_softmax.rewrite import divide_late
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 

@@ -10,16 +10,17 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
-from onnxvitq.fit.acceptance import HARMLESS_DB, accept_parts, drop_harmful_products
+from onnxvitq.fit.acceptance import accept_parts
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.harmful_products import HARMLESS_DB, drop_harmful_products
+from onnxvitq.fit.steps.ranges import fit_ranges
 
 START = 41.0
 
 
 @pytest.fixture
 def before(layers: Layers, stats: Statistics) -> QuantPlan:
-    return MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), stats)[0]
+    return fit_ranges(layers, make_plan(layers.blockmap, QuantConfig()), stats)
 
 
 def scaled(plan: QuantPlan, factor: float) -> QuantPlan:
@@ -103,7 +104,7 @@ class ProductJudge:
 
 @pytest.fixture
 def planned(with_products: Layers, more_stats: Statistics) -> QuantPlan:
-    return MinMaxRanges().apply(with_products, make_plan(with_products.blockmap, QuantConfig()), more_stats)[0]
+    return fit_ranges(with_products, make_plan(with_products.blockmap, QuantConfig()), more_stats)
 
 
 def test_harmless_products_are_kept_after_two_looks(with_products: Layers, planned: QuantPlan) -> None:
@@ -160,7 +161,7 @@ def test_what_is_put_back_costs_no_more_than_the_limit_in_all(with_products: Lay
 def test_a_product_of_a_tensor_with_itself(with_products: Layers, more_stats: Statistics) -> None:
     square = replace(with_products.blockmap.products[0], right="a")
     layers = replace(with_products, blockmap=replace(with_products.blockmap, products=(square,)))
-    planned, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, QuantConfig()), more_stats)
+    planned = fit_ranges(layers, make_plan(layers.blockmap, QuantConfig()), more_stats)
     plan, _ = drop_harmful_products(planned, layers, ProductJudge({"/gram": 99.0}))
     assert plan.decisions.keys() == planned.decisions.keys() - {"a"}
 

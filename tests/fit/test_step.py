@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from onnxvitq.calibration.held_out import split_samples
-from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
+from onnxvitq.fit.step import LayerGain, layer_gain
+from onnxvitq.numerics.objectives import sqnr_db
 
 ROUNDING = 1e-6  # the sums are float32
 
@@ -36,13 +37,9 @@ def test_sqnr_worked() -> None:
     assert sqnr_db(reference, -reference) < 0
 
 
-def test_outcome_is_the_mean_over_layers() -> None:
-    got = outcome("scales", [10.0, 20.0], [11.0, 20.0005], 1)
-    assert got == StepOutcome(name="scales", accepted=True, before=15.0, after=15.5, kept=1, layers=2)
+def test_the_gain_is_the_mean_over_layers() -> None:
+    assert layer_gain([10.0, 20.0], [11.0, 20.0005], 1) == LayerGain(before=15.0, after=15.5, kept=1, layers=2)
 
 
-def test_outcome_of_nothing() -> None:
-    assert outcome("bias", [5.0], [5.0], 0).accepted is False
-    assert outcome("bias", [], [], 0) == StepOutcome(
-        name="bias", accepted=False, before=None, after=None, kept=0, layers=0
-    )
+def test_the_gain_of_nothing() -> None:
+    assert layer_gain([], [], 0) == LayerGain(before=None, after=None, kept=0, layers=0)

@@ -1,18 +1,22 @@
 """Bias correction (Paper A, eqs. 14 to 16): each channel's expected output error is taken off its bias, free at run time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxvitq.calibration.held_out import split_samples
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
 from onnxvitq.fit.quantized_inputs import seen_rows
+from onnxvitq.fit.state import FitContext, FitState
+from onnxvitq.fit.step import Acceptance, LayerGain, Proposal, layer_gain
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.fit import times
+from onnxvitq.numerics.objectives import sqnr_db
 
 
 def expected_error(rows: FloatArray, weight: FloatArray, quantized: tuple[FloatArray, FloatArray]) -> FloatArray:
@@ -26,29 +30,44 @@ def expected_error(rows: FloatArray, weight: FloatArray, quantized: tuple[FloatA
     return (mean_quantized @ quantized[1] - mean @ weight).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorrectBias:
-    """b <- b - E[x^ W^ - x W], kept for each linear where it lowers the output error on held-out samples."""
+class BiasCorrection:
+    """b <- b - E[x^ W^ - x W], kept for each linear layer where it lowers the output error on held-out samples."""
 
-    workers: int = 0
-    name: str = "bias"
+    name = "bias"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
-        """Rows of every linear's input."""
-        return tuple(StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan))
+    def runs(self, config: QuantConfig) -> bool:
+        """Where weights are not solved again, each with its bias."""
+        return config.runs("bias")
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
-        """New biases for the linears that gain."""
+    def needs(self, state: FitState, context: FitContext) -> Sequence[StatisticsRequest]:
+        """Rows of every linear layer's input."""
+        del context
+        return row_requests(state.layers, state.plan)
 
-        def correct(group: tuple[str, list[str]]) -> list[_Corrected]:
-            tensor, names = group
-            return [_correct(layers, plan, stats.rows[tensor], name) for name in names]
+    def propose(self, state: FitState, context: FitContext) -> Proposal:
+        """The plan with new biases for the layers that gain."""
+        plan, gain = correct_biases(state.layers, state.plan, state.statistics, context.config.threads)
+        return Proposal(acceptance=Acceptance.EACH_PART, plan=plan, gain=gain)
 
-        groups = fan_out(correct, linear_groups(layers, plan).items(), self.workers)
-        corrected = [one for group in groups for one in group]
-        biases = {one.linear: one.bias for one in corrected if one.after > one.before}
-        before, after = [one.before for one in corrected], [max(one.before, one.after) for one in corrected]
-        return plan.with_biases(biases), outcome(self.name, before, after, len(biases))
+
+def row_requests(layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
+    """Rows of every linear layer's input."""
+    return tuple(StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan))
+
+
+def correct_biases(layers: Layers, plan: QuantPlan, stats: Statistics, workers: int = 0) -> tuple[QuantPlan, LayerGain]:
+    """New biases for the linear layers that gain; workers: threads, 0 takes one a core."""
+
+    def correct(group: tuple[str, list[str]]) -> list[_Corrected]:
+        tensor, names = group
+        return [_correct(layers, plan, stats.rows[tensor], name) for name in names]
+
+    groups = fan_out(correct, linear_groups(layers, plan).items(), workers)
+    corrected = [layer for group in groups for layer in group]
+    biases = {layer.linear: layer.bias for layer in corrected if layer.after > layer.before}
+    before = [layer.before for layer in corrected]
+    after = [max(layer.before, layer.after) for layer in corrected]
+    return plan.with_biases(biases), layer_gain(before, after, len(biases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

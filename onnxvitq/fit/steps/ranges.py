@@ -1,11 +1,17 @@
 """Min-max scales for every site: the baseline, and the start of every search."""
 
+from collections.abc import Sequence
+
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
-from onnxvitq.fit.outcome import StepOutcome
+from onnxvitq.fit.state import FitContext, FitState
+from onnxvitq.fit.step import Acceptance, LayerGain, Proposal
+from onnxvitq.fit.steps.harmful_products import drop_harmful_products
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.report.records import Part
 
 
 class MinMaxRanges:
@@ -13,31 +19,55 @@ class MinMaxRanges:
 
     name = "minmax"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
+    def runs(self, config: QuantConfig) -> bool:
+        """Always: everything else is compared with it."""
+        del config
+        return True
+
+    def needs(self, state: FitState, context: FitContext) -> Sequence[StatisticsRequest]:
         """The range of every activation site that is computed."""
-        return tuple(
-            StatisticsRequest(tensor=name, kind="range")
-            for name, decision in plan.decisions.items()
-            if decision.site.kind == "activation" and name not in layers.constants
-        )
+        del context
+        return range_requests(state.layers, state.plan)
 
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
-        """Parameters for every site.
+    def propose(self, state: FitState, context: FitContext) -> Proposal:
+        """Parameters for every site."""
+        plan, parts = min_max(state, context)
+        count = len(state.plan.decisions)
+        gain = LayerGain(kept=count, layers=count)
+        return Proposal(acceptance=Acceptance.BASELINE, plan=plan, gain=gain, parts=parts)
 
-        Raises:
-            CalibrationError: an activation was empty in every sample.
-        """
-        fitted: dict[str, QParams] = {}
-        for name, decision in plan.decisions.items():
-            if decision.site.kind == "weight":
-                fitted[name] = params_from_weight(layers.constants[name], decision.spec)
-                continue
-            constant = layers.constants.get(name)  # an operand of a product that is a constant
-            low, high = stats.ranges[name] if constant is None else (float(constant.min()), float(constant.max()))
-            if low > high:
-                raise CalibrationError(name, "the tensor was empty in every calibration sample")
-            fitted[name] = params_from_range(low, high, decision.spec)
-        count = len(fitted)
-        return plan.with_params(fitted), StepOutcome(
-            name=self.name, accepted=True, before=None, after=None, kept=count, layers=count
-        )
+
+def min_max(state: FitState, context: FitContext) -> tuple[QuantPlan, tuple[Part, ...]]:
+    """Min-max for every site of a state's plan; products outside attentions that do harm stay float, each a part."""
+    plan = fit_ranges(state.layers, state.plan, state.statistics)
+    if not state.layers.blockmap.products:
+        return plan, ()
+    return drop_harmful_products(plan, state.layers, context.evaluator(state))
+
+
+def range_requests(layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
+    """The range of every activation site that is computed."""
+    return tuple(
+        StatisticsRequest(tensor=name, kind="range")
+        for name, decision in plan.decisions.items()
+        if decision.site.kind == "activation" and name not in layers.constants
+    )
+
+
+def fit_ranges(layers: Layers, plan: QuantPlan, stats: Statistics) -> QuantPlan:
+    """The plan with min-max parameters for every site.
+
+    Raises:
+        CalibrationError: an activation was empty in every sample.
+    """
+    fitted: dict[str, QParams] = {}
+    for name, decision in plan.decisions.items():
+        if decision.site.kind == "weight":
+            fitted[name] = params_from_weight(layers.constants[name], decision.spec)
+            continue
+        constant = layers.constants.get(name)  # an operand of a product that is a constant
+        low, high = stats.ranges[name] if constant is None else (float(constant.min()), float(constant.max()))
+        if low > high:
+            raise CalibrationError(name, "the tensor was empty in every calibration sample")
+        fitted[name] = params_from_range(low, high, decision.spec)
+    return plan.with_params(fitted)

@@ -6,16 +6,52 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxvitq.calibration.held_out import split_samples
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.layers import Attention
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.outcome import StepOutcome, outcome, sqnr_db
+from onnxvitq.fit.state import FitContext, FitState
+from onnxvitq.fit.step import Acceptance, LayerGain, Proposal, layer_gain
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.fit import Search, fit_linear, fit_product, times
-from onnxvitq.numerics.objectives import OBJECTIVES, Objective
+from onnxvitq.numerics.objectives import OBJECTIVES, Objective, sqnr_db
+
+
+class ScaleSearch:
+    """Searched parameters in place of min-max's, for linear layers and for the products of attentions."""
+
+    name = "scales"
+
+    def runs(self, config: QuantConfig) -> bool:
+        """Unless the effort is "fast" or the objective is "minmax"."""
+        return config.runs("scales")
+
+    def needs(self, state: FitState, context: FitContext) -> Sequence[StatisticsRequest]:
+        """Rows of every linear layer's input, matrices of every attention's operands."""
+        del context
+        return search_requests(state.layers, state.plan)
+
+    def propose(self, state: FitState, context: FitContext) -> Proposal:
+        """The plan with parameters that do not lose to min-max on held-out rows."""
+        config = context.config
+        candidates, rounds = config.search
+        search = SearchScales(
+            objective=config.objective, search=Search(candidates=candidates, rounds=rounds), workers=config.threads
+        )
+        plan, gain = search.apply(state.layers, state.plan, state.statistics)
+        return Proposal(acceptance=Acceptance.EACH_PART, plan=plan, gain=gain)
+
+
+def search_requests(layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
+    """Rows of every linear layer's input, matrices of every attention's operands."""
+    requests = [StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan)]
+    for attention in layers.blockmap.attentions:
+        for left, right, _ in _products(attention, layers, plan):
+            requests += [StatisticsRequest(tensor=left, kind="left"), StatisticsRequest(tensor=right, kind="right")]
+    return tuple(requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,64 +61,58 @@ class SearchScales:
     Linears that read one tensor share its scale and are searched together. With the objective "ranking" the scores Q K use
     the ranking loss (eqs. 12 and 13) and everything else the Pearson loss, as published. A result is kept where it does not
     lose to min-max on held-out samples, by its own objective.
+
+    Attributes:
+        objective: "mse", "pearson" or "ranking".
+        search: how many candidates and rounds.
+        workers: threads; 0 takes one a core.
     """
 
     objective: str
     search: Search
     workers: int = 0
-    name: str = "scales"
 
-    def needs(self, layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:
-        """Rows of every linear's input, matrices of every attention's operands."""
-        requests = [StatisticsRequest(tensor=tensor, kind="rows") for tensor in linear_groups(layers, plan)]
-        for attention in layers.blockmap.attentions:
-            for left, right, _ in _products(attention, layers, plan):
-                requests += [StatisticsRequest(tensor=left, kind="left"), StatisticsRequest(tensor=right, kind="right")]
-        return tuple(requests)
-
-    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, StepOutcome]:
+    def apply(self, layers: Layers, plan: QuantPlan, stats: Statistics) -> tuple[QuantPlan, LayerGain]:
         """Searched parameters in place of min-max's."""
         objective = OBJECTIVES["pearson" if self.objective == "ranking" else self.objective]
 
-        def linears(group: tuple[str, list[str]]) -> _Judged:
+        def linears(group: tuple[str, list[str]]) -> _Searched:
             return self._linears(layers, plan, stats, group, objective)
 
-        def product(pair: tuple[str, str, bool]) -> _Judged:
+        def product(pair: tuple[str, str, bool]) -> _Searched:
             left, right, scores = pair
             chosen = OBJECTIVES["ranking"] if scores and self.objective == "ranking" else objective
             return self._product(plan, stats, (left, right), chosen)
 
         pairs = [pair for attention in layers.blockmap.attentions for pair in _products(attention, layers, plan)]
-        judged = [
+        searched = [
             *fan_out(linears, linear_groups(layers, plan).items(), self.workers),
             *fan_out(product, pairs, self.workers),
         ]
-        fitted = {tensor: params for one in judged for tensor, params in one.params.items()}
-        kept = sum(one.kept for one in judged)
-        return plan.with_params(fitted), outcome(
-            self.name, [one.before for one in judged], [one.after for one in judged], kept
-        )
+        fitted = {tensor: params for result in searched for tensor, params in result.params.items()}
+        before, after = [result.before for result in searched], [result.after for result in searched]
+        return plan.with_params(fitted), layer_gain(before, after, sum(result.kept for result in searched))
 
     def _linears(
         self, layers: Layers, plan: QuantPlan, stats: Statistics, group: tuple[str, list[str]], objective: Objective
-    ) -> "_Judged":
+    ) -> "_Searched":
         tensor, names = group
         linears = [layers.blockmap.linear(name) for name in names]
         weights = [layers.weight(name) for name in names]
         fitting, held = split_samples(stats.rows[tensor])
-        spec, specs = plan.decisions[tensor].spec, [plan.decisions[one.weight].spec for one in linears]
+        spec, specs = plan.decisions[tensor].spec, [plan.decisions[linear.weight].spec for linear in linears]
         left, rights = _fit_formats(fitting, weights, (spec, specs), stats.ranges[tensor], objective, self.search)
-        old = [plan.decisions[one.weight].params for one in linears]
-        judged = _judge(
+        old = [plan.decisions[linear.weight].params for linear in linears]
+        searched = _compared(
             (held, np.concatenate(weights, axis=1)),
-            (_seen(held, plan.decisions[tensor].params), _side_by_side(weights, old)),
-            (_seen(held, left), _side_by_side(weights, rights)),
+            (_rounded(held, plan.decisions[tensor].params), _side_by_side(weights, old)),
+            (_rounded(held, left), _side_by_side(weights, rights)),
             objective,
         )
-        params = {tensor: left, **{one.weight: right for one, right in zip(linears, rights, strict=True)}}
-        return replace(judged, params=params) if judged.kept else judged
+        params = {tensor: left, **{linear.weight: right for linear, right in zip(linears, rights, strict=True)}}
+        return replace(searched, params=params) if searched.kept else searched
 
-    def _product(self, plan: QuantPlan, stats: Statistics, pair: tuple[str, str], objective: Objective) -> "_Judged":
+    def _product(self, plan: QuantPlan, stats: Statistics, pair: tuple[str, str], objective: Objective) -> "_Searched":
         left, right = pair
         (fit_left, held_left), (fit_right, held_right) = (
             split_samples(stats.lefts[left]),
@@ -91,17 +121,17 @@ class SearchScales:
         bounds = (stats.ranges[left], stats.ranges[right])
         specs = (plan.decisions[left].spec, plan.decisions[right].spec)
         fit = fit_product(fit_left, fit_right, specs, bounds, objective, self.search)
-        judged = _judge(
+        searched = _compared(
             (held_left, held_right),
-            (_seen(held_left, plan.decisions[left].params), _seen(held_right, plan.decisions[right].params)),
-            (_seen(held_left, fit.left), _seen(held_right, fit.right)),
+            (_rounded(held_left, plan.decisions[left].params), _rounded(held_right, plan.decisions[right].params)),
+            (_rounded(held_left, fit.left), _rounded(held_right, fit.right)),
             objective,
         )
-        return replace(judged, params={left: fit.left, right: fit.right}) if judged.kept else judged
+        return replace(searched, params={left: fit.left, right: fit.right}) if searched.kept else searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Judged:
+class _Searched:
     """Held-out SQNR of min-max and of what is kept, and the parameters when the search's are kept."""
 
     before: float
@@ -137,7 +167,7 @@ def _fit_formats(
     lefts: dict[TensorFormat, QParams] = {}
     rights: dict[int, QParams] = {}
     for spec in dict.fromkeys(specs[1]):
-        members = [index for index, one in enumerate(specs[1]) if one == spec]
+        members = [index for index, other in enumerate(specs[1]) if other == spec]
         joined = np.concatenate([weights[index] for index in members], axis=1)  # (I, sum of O)
         fit = fit_linear(rows, joined, (specs[0], spec), bounds, objective, search)
         lefts[spec] = fit.left
@@ -152,25 +182,25 @@ def _fit_formats(
     return best, found
 
 
-def _seen(values: FloatArray, params: QParams | None) -> FloatArray:
+def _rounded(values: FloatArray, params: QParams | None) -> FloatArray:
     assert params is not None  # the min-max step ran before
     return fake_quantize(values, params)
 
 
 def _side_by_side(weights: Sequence[FloatArray], params: Sequence[QParams | None]) -> FloatArray:
     """Quantized weights, (I, sum of O)."""
-    return np.concatenate([_seen(weight, one) for weight, one in zip(weights, params, strict=True)], axis=1)
+    return np.concatenate([_rounded(weight, own) for weight, own in zip(weights, params, strict=True)], axis=1)
 
 
-def _judge(
+def _compared(
     exact: tuple[FloatArray, FloatArray],
     old: tuple[FloatArray, FloatArray],
     new: tuple[FloatArray, FloatArray],
     objective: Objective,
-) -> _Judged:
+) -> _Searched:
     """Compare the product of old with that of new quantized operands, on held-out samples."""
     product = times if exact[1].ndim == 2 else np.matmul
     reference, before, after = (product(*operands) for operands in (exact, old, new))
     kept = objective(reference, after) <= objective(reference, before)
     old_db = sqnr_db(reference, before)
-    return _Judged(before=old_db, after=sqnr_db(reference, after) if kept else old_db, kept=kept, params={})
+    return _Searched(before=old_db, after=sqnr_db(reference, after) if kept else old_db, kept=kept, params={})

@@ -9,9 +9,9 @@ from onnxvitq.core.formats import QParams, weight_format
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
-from onnxvitq.fit.outcome import Step, StepOutcome
-from onnxvitq.fit.steps.bias import CorrectBias, expected_error
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.step import LayerGain
+from onnxvitq.fit.steps.bias import correct_biases, expected_error, row_requests
+from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.numerics.affine import fake_quantize
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
@@ -50,13 +50,12 @@ def rows_of(fitting: float, held: float, features: int) -> np.ndarray:
 
 
 def test_needs_rows_of_every_linears_input(layers: Layers, plan: QuantPlan, stats: Statistics) -> None:
-    step: Step = CorrectBias()
-    assert step.needs(layers, plan) == (
+    assert row_requests(layers, plan) == (
         StatisticsRequest(tensor="x", kind="rows"),
         StatisticsRequest(tensor="h", kind="rows"),
     )
     alone = make_plan(layers.blockmap, QuantConfig(nodes_to_exclude=("*qkv*",)))
-    assert step.needs(layers, alone) == (StatisticsRequest(tensor="h", kind="rows"),)
+    assert row_requests(layers, alone) == (StatisticsRequest(tensor="h", kind="rows"),)
 
 
 def test_expected_error_worked() -> None:
@@ -80,33 +79,31 @@ def test_expected_error_is_the_mean_of_the_three_terms_of_eq_16() -> None:
 def test_a_constant_error_is_removed_exactly(fc1: tuple[Layers, QuantPlan], stats: Statistics) -> None:
     layers, plan = fc1
     stats = replace(stats, rows={"h": rows_of(ABOVE, ABOVE, 7)})
-    after, outcome = CorrectBias().apply(layers, plan, stats)
+    after, outcome = correct_biases(layers, plan, stats)
     assert after.biases[FC1].tolist() == (layers.weight(FC1).sum(axis=0) / 16).tolist()  # fc1 had no bias
     held = stats.rows["h"][3::4]
     quantized = fake_quantize(held, STEP) @ fake_quantize(layers.weight(FC1), grid_params(3))
     assert not np.array_equal(quantized, held @ layers.weight(FC1))
     assert np.array_equal(quantized + after.biases[FC1], held @ layers.weight(FC1))
     # Before: one part in five, 14 dB; after: nothing, which is reported as 120 dB.
-    assert outcome == StepOutcome(
-        name="bias", accepted=True, before=round(20 * np.log10(5), 3), after=120.0, kept=1, layers=1
-    )
+    assert outcome == LayerGain(before=round(20 * np.log10(5), 3), after=120.0, kept=1, layers=1)
 
 
 def test_a_correction_that_does_not_help_held_out_samples_is_refused(
     fc1: tuple[Layers, QuantPlan], stats: Statistics
 ) -> None:
     layers, plan = fc1
-    after, outcome = CorrectBias().apply(layers, plan, replace(stats, rows={"h": rows_of(ABOVE, BELOW, 7)}))
+    after, outcome = correct_biases(layers, plan, replace(stats, rows={"h": rows_of(ABOVE, BELOW, 7)}))
     assert after.biases == {}
     before = round(20 * np.log10(3), 3)  # 1/16 of 3/16
-    assert outcome == StepOutcome(name="bias", accepted=False, before=before, after=before, kept=0, layers=1)
+    assert outcome == LayerGain(before=before, after=before, kept=0, layers=1)
 
 
 def test_without_an_error_there_is_no_correction(fc1: tuple[Layers, QuantPlan], stats: Statistics) -> None:
     layers, plan = fc1
-    after, outcome = CorrectBias().apply(layers, plan, replace(stats, rows={"h": rows_of(0.5, 0.5, 7)}))
+    after, outcome = correct_biases(layers, plan, replace(stats, rows={"h": rows_of(0.5, 0.5, 7)}))
     assert after.biases == {}
-    assert (outcome.accepted, outcome.before, outcome.after) == (False, 120.0, 120.0)
+    assert (outcome.kept, outcome.before, outcome.after) == (0, 120.0, 120.0)
 
 
 def test_each_linear_of_a_group_is_judged_alone(layers: Layers, stats: Statistics) -> None:
@@ -119,7 +116,7 @@ def test_each_linear_of_a_group_is_judged_alone(layers: Layers, stats: Statistic
     plan = plan.with_params({"x": STEP, **weights})
     rows = rows_of(ABOVE, ABOVE, 6)
     rows[3::4, :, 1] = BELOW
-    after, outcome = CorrectBias().apply(layers, plan, replace(stats, rows={"x": rows}))
+    after, outcome = correct_biases(layers, plan, replace(stats, rows={"x": rows}))
     assert list(after.biases) == [QUERY]
     expected = layers.bias(QUERY) + np.float32(1 / 16)  # the model's own bias, corrected
     assert after.biases[QUERY].tolist() == expected.tolist()
@@ -132,8 +129,8 @@ def test_fitted_plan_gains_and_keeps_its_scales(layers: Layers, plan: QuantPlan,
     shifted = {name: values.astype(np.float32) for name, values in rows.items()}
     ranges = {**stats.ranges, **{name: (0.0, float(values.max()) / 8) for name, values in shifted.items()}}
     stats = replace(stats, rows=shifted, ranges=ranges)  # ranges too narrow: clipping leaves a mean error
-    plan, _ = MinMaxRanges().apply(layers, plan, stats)
-    after, outcome = CorrectBias().apply(layers, plan, stats)
+    plan = fit_ranges(layers, plan, stats)
+    after, outcome = correct_biases(layers, plan, stats)
     assert set(after.biases) == {QUERY, KEY, FC1}
     fitting, _ = split_samples(stats.rows["h"])
     params = plan.params("h"), plan.params(f"{FC1}.weight")

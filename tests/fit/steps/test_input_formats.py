@@ -9,16 +9,13 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.input_formats import (
-    FREE_DB,
+from onnxvitq.fit.steps.attention_formats import choose_contexts
+from onnxvitq.fit.steps.input_formats import FREE_DB, TOKEN_DB, choose_inputs, most_accurate
+from onnxvitq.fit.steps.outer_layers import (
     OUTER_DB,
     RETURN_DB,
     RUINED_DB,
-    TOKEN_DB,
-    choose_contexts,
-    choose_inputs,
     choose_outer_linears,
-    most_accurate,
     outer_linears_of_8_bits,
 )
 

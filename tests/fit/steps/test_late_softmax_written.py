@@ -13,7 +13,7 @@ from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import Layers
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.channel_scaling.rewrite import divide_late
+from onnxvitq.fit.steps.late_softmax.rewrite import divide_late
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.query import constants
 from onnxvitq.graph.reading import to_graph

@@ -9,8 +9,7 @@ from onnxvitq.core.formats import weight_format
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
-from onnxvitq.fit.outcome import Step, StepOutcome
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges, range_requests
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 
 
@@ -20,14 +19,14 @@ def unfitted(layers: Layers) -> QuantPlan:
 
 
 def test_needs_the_range_of_every_activation(layers: Layers, unfitted: QuantPlan) -> None:
-    step: Step = MinMaxRanges()
-    wanted = step.needs(layers, unfitted)
-    assert wanted == tuple(StatisticsRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v"))
+    assert range_requests(layers, unfitted) == tuple(
+        StatisticsRequest(tensor=name, kind="range") for name in ("x", "h", "q", "k", "p", "v")
+    )
 
 
 def test_every_site_gets_min_max_parameters(layers: Layers, unfitted: QuantPlan, stats: Statistics) -> None:
-    plan, outcome = MinMaxRanges().apply(layers, unfitted, stats)
-    assert outcome == StepOutcome(name="minmax", accepted=True, before=None, after=None, kept=9, layers=9)
+    plan = fit_ranges(layers, unfitted, stats)
+    assert len(plan.decisions) == 9
     for name, decision in plan.decisions.items():
         params = plan.params(name)
         assert params is not None
@@ -49,7 +48,7 @@ def test_probabilities_have_zero_point_zero(plan: QuantPlan) -> None:
 def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: QuantPlan, stats: Statistics) -> None:
     empty = replace(stats, ranges={**stats.ranges, "h": (np.inf, -np.inf)})
     with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
-        MinMaxRanges().apply(layers, unfitted, empty)
+        fit_ranges(layers, unfitted, empty)
     assert caught.value.where == "h"
 
 
@@ -57,10 +56,10 @@ def test_a_constant_operand_is_not_measured_and_has_the_range_of_its_values(
     with_products: Layers, more_stats: Statistics
 ) -> None:
     unfitted = make_plan(with_products.blockmap, QuantConfig())
-    wanted = [request.tensor for request in MinMaxRanges().needs(with_products, unfitted)]
+    wanted = [request.tensor for request in range_requests(with_products, unfitted)]
     assert wanted == ["x", "h", "q", "k", "p", "v", "a", "b"]
-    plan, outcome = MinMaxRanges().apply(with_products, unfitted, more_stats)
-    assert (outcome.kept, outcome.layers) == (12, 12)
+    plan = fit_ranges(with_products, unfitted, more_stats)
+    assert len(plan.decisions) == 12
     for name, (low, high) in {"table": (-0.5, 1.5), "a": (-1.0, 3.0)}.items():
         params, expected = plan.params(name), params_from_range(low, high, ACTIVATION)
         assert params is not None

@@ -9,12 +9,11 @@ from onnxvitq.core.formats import QParams, weight_format
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
-from onnxvitq.fit.outcome import Step, sqnr_db
-from onnxvitq.fit.steps.ranges import MinMaxRanges
-from onnxvitq.fit.steps.scale_search import SearchScales
+from onnxvitq.fit.steps.ranges import fit_ranges
+from onnxvitq.fit.steps.scale_search import SearchScales, search_requests
 from onnxvitq.numerics.affine import fake_quantize, params_from_range
 from onnxvitq.numerics.fit import ProductFit, Search, fit_linear, fit_product
-from onnxvitq.numerics.objectives import OBJECTIVES
+from onnxvitq.numerics.objectives import OBJECTIVES, sqnr_db
 
 QUERY, KEY, FC1 = "/attn/qkv/MatMul_part0", "/attn/qkv/MatMul_part1", "/mlp/fc1/MatMul"
 SEARCH = Search(candidates=15, rounds=2)
@@ -42,7 +41,7 @@ def moved(before: QuantPlan, after: QuantPlan) -> set[str]:
 def planned(layers: Layers, stats: Statistics, *excluded: str) -> QuantPlan:
     """Min-max parameters for what is not excluded."""
     config = QuantConfig(nodes_to_exclude=excluded)
-    return MinMaxRanges().apply(layers, make_plan(layers.blockmap, config), stats)[0]
+    return fit_ranges(layers, make_plan(layers.blockmap, config), stats)
 
 
 def edges_in_held_out(samples: np.ndarray) -> np.ndarray:
@@ -75,22 +74,21 @@ def test_an_excluded_linear_is_in_no_group(layers: Layers, stats: Statistics) ->
 
 
 def test_needs_rows_of_inputs_and_matrices_of_operands(layers: Layers, plan: QuantPlan) -> None:
-    step: Step = searching("mse")
     rows = [StatisticsRequest(tensor="x", kind="rows"), StatisticsRequest(tensor="h", kind="rows")]
     scores = [StatisticsRequest(tensor="q", kind="left"), StatisticsRequest(tensor="k", kind="right")]
     context = [StatisticsRequest(tensor="p", kind="left"), StatisticsRequest(tensor="v", kind="right")]
-    assert step.needs(layers, plan) == (*rows, *scores, *context)
+    assert search_requests(layers, plan) == (*rows, *scores, *context)
 
 
 def test_needs_nothing_of_what_stays_float(layers: Layers, stats: Statistics) -> None:
-    wanted = searching("mse").needs(layers, planned(layers, stats, "*scores", FC1))
+    wanted = search_requests(layers, planned(layers, stats, "*scores", FC1))
     assert [(request.tensor, request.kind) for request in wanted] == [("x", "rows"), ("p", "left"), ("v", "right")]
 
 
 def test_a_value_that_stands_left_is_a_left_operand(layers: Layers, stats: Statistics) -> None:
     attention = replace(layers.blockmap.attentions[0], probs_first=False)
     turned = replace(layers, blockmap=replace(layers.blockmap, attentions=(attention,)))
-    wanted = searching("mse").needs(turned, planned(turned, stats))
+    wanted = search_requests(turned, planned(turned, stats))
     assert [(request.tensor, request.kind) for request in wanted[-2:]] == [("v", "left"), ("p", "right")]
 
 
@@ -153,29 +151,29 @@ def test_what_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Stati
     plan = planned(layers, stats)
     fit = fitted_linears(layers, stats, "x", [QUERY, KEY], "mse")
     assert fit.loss < fit.minmax_loss  # on what it was fitted on it does win
-    after, outcome = searching("mse").apply(layers, plan, stats)
+    after, gain = searching("mse").apply(layers, plan, stats)
     assert moved(plan, after) - {f"{FC1}.weight"} == {"h", "q", "k", "p", "v"}
-    assert (outcome.accepted, outcome.kept, outcome.layers) == (True, 3, 4)
+    assert (gain.kept, gain.layers) == (3, 4)
 
 
 def test_a_product_that_loses_on_held_out_samples_is_not_kept(layers: Layers, stats: Statistics) -> None:
     lefts = {**stats.lefts, "q": edges_in_held_out(stats.lefts["q"])}
     stats = replace(stats, lefts=lefts, ranges={**stats.ranges, "q": (-8.0, 8.0)})
     plan = planned(layers, stats)
-    after, outcome = searching("mse").apply(layers, plan, stats)
+    after, gain = searching("mse").apply(layers, plan, stats)
     assert {"x", "h", "p", "v"} <= moved(plan, after)
     assert {"q", "k"}.isdisjoint(moved(plan, after))
-    assert outcome.kept == 3
+    assert gain.kept == 3
 
 
 def test_when_everything_loses_the_plan_is_min_max(layers: Layers, stats: Statistics) -> None:
     rows = {**stats.rows, "x": edges_in_held_out(stats.rows["x"])}
     stats = replace(stats, rows=rows, ranges={**stats.ranges, "x": (-8.0, 8.0)})
     plan = planned(layers, stats, FC1, "block0.attn")
-    after, outcome = searching("mse").apply(layers, plan, stats)
+    after, gain = searching("mse").apply(layers, plan, stats)
     assert moved(plan, after) == set()
-    assert (outcome.accepted, outcome.kept, outcome.layers) == (False, 0, 1)
-    assert outcome.before == outcome.after
+    assert (gain.kept, gain.layers) == (0, 1)
+    assert gain.before == gain.after
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -194,16 +192,16 @@ def test_no_layer_loses_on_held_out_samples(layers: Layers, plan: QuantPlan, sta
 
 def test_outcome_is_the_held_out_sqnr_before_and_after(layers: Layers, stats: Statistics) -> None:
     plan = planned(layers, stats, "block0.attn*")  # fc1 alone
-    after, outcome = searching("mse").apply(layers, plan, stats)
+    after, gain = searching("mse").apply(layers, plan, stats)
     _, held = split_samples(stats.rows["h"])
     weight = layers.weight(FC1)
     measured = []
     for chosen in (plan, after):
         output = fake_quantize(held, params_of(chosen, "h")) @ fake_quantize(weight, params_of(chosen, f"{FC1}.weight"))
         measured.append(round(sqnr_db(held @ weight, output), 3))
-    assert [outcome.before, outcome.after] == measured
+    assert [gain.before, gain.after] == measured
     assert measured[1] > measured[0]
-    assert (outcome.name, outcome.accepted, outcome.kept, outcome.layers) == ("scales", True, 1, 1)
+    assert (gain.kept, gain.layers) == (1, 1)
 
 
 def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(layers: Layers, stats: Statistics) -> None:
@@ -216,7 +214,7 @@ def test_an_excluded_linear_of_a_group_keeps_out_of_the_search(layers: Layers, s
 
 def test_seven_bit_weights_are_searched_as_seven_bits(layers: Layers, stats: Statistics) -> None:
     config = QuantConfig(bits="w7a8")
-    plan, _ = MinMaxRanges().apply(layers, make_plan(layers.blockmap, config), stats)
+    plan = fit_ranges(layers, make_plan(layers.blockmap, config), stats)
     after, _ = searching("mse").apply(layers, plan, stats)
     for name in (QUERY, KEY, FC1):
         params = params_of(after, f"{name}.weight")
@@ -238,5 +236,5 @@ def test_three_samples_are_enough(layers: Layers, stats: Statistics) -> None:
     }
     stats = replace(stats, count=3, **first)
     plan = planned(layers, stats)
-    _, outcome = searching("mse").apply(layers, plan, stats)
-    assert outcome.kept == 4  # judged on what it was fitted on, it cannot lose
+    _, gain = searching("mse").apply(layers, plan, stats)
+    assert gain.kept == 4  # judged on what it was fitted on, it cannot lose

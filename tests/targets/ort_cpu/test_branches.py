@@ -15,7 +15,7 @@ from onnxvitq.core.plan import Branch, Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
 from onnxvitq.fit.steps.low_rank.branches import FACTOR_A, FACTOR_B, INNER, quantized_linear
-from onnxvitq.fit.steps.ranges import MinMaxRanges
+from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.query import constants
 from onnxvitq.graph.reading import to_graph
@@ -59,7 +59,7 @@ class Case:
         self.layers = Layers(blockmap=self.blockmap, constants=constants(self.graph, names))
         plan = make_plan(self.blockmap, QuantConfig(bits="w7a8", attention="float"))
         bounds = (float(self.feeds["x"].min()), float(self.feeds["x"].max()))
-        plan, _ = MinMaxRanges().apply(self.layers, plan, Statistics(count=1, ranges={"x": bounds}))
+        plan = fit_ranges(self.layers, plan, Statistics(count=1, ranges={"x": bounds}))
         self.plan = plan.with_branches(branches)
 
     def written(self, plan: QuantPlan | None = None) -> onnx.ModelProto:

@@ -27,8 +27,8 @@ from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import one_blas_thread
 from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.outcome import StepOutcome, outcome
 from onnxvitq.fit.quantized_inputs import seen_input
+from onnxvitq.fit.step import LayerGain, layer_gain
 from onnxvitq.fit.steps.weight_reconstruction.solve import ENOUGH, affine, groups, residuals, used_rows
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
@@ -76,7 +76,7 @@ def fit_branches(
     feeds: Iterable[Mapping[str, np.ndarray]],
     folder: Path,
     options: Branches,
-) -> tuple[QuantPlan, StepOutcome]:
+) -> tuple[QuantPlan, LayerGain]:
     """A branch for every planned linear that gains from it on held-out samples.
 
     Args and errors are those of ``rebuild.weights.rebuild_weights``.
@@ -99,7 +99,7 @@ def fit_branches(
     plan = plan.with_branches({name: branch for one in kept for name, branch in one.branches.items()})
     plan = plan.with_biases({name: bias for one in kept for name, bias in one.biases.items()})
     before, after = [one.before for one in found], [one.after for one in found]
-    return plan, outcome("branches", before, after, len(kept))
+    return plan, layer_gain(before, after, len(kept))
 
 
 def branch_time(branch: Branch) -> float:

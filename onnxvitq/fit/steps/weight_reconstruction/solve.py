@@ -27,8 +27,8 @@ from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import fan_out, one_blas_thread
 from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.outcome import StepOutcome, outcome
 from onnxvitq.fit.quantized_inputs import seen_input
+from onnxvitq.fit.step import LayerGain, layer_gain
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.decibels import sqnr_of_error
@@ -67,7 +67,7 @@ def reconstruct_weights(
     feeds: Iterable[Mapping[str, np.ndarray]],
     folder: Path,
     options: WeightReconstruction,
-) -> tuple[QuantPlan, StepOutcome]:
+) -> tuple[QuantPlan, LayerGain]:
     """New weights, scales and biases for every planned linear, in the order of the network.
 
     Args:
@@ -116,7 +116,7 @@ def reconstruct_weights(
                 )
             give_back(cycles=False)
     before, after = [one[0] for one in solved], [one[1] for one in solved]
-    return plan, outcome("weights", before, after, sum(one[2] for one in solved))
+    return plan, layer_gain(before, after, sum(one[2] for one in solved))
 
 
 def groups(linears: Sequence[Linear]) -> dict[str, list[Linear]]:

@@ -10,7 +10,7 @@ import pytest
 from fitted_cases import Case, correlated, linear_of
 
 from onnxvitq.core.plan import QuantPlan
-from onnxvitq.fit.outcome import StepOutcome
+from onnxvitq.fit.step import LayerGain
 from onnxvitq.fit.steps.low_rank.branches import (
     ADDED,
     SMALL,
@@ -28,7 +28,7 @@ from onnxvitq.targets.ort_cpu.branches import branch_bytes, branch_names
 TransformerCase = Callable[..., Case]
 
 
-def fitted(case: Case, options: Branches) -> tuple[QuantPlan, StepOutcome]:
+def fitted(case: Case, options: Branches) -> tuple[QuantPlan, LayerGain]:
     folder = Path(tempfile.mkdtemp(dir=case.folder))
     return fit_branches(case.graph, case.layers, case.plan, case.feeds, folder, options)
 
@@ -62,8 +62,8 @@ def test_an_error_of_low_rank_is_taken_back(transformer_case: TransformerCase) -
     bad = replace(case, plan=case.plan.with_weights({"b0_fc1": spoiled}))
     params = params_from_weight(spoiled, case.plan.decisions["b0_fc1_W"].spec)
     bad = replace(bad, plan=bad.plan.with_params({"b0_fc1_W": params}))
-    plan, outcome = fitted(bad, Branches(rank=2, threads=1))
-    assert outcome.accepted
+    plan, gain = fitted(bad, Branches(rank=2, threads=1))
+    assert gain.kept > 0
     good, before, after = (layer_error(case, one, "b0_fc1") for one in (case.plan, bad.plan, plan))
     assert before > 300 * good
     assert after < before / 10  # its codes have eight bits, and its part is large
@@ -72,11 +72,11 @@ def test_an_error_of_low_rank_is_taken_back(transformer_case: TransformerCase) -
 @pytest.mark.parametrize("bits", [3, 4])
 def test_branches_gain_on_fresh_samples(transformer_case: TransformerCase, bits: int) -> None:
     case = narrow(transformer_case(samples=64, bits=bits), bits)
-    plan, outcome = fitted(case, Branches(rank=6, threads=1))
-    assert outcome.accepted
-    assert outcome.before is not None
-    assert outcome.after is not None
-    assert outcome.after > outcome.before
+    plan, gain = fitted(case, Branches(rank=6, threads=1))
+    assert gain.kept > 0
+    assert gain.before is not None
+    assert gain.after is not None
+    assert gain.after > gain.before
     assert layer_error(case, plan, "b0_q") < layer_error(case, case.plan, "b0_q")
 
 
@@ -153,8 +153,8 @@ def test_branches_stay_within_their_time(transformer_case: TransformerCase) -> N
 def test_nothing_is_added_to_a_layer_that_is_exact(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=8, bits=8)
     wide = replace(case, plan=replace(case.plan, decisions={}))
-    plan, outcome = fitted(wide, Branches(rank=4, threads=1))
-    assert (dict(plan.branches), outcome.layers) == ({}, 0)
+    plan, gain = fitted(wide, Branches(rank=4, threads=1))
+    assert (dict(plan.branches), gain.layers) == ({}, 0)
 
 
 def test_layers_that_read_one_tensor_share_a(transformer_case: TransformerCase) -> None:

@@ -14,8 +14,8 @@ from onnxvitq.calibration.held_out import is_held_out
 from onnxvitq.calibration.subgraphs import SubgraphRunner
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.outcome import StepOutcome
-from onnxvitq.fit.steps.bias import CorrectBias
+from onnxvitq.fit.step import LayerGain
+from onnxvitq.fit.steps.bias import correct_biases
 from onnxvitq.fit.steps.weight_reconstruction import solve as weights
 from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction, reconstruct_weights
 from onnxvitq.numerics import affine
@@ -26,7 +26,7 @@ TransformerCase = Callable[..., Case]
 BIAS_ONLY = WeightReconstruction(ridge=False, feedback=False, threads=1)
 
 
-def rebuilt(case: Case, options: WeightReconstruction | None = None) -> tuple[QuantPlan, StepOutcome]:
+def rebuilt(case: Case, options: WeightReconstruction | None = None) -> tuple[QuantPlan, LayerGain]:
     folder = case.folder / "scratch"
     folder.mkdir(exist_ok=True)
     result = reconstruct_weights(
@@ -71,18 +71,15 @@ def held_out_error(case: Case, plan: QuantPlan, name: str) -> float:
 
 
 def test_a_layer_with_correlated_inputs_gains(one: Case) -> None:
-    plan, outcome = rebuilt(one)
+    plan, gain = rebuilt(one)
     assert set(plan.weights) == {"o"}
     before, after = held_out_error(one, one.plan, "o"), held_out_error(one, plan, "o")
     assert after < before / 2  # 3 dB, of 5 seen: rounding errs in every direction, the inputs have eight
-    assert outcome.name == "weights"
-    assert (outcome.accepted, outcome.kept, outcome.layers) == (True, 1, 1)
-    assert outcome.before is not None
-    assert outcome.after is not None
-    gain = 10 * np.log10(before / after)
-    assert outcome.after - outcome.before == pytest.approx(
-        gain, abs=0.01
-    )  # the report's figures are those of the layer
+    assert (gain.kept, gain.layers) == (1, 1)
+    assert gain.before is not None
+    assert gain.after is not None
+    expected = 10 * np.log10(before / after)
+    assert gain.after - gain.before == pytest.approx(expected, abs=0.01)  # the report's figures are those of the layer
 
 
 @pytest.mark.parametrize(("ridge", "feedback"), [(True, False), (False, True)])
@@ -104,11 +101,11 @@ def test_no_layer_gets_worse_on_what_judges_it(case_of: Callable[..., Case], sam
     case = case_of(model_of(ONE), correlated(3, samples), bits=bits, exclude=("q", "k", "v"))
     if samples < 4:  # none is held out: those fitted to judge
         case = replace(case, feeds=case.feeds * 4)
-    plan, outcome = rebuilt(case)
+    plan, gain = rebuilt(case)
     assert held_out_error(case, plan, "o") <= held_out_error(case, case.plan, "o") * (1 + 1e-6)  # sums of float32
-    assert outcome.after is not None
-    assert outcome.before is not None
-    assert outcome.after >= outcome.before
+    assert gain.after is not None
+    assert gain.before is not None
+    assert gain.after >= gain.before
 
 
 def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case]) -> None:
@@ -122,8 +119,8 @@ def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case
         case,
         plan=case.plan.with_params({"n": replace(inputs, scale=np.array(2**-6, np.float32), zero_point=np.array(64))}),
     )
-    plan, outcome = rebuilt(case)
-    assert (outcome.accepted, outcome.kept, outcome.layers) == (False, 0, 1)
+    plan, gain = rebuilt(case)
+    assert (gain.kept, gain.layers) == (0, 1)
     assert np.array_equal(plan.weights["o"], weight)
     assert plan.biases["o"].tolist() == [0.0] * 16
 
@@ -136,13 +133,13 @@ def test_infinite_strength_is_bias_correction(one: Case, monkeypatch: pytest.Mon
     plan, _ = rebuilt(one, WeightReconstruction(feedback=False, threads=1))
     assert np.array_equal(plan.weights["o"], one.layers.weight("o"))
     assert np.array_equal(plan.params("W").scale, one.plan.params("W").scale)  # type: ignore[union-attr]
-    corrected, _ = CorrectBias(workers=1).apply(one.layers, one.plan, one.stats)
+    corrected, _ = correct_biases(one.layers, one.plan, one.stats, workers=1)
     assert plan.biases["o"] == pytest.approx(corrected.biases["o"], abs=1e-5)  # float32 against float64 means
     assert np.abs(plan.biases["o"]).max() > 1e-3  # and there is something to correct
 
 
 def test_the_old_bias_is_what_is_judged_before(one: Case) -> None:
-    corrected = CorrectBias(workers=1).apply(one.layers, one.plan, one.stats)[0]
+    corrected = correct_biases(one.layers, one.plan, one.stats, workers=1)[0]
     _, plain = rebuilt(one, BIAS_ONLY)
     _, better = rebuilt(replace(one, plan=corrected), BIAS_ONLY)
     assert plain.before is not None
@@ -205,17 +202,17 @@ def test_a_layer_makes_up_for_the_errors_of_those_before_it(transformer_case: Tr
 
 def test_layers_that_are_planned_float_are_left_alone(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=8, exclude=("block0.*", "head"))
-    plan, outcome = rebuilt(case)
+    plan, gain = rebuilt(case)
     assert all(name.startswith("b1_") for name in (*plan.weights, *plan.biases))
-    assert outcome.layers == len(plan.weights) == 6
+    assert gain.layers == len(plan.weights) == 6
     assert plan.kept_float == case.plan.kept_float
     assert {name for name in plan.decisions if plan.params(name) is None} == set()
 
 
 def test_with_nothing_planned_nothing_is_said(transformer_case: TransformerCase) -> None:
-    plan, outcome = rebuilt(transformer_case(samples=2, exclude=("*",)))
+    plan, gain = rebuilt(transformer_case(samples=2, exclude=("*",)))
     assert (plan.weights, plan.biases) == ({}, {})
-    assert (outcome.before, outcome.after, outcome.layers, outcome.accepted) == (None, None, 0, False)
+    assert (gain.before, gain.after, gain.layers, gain.kept) == (None, None, 0, 0)
 
 
 def test_input_formats_stay(transformer_case: TransformerCase) -> None:
@@ -394,7 +391,7 @@ def test_a_layer_is_solved_against_what_it_reads_at_run_time(one: Case, form: st
     plan = replace(spoilt, dynamic=names, per_token=names if form == "per_token" else frozenset())
     static, _ = rebuilt(replace(one, plan=one.plan))
     results = {name: rebuilt(replace(one, plan=each)) for name, each in (("spoilt", spoilt), (form, plan))}
-    after = {name: outcome.after or 0.0 for name, (_, outcome) in results.items()}
+    after = {name: gain.after or 0.0 for name, (_, gain) in results.items()}
     assert after[form] > after["spoilt"] + 5  # 9 seen; the weights have 4 bits
     assert not np.array_equal(results[form][0].weights["o"], static.weights["o"])
     assert one.sqnr(results[form][0], one.feeds) > one.sqnr(plan, one.feeds)  # as written and run
