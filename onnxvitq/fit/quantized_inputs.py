@@ -6,7 +6,7 @@ from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.dynamic import fake_quantize_dynamic, fake_quantize_samples, fake_quantize_tokens
 
 
-def seen_input(plan: QuantPlan, tensor: str, value: FloatArray) -> FloatArray:
+def quantized_input(plan: QuantPlan, tensor: str, value: FloatArray) -> FloatArray:
     """What linears read of their input in a run in which it has this value (.., C), all of it."""
     if tensor in plan.dynamic:
         return fake_quantize_tokens(value) if tensor in plan.per_token else fake_quantize_dynamic(value)
@@ -15,6 +15,6 @@ def seen_input(plan: QuantPlan, tensor: str, value: FloatArray) -> FloatArray:
     return fake_quantize(value, params)
 
 
-def seen_rows(plan: QuantPlan, tensor: str, rows: FloatArray) -> FloatArray:
+def quantized_rows(plan: QuantPlan, tensor: str, rows: FloatArray) -> FloatArray:
     """What linears read of sampled rows (S, r, C) of their input."""
-    return fake_quantize_samples(rows, lambda sample: seen_input(plan, tensor, sample))
+    return fake_quantize_samples(rows, lambda sample: quantized_input(plan, tensor, sample))

@@ -11,7 +11,7 @@ from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan, linear_groups
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.quantized_inputs import seen_rows
+from onnxvitq.fit.quantized_inputs import quantized_rows
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, LayerGain, Proposal, layer_gain
 from onnxvitq.numerics.affine import fake_quantize
@@ -87,9 +87,9 @@ def _correct(layers: Layers, plan: QuantPlan, rows: FloatArray, name: str) -> _C
     fitting, held = split_samples(rows)
     weight, bias = layers.weight(name), layers.bias(name)
     weight_q = fake_quantize(weight, weight_params)
-    error = expected_error(fitting, weight, (seen_rows(plan, linear.input, fitting), weight_q))
+    error = expected_error(fitting, weight, (quantized_rows(plan, linear.input, fitting), weight_q))
     reference = times(held, weight) + bias
-    approximation = times(seen_rows(plan, linear.input, held), weight_q) + bias
+    approximation = times(quantized_rows(plan, linear.input, held), weight_q) + bias
     return _Corrected(
         linear=name,
         bias=bias - error,

@@ -4,7 +4,7 @@
 * The value channels, taken back by the projection; query against key, which cancels in the scores; the key's mean, which the
   softmax does not see.
 
-What is chosen here is proven exact on the model before it is used (``pipeline``).
+What is chosen here is proven exact on the model before it is used (``fit.exact_changes``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ ATTENUATION = 0.1  # of an error of v on its way through the averaging of an att
 
 
 def scaling_requests(blockmap: BlockMap) -> tuple[StatisticsRequest, ...]:
-    """Rows of every tensor that may be mapped, and of those that read it; ranges by channel, for what follows of a map."""
+    """Rows of every tensor that may be scaled, and of those that read it; channel ranges, so that later ranges follow."""
     names = [tensor for tensor, _, _ in _normed(blockmap)] + [tensor for tensor, _ in _unfolded(blockmap)]
     for _, query, key in _query_key(blockmap):
         names += [query.output, key.output]
@@ -47,24 +47,24 @@ def scaling_requests(blockmap: BlockMap) -> tuple[StatisticsRequest, ...]:
 
 
 def choose_scalings(layers: Layers, plan: QuantPlan, stats: Statistics, workers: int = 0) -> list[ChannelScaling]:
-    """The maps that quantize better on held-out rows, each of other tensors."""
+    """The scalings that quantize better on held-out rows, each of other tensors."""
     blockmap = layers.blockmap
     searches: list[_Search] = [
-        partial(_best_norm_map, layers, plan, stats.rows[tensor], norm, readers)
+        partial(_best_norm_scaling, layers, plan, stats.rows[tensor], norm, readers)
         for tensor, norm, readers in _normed(blockmap)
-        if all(_planned(plan, one) for one in readers)
+        if all(_planned(plan, reader) for reader in readers)
     ]
     searches += [
-        partial(_best_scores_map, layers, plan, stats, members)
+        partial(_best_scores_scaling, plan, stats, members)
         for members in _query_key(blockmap)
         if members[0].query in plan.decisions
     ]
     searches += [
-        partial(_best_value_map, layers, plan, stats, members)
+        partial(_best_value_scaling, layers, plan, stats, members)
         for members in _value_proj(blockmap)
         if _planned(plan, members[2])
     ]
-    return [one for maps in fan_out(lambda search: search(), searches, workers) for one in maps]
+    return [scaling for found in fan_out(lambda search: search(), searches, workers) for scaling in found]
 
 
 def choose_online_scalings(
@@ -72,13 +72,16 @@ def choose_online_scalings(
 ) -> list[ChannelScaling]:
     """Scales for inputs of linears that nothing can be folded into: behind an activation, or shared with a residual stream."""
     unfolded = [
-        (tensor, partial(_best_norm_map, layers, plan, stats.rows[tensor], "", readers))
+        (tensor, partial(_best_norm_scaling, layers, plan, stats.rows[tensor], "", readers))
         for tensor, readers in _unfolded(layers.blockmap)
-        if all(_planned(plan, one) for one in readers)
+        if all(_planned(plan, reader) for reader in readers)
     ]
-    found = fan_out(lambda one: (one[0], one[1]()), unfolded, workers)
+    found = fan_out(lambda candidate: (candidate[0], candidate[1]()), unfolded, workers)
     return [
-        replace(one, kind="online", source=tensor) for tensor, maps in found for one in maps if one.gain_db >= ONLINE_DB
+        replace(scaling, kind="online", source=tensor)
+        for tensor, scalings in found
+        for scaling in scalings
+        if scaling.gain_db >= ONLINE_DB
     ]
 
 
@@ -126,29 +129,29 @@ def _value_proj(blockmap: BlockMap) -> Iterator[tuple[Attention, Linear, Linear]
 Candidate = tuple[FloatArray, FloatArray]  # shift and scale, (C,)
 
 
-def _best_norm_map(
+def _best_norm_scaling(
     layers: Layers, plan: QuantPlan, rows: FloatArray, norm: str, readers: Sequence[Linear]
 ) -> list[ChannelScaling]:
     fitting, held = split_samples(rows)
-    weight = np.concatenate([layers.weight(one.name) for one in readers], axis=1)
+    weight = np.concatenate([layers.weight(reader.name) for reader in readers], axis=1)
     spread, some = np.abs(weight).max(axis=1), some_outputs(weight.shape[1])
     weight = np.ascontiguousarray(weight[:, some])
-    bias = np.concatenate([layers.bias(one.name) for one in readers])[some]
+    bias = np.concatenate([layers.bias(reader.name) for reader in readers])[some]
     read, weight_spec = _reader(plan, readers[0].input), plan.decisions[readers[0].weight].spec
-    beta = next((one.beta for one in layers.blockmap.norms if one.name == norm), "")
-    may_shift = bool(beta) and all(one.bias for one in readers)
+    beta = next((other.beta for other in layers.blockmap.norms if other.name == norm), "")
+    may_shift = bool(beta) and all(reader.bias for reader in readers)
     candidates = _candidates(fitting, spread, shifted=may_shift)
     reference = times(held, weight)
 
     def noise(candidate: Candidate) -> float:
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
-        seen = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
-        return _power(seen + (taken_back - bias), reference)
+        got = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
+        return _power(got + (taken_back - bias), reference)
 
-    return _better("norm", norm, tuple(one.name for one in readers), candidates, noise)
+    return _better("norm", norm, tuple(reader.name for reader in readers), candidates, noise)
 
 
-def _best_value_map(
+def _best_value_scaling(
     layers: Layers, plan: QuantPlan, stats: Statistics, members: tuple[Attention, Linear, Linear]
 ) -> list[ChannelScaling]:
     attention, value, proj = members
@@ -170,18 +173,18 @@ def _best_value_map(
         shift, scale = candidate
         moved, taken_back = fold_into_linear(weight, bias, shift, scale)
         rounded = _rounded(moved, weight_spec)
-        seen = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
-        power = _power(seen, reference)
+        got = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
+        power = _power(got, reference)
         if quantized is None:
             return power
-        mapped = (values[1] - shift) / scale
-        return power + ATTENUATION * _power(times(_seen(mapped, quantized.spec), moved), times(mapped, moved))
+        scaled = (values[1] - shift) / scale
+        return power + ATTENUATION * _power(times(_quantized(scaled, quantized.spec), moved), times(scaled, moved))
 
     return _better("value", value.name, (proj.name,), candidates, noise)
 
 
-def _best_scores_map(
-    layers: Layers, plan: QuantPlan, stats: Statistics, members: tuple[Attention, Linear, Linear]
+def _best_scores_scaling(
+    plan: QuantPlan, stats: Statistics, members: tuple[Attention, Linear, Linear]
 ) -> list[ChannelScaling]:
     attention, query, key = members
     width, channels = attention.width, query.out_features
@@ -200,10 +203,9 @@ def _best_scores_map(
 
     def noise(candidate: Candidate) -> float:
         moved, balance = candidate
-        q, k = _seen(held_query / balance, spec), _seen((held_key - moved) * balance, spec)
+        q, k = _quantized(held_query / balance, spec), _quantized((held_key - moved) * balance, spec)
         return _power(_scores(q, k, heads), reference)
 
-    del layers
     return _better("scores", query.name, (key.name,), candidates, noise)
 
 
@@ -257,12 +259,12 @@ def _reader(plan: QuantPlan, tensor: str) -> _Quantizer:
     """How linears read rows (S, r, C) of a tensor in any scale: with one range, one a sample, or one a token."""
     spec = plan.decisions[tensor].spec
     if tensor not in plan.dynamic:
-        return lambda rows: _seen(rows, spec)
+        return lambda rows: _quantized(rows, spec)
     quantizer = fake_quantize_tokens if tensor in plan.per_token else fake_quantize_dynamic
     return lambda rows: fake_quantize_samples(rows, quantizer)
 
 
-def _seen(rows: FloatArray, spec: TensorFormat) -> FloatArray:
+def _quantized(rows: FloatArray, spec: TensorFormat) -> FloatArray:
     return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
 
 

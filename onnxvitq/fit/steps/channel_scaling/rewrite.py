@@ -1,4 +1,4 @@
-"""Write channel maps into a canonical graph: constants change, a Mul may be added, the function stays what it was."""
+"""Write channel scalings into a canonical graph: constants change, a Mul may be added, the function stays what it was."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ from onnxvitq.graph.pattern import producer
 from onnxvitq.numerics.transform import fold_into_linear, fold_into_norm, query_to_key, value_to_proj
 
 
-def apply_scalings(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelScaling]) -> gs.Graph:
-    """A new graph with the maps folded in; ``graph`` is left as it was. Find the blocks again afterwards.
+def apply_scalings(graph: gs.Graph, blockmap: BlockMap, scalings: Sequence[ChannelScaling]) -> gs.Graph:
+    """A new graph with the scalings folded in; ``graph`` is left as it was. Find the blocks again afterwards.
 
-    Maps of one source are independent of those of another, and are applied in turn.
+    Scalings of different sources are independent of each other, and are applied in turn.
     """
     written = graph.copy()
     writer = _Writer(written, blockmap)
-    for one in maps:
-        writer.write(one)
+    for scaling in scalings:
+        writer.write(scaling)
     return written.cleanup().toposort()
 
 
@@ -30,32 +30,34 @@ class _Writer:
         self.nodes = {node.name: node for node in graph.nodes}
         self.norms = {norm.name: norm for norm in blockmap.norms}
 
-    def write(self, one: ChannelScaling) -> None:
-        """Fold one map into the constants of its source and of its readers."""
-        readers = [self.blockmap.linear(name) for name in one.readers]
-        if one.kind == "online":
-            self._online(readers, one)
+    def write(self, scaling: ChannelScaling) -> None:
+        """Fold a scaling into the constants of its source and of its readers."""
+        readers = [self.blockmap.linear(name) for name in scaling.readers]
+        if scaling.kind == "online":
+            self._online(readers, scaling)
             return
-        if one.kind == "norm":
-            self._norm(self.norms[one.source], one)
+        if scaling.kind == "norm":
+            self._norm(self.norms[scaling.source], scaling)
             for reader in readers:
-                self._replace(reader, fold_into_linear(*self._layer(reader), one.shift, one.scale))
+                self._replace(reader, fold_into_linear(*self._layer(reader), scaling.shift, scaling.scale))
             return
-        source = self.blockmap.linear(one.source)
-        fold = value_to_proj if one.kind == "value" else query_to_key
-        layers = fold(self._layer(source), self._layer(readers[0]), one.shift, one.scale)
+        source = self.blockmap.linear(scaling.source)
+        fold = value_to_proj if scaling.kind == "value" else query_to_key
+        layers = fold(self._layer(source), self._layer(readers[0]), scaling.shift, scaling.scale)
         for linear, layer in zip((source, readers[0]), layers, strict=True):
             self._replace(linear, layer)
 
-    def _online(self, readers: Sequence[Linear], one: ChannelScaling) -> None:
+    def _online(self, readers: Sequence[Linear], scaling: ChannelScaling) -> None:
         """Divide the tensor before the linears read it."""
-        tensor = next(tensor for tensor in self.nodes[readers[0].name].inputs if tensor.name == one.source)
-        inverse = self.edit.constant(f"{one.source}_inverse", (1.0 / one.scale.astype(np.float64)).astype(np.float32))
-        scaled = self.edit.node("Mul", f"{one.source}_scaled", [tensor, inverse])
+        tensor = next(tensor for tensor in self.nodes[readers[0].name].inputs if tensor.name == scaling.source)
+        inverse = self.edit.constant(
+            f"{scaling.source}_inverse", (1.0 / scaling.scale.astype(np.float64)).astype(np.float32)
+        )
+        scaled = self.edit.node("Mul", f"{scaling.source}_scaled", [tensor, inverse])
         scaled.shape = tensor.shape
         for reader in readers:
             self.nodes[reader.name].inputs[0] = scaled
-            self._replace(reader, fold_into_linear(*self._layer(reader), one.shift, one.scale))
+            self._replace(reader, fold_into_linear(*self._layer(reader), scaling.shift, scaling.scale))
 
     def _layer(self, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias as the graph has them now; zeros for a missing bias."""
@@ -74,7 +76,7 @@ class _Writer:
                 f"{linear.bias}_mapped", layer[1].reshape(old.shape)
             )
 
-    def _norm(self, norm: Norm, one: ChannelScaling) -> None:
+    def _norm(self, norm: Norm, scaling: ChannelScaling) -> None:
         """New gamma and beta for the nodes that read them; the last node of a norm, and the one before it."""
         last = self.nodes[norm.name]
         chain = [last, *(node for node in map(producer, last.inputs) if node is not None)]
@@ -82,7 +84,7 @@ class _Writer:
         gamma = np.asarray(tensors[norm.gamma].values)
         beta = np.asarray(tensors[norm.beta].values) if norm.beta else np.zeros(gamma.size, np.float32)
         shapes = (gamma.shape, beta.shape)
-        values = fold_into_norm(gamma.reshape(-1), beta.reshape(-1), one.shift, one.scale)
+        values = fold_into_norm(gamma.reshape(-1), beta.reshape(-1), scaling.shift, scaling.scale)
         for name, value, shape in zip((norm.gamma, norm.beta), values, shapes, strict=True):
             for node in chain:
                 for index, tensor in enumerate(node.inputs):

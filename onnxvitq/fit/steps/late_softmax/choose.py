@@ -1,6 +1,6 @@
 """Which attentions divide late: exp(S - max S) quantized, and the product divided by the row sums of the codes.
 
-A softmax output is small and uneven: at 197 tokens its mean is 1.3 steps of 1 / 255. The powers fill [0, 1] in every row.
+A softmax output is small and uneven: at 197 tokens its mean is 1.3 steps of 1 / 255. The exponentials fill [0, 1] in every row.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def _gain(probs: FloatArray, value: FloatArray, spec: TensorFormat) -> float:
     """How much nearer to P V the late division comes: (S, L, m, k) rows of P, (S, L, k, n)."""
     reference = probs @ value
     plain = fake_quantize(probs, params_from_range(0.0, float(probs.max()), spec)) @ value
-    powers = fake_quantize(probs / probs.max(axis=-1, keepdims=True), params_from_range(0.0, 1.0, spec))
-    late = powers @ value / powers.sum(axis=-1, keepdims=True)
+    exponentials = fake_quantize(probs / probs.max(axis=-1, keepdims=True), params_from_range(0.0, 1.0, spec))
+    late = exponentials @ value / exponentials.sum(axis=-1, keepdims=True)
     noise = [float(np.mean((got - reference) ** 2, dtype=np.float64)) for got in (plain, late)]
     return gain_db(*noise)

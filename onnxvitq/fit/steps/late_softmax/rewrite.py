@@ -12,7 +12,7 @@ from onnxvitq.graph.edit import Editor, largest_of_rows
 def divide_late(graph: gs.Graph, blockmap: BlockMap, names: Sequence[str]) -> gs.Graph:
     """A new graph in which the named attentions compute exp(S - max S) V / sum exp(S - max S) in place of softmax(S) V.
 
-    The powers fill the range [0, 1] row by row, where probabilities are small, so their codes are finer (docs/methods.md,
+    The exponentials fill the range [0, 1] row by row, where probabilities are small, so their codes are finer (docs/methods.md,
     "Late division");
     the writer lets the row sums read the codes as well. Only attentions without anything between softmax and product.
     """
@@ -26,11 +26,11 @@ def divide_late(graph: gs.Graph, blockmap: BlockMap, names: Sequence[str]) -> gs
         last = edit.constant(f"{attention.name}_last", np.array([-1], np.int64))
         largest = largest_of_rows(edit, attention.name, scores)
         shifted = edit.node("Sub", f"{attention.name}_shifted", [scores, largest])
-        powers = edit.node("Exp", f"{attention.name}_powers", [shifted])
-        total = edit.node("ReduceSum", f"{attention.name}_total", [powers, last], keepdims=1)
-        powers.shape = shifted.shape = probs.shape
+        exponentials = edit.node("Exp", f"{attention.name}_powers", [shifted])
+        total = edit.node("ReduceSum", f"{attention.name}_total", [exponentials, last], keepdims=1)
+        exponentials.shape = shifted.shape = probs.shape
         softmax.outputs.clear()
-        edit.redirect(probs, powers)
+        edit.redirect(probs, exponentials)
         product = gs.Variable(edit.unique(f"{context.name}_undivided"), dtype=np.float32, shape=result.shape)
         context.outputs.clear()
         context.outputs.append(product)

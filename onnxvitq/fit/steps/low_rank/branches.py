@@ -27,7 +27,7 @@ from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import one_blas_thread
 from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.quantized_inputs import seen_input
+from onnxvitq.fit.quantized_inputs import quantized_input
 from onnxvitq.fit.step import LayerGain, layer_gain
 from onnxvitq.fit.steps.weight_reconstruction.solve import ENOUGH, affine, groups, residuals, used_rows
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
@@ -343,7 +343,7 @@ def quantized_linear(layers: Layers, plan: QuantPlan, linear: Linear) -> Callabl
     weight_params = plan.params(linear.weight)
     assert weight_params is not None  # the caller's ``planned_linear`` said so
     weight = fake_quantize(plan.weights.get(linear.name, layers.weight(linear.name)), weight_params)
-    seen = partial(seen_input, plan, linear.input)
+    seen = partial(quantized_input, plan, linear.input)
     product = affine(weight, _bias(layers, plan, linear.name), seen)
     branch = plan.branches.get(linear.name)
     if branch is None:

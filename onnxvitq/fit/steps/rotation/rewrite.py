@@ -17,25 +17,25 @@ def rotate_streams(graph: gs.Graph, blockmap: BlockMap, streams: Sequence[Stream
     """A new graph with each stream turned by a rotation of its own; ``graph`` is left as it was. Find the blocks again
     afterwards.
 
-    First the linears that read a norm take over its scale and shift, as channel maps do, so that the norm commutes with the
+    First the linears that read a norm take over its scale and shift, as channel scalings do, so that the norm commutes with the
     rotation; it stays where it is, with a scale of one. A linear without a bias gets one where there is a shift to take.
     """
     written = graph.copy()
-    maps = _plain_norms(written, blockmap, streams)
-    plain = apply_scalings(written, _with_biases(written, blockmap, maps), maps)
+    scalings = _plain_norms(written, blockmap, streams)
+    plain = apply_scalings(written, _with_biases(written, blockmap, scalings), scalings)
     edit, nodes = Editor(plain), {node.name: node for node in plain.nodes}
     for index, stream in enumerate(streams):
         matrix = rotation(stream.width, seed + index)
-        for one in stream.operands:
-            node = nodes[one.node]
-            constant = node.inputs[one.index]
-            turned = turn(np.asarray(constant.values), one.axis, matrix)
-            node.inputs[one.index] = edit.constant(f"{constant.name}_turned", turned)
+        for operand in stream.operands:
+            node = nodes[operand.node]
+            constant = node.inputs[operand.index]
+            turned = turn(np.asarray(constant.values), operand.axis, matrix)
+            node.inputs[operand.index] = edit.constant(f"{constant.name}_turned", turned)
     return plain.cleanup().toposort()
 
 
 def _plain_norms(graph: gs.Graph, blockmap: BlockMap, streams: Sequence[Stream]) -> list[ChannelScaling]:
-    """What makes each norm's scale one and its shift zero."""
+    """The channel scalings after which each norm has a scale of one and a shift of zero."""
     norms, tensors = {norm.name: norm for norm in blockmap.norms}, graph.tensors()
 
     def values(name: str) -> np.ndarray:
@@ -49,10 +49,10 @@ def _plain_norms(graph: gs.Graph, blockmap: BlockMap, streams: Sequence[Stream])
     return [plain(norms[name], readers) for stream in streams for name, readers in stream.norms]
 
 
-def _with_biases(graph: gs.Graph, blockmap: BlockMap, maps: Sequence[ChannelScaling]) -> BlockMap:
+def _with_biases(graph: gs.Graph, blockmap: BlockMap, scalings: Sequence[ChannelScaling]) -> BlockMap:
     """Give each linear that has to take a shift a bias of zeros, if it has none; the linears as they are then."""
     edit, nodes = Editor(graph), {node.name: node for node in graph.nodes}
-    shifted = {name for one in maps if one.shift.any() for name in one.readers}
+    shifted = {name for scaling in scalings if scaling.shift.any() for name in scaling.readers}
     linears = []
     for linear in blockmap.linears:
         if linear.name in shifted and not linear.bias:

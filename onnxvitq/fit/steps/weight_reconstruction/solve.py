@@ -27,7 +27,7 @@ from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import fan_out, one_blas_thread
 from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.quantized_inputs import seen_input
+from onnxvitq.fit.quantized_inputs import quantized_input
 from onnxvitq.fit.step import LayerGain, layer_gain
 from onnxvitq.fit.steps.weight_reconstruction.sums import Rows, summed
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
@@ -112,7 +112,7 @@ def reconstruct_weights(
                 plan = plan.with_params({linear.weight: one.params})
                 coded.compute(
                     linear,
-                    affine(fake_quantize(one.weight, one.params), one.bias, partial(seen_input, plan, tensor)),
+                    affine(fake_quantize(one.weight, one.params), one.bias, partial(quantized_input, plan, tensor)),
                 )
             give_back(cycles=False)
     before, after = [one[0] for one in solved], [one[1] for one in solved]
@@ -185,7 +185,7 @@ class _Solver:
         self.old_bias = np.concatenate([plan.biases.get(one.name, layers.bias(one.name)) for one in linears])
         params = [plan.params(one.weight) for one in linears]
         known = [one for one in params if one is not None]
-        self.seen, self.ranged = partial(seen_input, plan, linears[0].input), linears[0].input in plan.dynamic
+        self.seen, self.ranged = partial(quantized_input, plan, linears[0].input), linears[0].input in plan.dynamic
         self.weight_params = _columns(known[0], np.concatenate([one.scale for one in known]))
         # A plan has one scale a weight tensor: one that several layers share stays what it is.
         readers = Counter(one.weight for one in layers.blockmap.linears)
