@@ -74,15 +74,6 @@ class QuantConfig(RunningOptions, OutputOptions, PrecisionOptions, FormatOptions
         return self.objective != "minmax" and not (step == "weights" and self.method == "search")
 
     @property
-    def saturation_free(self) -> bool:
-        """Whether no sum of two products of quantized values may leave 16 bits.
-
-        So it is for "auto", which means one model for every processor and not the one of this machine: the users of a file
-        that other processors compute wrongly would be the first to notice.
-        """
-        return self.target in ("auto", "x86-avx2")
-
-    @property
     def chooses_products(self) -> bool:
         """Whether the model's output decides which products of attentions stay float; with attention "auto", not where the
         fit is to be quick.

@@ -70,6 +70,12 @@ class Branch:
         """How many columns A has."""
         return self.a.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Of the factors' codes and scales, in a file."""
+        factors = ((self.a, self.a_params), (self.b, self.b_params))
+        return sum(values.size * params.spec.storage.itemsize + params.scale.nbytes for values, params in factors)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:

@@ -13,7 +13,8 @@ from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.graph.writing import to_proto
 from onnxvitq.runtime.session import Session
-from onnxvitq.targets.ort_cpu.layout import apply_plan
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,6 +30,7 @@ class OutputEvaluator:
     feeds: Sequence[Mapping[str, np.ndarray]]
     references: Sequence[FloatArray]
     threads: int
+    target: Target = DEFAULT_TARGET
 
     def __call__(self, plan: QuantPlan) -> float:
         """SQNR of a plan; -120 to 120 dB."""
@@ -50,5 +52,5 @@ class OutputEvaluator:
     def _session(self, plan: QuantPlan) -> Session:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
-            save_in_scratch(to_proto(apply_plan(self.graph, self.layers, plan), {}), path)
+            save_in_scratch(to_proto(self.target.write(self.graph, self.layers, plan), {}), path)
             return Session(path, threads=self.threads, spare="memory")

@@ -20,22 +20,29 @@ from onnxvitq.core.formats import (
     TensorFormat,
     activation_format,
     parse_bits,
-    weight_format,
 )
 from onnxvitq.core.layers import BlockMap, Linear, Site, edges, operand_sites, outer_linears
 from onnxvitq.core.plan import QuantPlan, SiteDecision
 from onnxvitq.numerics.dynamic import DYNAMIC
+from onnxvitq.targets.registry import target_of
+from onnxvitq.targets.target import Target
 
 ACTIVATION = activation_format(EIGHT_BITS)
 OUTSIDE = "outside the blocks, and accuracy is preferred"
 
 
-def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
+def make_plan(blockmap: BlockMap, config: QuantConfig, target: Target | None = None) -> QuantPlan:
     """A plan of formats without parameters: every linear, both products of every attention, every other product.
+
+    Args:
+        blockmap: what was found.
+        config: says how many bits there are, and what stays float.
+        target: says which formats these are; the one that the options name when None.
 
     Raises:
         ConfigError: a pattern of ``nodes_to_exclude`` or of ``bit_overrides`` matches nothing.
     """
+    target = target or target_of(config)
     bits, excluded = _bits(blockmap, config)
     sites: dict[str, Site] = {}
     for linear in blockmap.linears:
@@ -50,7 +57,7 @@ def make_plan(blockmap: BlockMap, config: QuantConfig) -> QuantPlan:
         for port, tensor, side in ((0, product.left, "left"), (1, product.right, "right")):
             if config.product_form != "float" and product.name not in excluded:
                 _add(sites, tensor, "activation", f"product{number}.{side}", (product.name, port))
-    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits, config)) for name, site in sites.items()}
+    decisions = {name: SiteDecision(site=site, spec=_spec(site, bits, target)) for name, site in sites.items()}
     kept_float = {**excluded}
     if config.product_form == "float":
         nodes = [node for a in blockmap.attentions for node in (a.scores_node, a.context_node)]
@@ -103,12 +110,11 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits]
     return bits, {**in_float, **excluded}
 
 
-def _spec(site: Site, bits: Mapping[str, LayerBits], config: QuantConfig) -> TensorFormat:
+def _spec(site: Site, bits: Mapping[str, LayerBits], target: Target) -> TensorFormat:
+    readers = [bits[node] for node, _ in site.consumers]
     if site.kind == "weight":
-        return weight_format(
-            max(bits[node].weights for node, _ in site.consumers), saturation_free=config.saturation_free
-        )
-    return activation_format(max(bits[node].activations for node, _ in site.consumers))
+        return target.weight_format(max(reader.weights for reader in readers))
+    return target.activation_format(max(reader.activations for reader in readers))
 
 
 def _add(sites: dict[str, Site], tensor: str, kind: str, role: str, consumer: tuple[str, int]) -> None:

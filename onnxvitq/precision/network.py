@@ -6,6 +6,8 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -17,9 +19,11 @@ class PlannedNetwork:
         layers: what was found in it, and its constants.
         plan: with parameters for every site: min-max ones where bits are to be chosen, fitted ones where a promise is kept.
         statistics: of ``graph`` on the calibration samples.
+        target: that the plan is written for.
     """
 
     graph: gs.Graph
     layers: Layers
     plan: QuantPlan
     statistics: Statistics
+    target: Target = DEFAULT_TARGET

@@ -8,7 +8,6 @@ from onnxvitq.graph.writing import to_proto
 from onnxvitq.precision.costs import WidthCosts
 from onnxvitq.precision.groups import with_fitted_widths
 from onnxvitq.precision.network import PlannedNetwork
-from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 RECIPE = 4096  # bytes kept free for what the written file says of itself
 
@@ -51,7 +50,7 @@ class WrittenChoices:
         if key not in self._known:
             network, costs = self._network, self._costs
             plan = with_fitted_widths(network.layers, network.plan, costs.groups, costs.bits(choice))
-            proto = to_proto(apply_plan(network.graph, network.layers, plan, packed=True), {})
+            proto = to_proto(network.target.write(network.graph, network.layers, plan, packed=True), {})
             weights = costs.size(choice) / 8
             other = proto.ByteSize() + RECIPE - weights
             self._known[key] = WrittenChoice(plan=plan, other_bytes=other, weight_bytes=weights)

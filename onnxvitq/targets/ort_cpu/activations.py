@@ -1,4 +1,7 @@
-"""Activations on codes: QuantizeLinear and DequantizeLinear, one pair a tensor, shared by everything that reads it."""
+"""Activations on codes: QuantizeLinear and DequantizeLinear, one pair a tensor, shared by everything that reads it.
+
+A format that there is no kernel of is simulated: the same values, rounded by float operators that every opset has.
+"""
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -8,6 +11,7 @@ from onnxvitq.graph.edit import largest_of_rows
 from onnxvitq.numerics.dynamic import SMALLEST_ROW
 from onnxvitq.targets.ort_cpu.draft import Draft
 from onnxvitq.targets.ort_cpu.narrow import lowest_value, narrow_range
+from onnxvitq.targets.ort_cpu.native import is_native
 
 
 class ActivationWriter:
@@ -17,10 +21,12 @@ class ActivationWriter:
         self._draft, self._edit = draft, draft.edit
 
     def calibrated(self, x: gs.Tensor, params: QParams, site: str) -> gs.Tensor:
-        """DequantizeLinear(QuantizeLinear(x))."""
-        return self._draft.once(("codes", x.name), lambda: self._calibrated(x, params, site))
+        """The values of the codes of x: the last node's second input is their scale."""
+        write = self._calibrated if is_native(params.spec) else self._simulated
+        return self._draft.once(("codes", x.name), lambda: write(x, params, site))
 
     def _calibrated(self, x: gs.Tensor, params: QParams, site: str) -> gs.Tensor:
+        """DequantizeLinear(QuantizeLinear(x))."""
         zero_point, bounded = narrow_range(params, lowest_value(x))
         scale = self._edit.constant(f"{site}_scale", params.scale)
         zero = self._draft.once(
@@ -35,6 +41,19 @@ class ActivationWriter:
             ends = [gs.Variable.empty(), bound]
             codes = self._edit.node("Clip", f"{site}_bounded", [codes, *ends], dtype=np.uint8)
         return self._edit.node("DequantizeLinear", f"{site}_dequantize", [codes, scale, zero])
+
+    def _simulated(self, x: gs.Tensor, params: QParams, site: str) -> gs.Tensor:
+        """clip(round(x / scale), qmin - zero point, qmax - zero point) * scale, in float32; round is to even, as codes are."""
+        zero = np.float32(params.zero_point)
+        scale = self._edit.constant(f"{site}_scale", params.scale)
+        bounds = [
+            self._edit.constant(f"{site}_{name}", np.float32(code) - zero)
+            for name, code in (("lowest", params.spec.qmin), ("highest", params.spec.qmax))
+        ]
+        steps = self._edit.node("Div", f"{site}_steps", [x, scale])
+        codes = self._edit.node("Round", f"{site}_rounded", [steps])
+        kept = self._edit.node("Clip", f"{site}_clipped", [codes, *bounds])
+        return self._edit.node("Mul", f"{site}_simulated", [kept, scale])
 
     def measured(self, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
         """Codes, scale and zero point of DynamicQuantizeLinear(x)."""

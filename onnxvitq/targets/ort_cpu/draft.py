@@ -61,3 +61,8 @@ class Draft:
 def integer_name(linear: str) -> str:
     """The name of the integer product that a linear becomes; the audit looks for it in the optimised session."""
     return f"{linear}_int8"
+
+
+def simulated_name(linear: str) -> str:
+    """The name of the float product that stands for a linear of a format without a kernel."""
+    return f"{linear}_simulated"

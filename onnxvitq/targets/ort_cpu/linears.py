@@ -12,8 +12,9 @@ from onnxvitq.core.layers import Linear
 from onnxvitq.numerics.affine import raise_for_bias
 from onnxvitq.targets.ort_cpu.activations import ActivationWriter
 from onnxvitq.targets.ort_cpu.branches import BranchWriter
-from onnxvitq.targets.ort_cpu.draft import Draft, integer_name
+from onnxvitq.targets.ort_cpu.draft import Draft, integer_name, simulated_name
 from onnxvitq.targets.ort_cpu.fusions import FUSED_INTO_GEMM
+from onnxvitq.targets.ort_cpu.native import is_native
 from onnxvitq.targets.ort_cpu.weights import WeightWriter
 
 
@@ -26,7 +27,10 @@ class LinearWriter:
         self._branches = BranchWriter(draft.edit)
 
     def write(self, linear: Linear) -> None:
-        """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again."""
+        """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again.
+
+        Where the input's format is simulated, the Gemm stays a float one, of the same constants.
+        """
         draft = self._draft
         x = draft.nodes[linear.name].inputs[0]  # of the plan's input, perhaps one position
         input_params, weight_params = draft.plan.params(linear.input), draft.plan.params(linear.weight)
@@ -43,7 +47,8 @@ class LinearWriter:
         scales = [operand.inputs[0].inputs[1] for operand in operands]
         operands.append(self._weights.bias(linear, codes, scales, weight_params.spec.bits))
         output = draft.cut(linear)
-        result = self._edit.node("Gemm", integer_name(linear.name), operands)
+        name = integer_name(linear.name) if is_native(input_params.spec) else simulated_name(linear.name)
+        result = self._edit.node("Gemm", name, operands)
         if linear.name in draft.plan.branches:
             result = self._branches.beside(result, linear, draft.plan.branches[linear.name], operands[0])
         result.shape = [None, linear.out_features]

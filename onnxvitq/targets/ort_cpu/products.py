@@ -8,9 +8,10 @@ from onnxvitq.core.layers import Attention
 from onnxvitq.core.plan import reads
 from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.query import row_sums
-from onnxvitq.numerics.affine import quantize
+from onnxvitq.numerics.affine import fake_quantize, quantize
 from onnxvitq.targets.ort_cpu.activations import ActivationWriter
 from onnxvitq.targets.ort_cpu.draft import Draft
+from onnxvitq.targets.ort_cpu.native import is_native
 
 SIGNED_FROM = -UINT8.levels // 2  # -128, added to an unsigned 8-bit code
 
@@ -91,12 +92,15 @@ class ProductWriter:
         return self._draft.once(("signed", x.name), write)
 
     def _constant_codes(self, x: gs.Constant, params: QParams) -> gs.Tensor:
-        """DequantizeLinear of the codes of a constant operand."""
+        """DequantizeLinear of the codes of a constant operand; of a format without a kernel, their values."""
 
         def write() -> gs.Tensor:
-            codes = quantize(self._draft.layers.constants[x.name], params)
-            values = {"codes": codes, "scale": params.scale, "zero_point": params.zero_point}
-            inputs = [self._edit.constant(f"{x.name}_{name}", value) for name, value in values.items()]
+            values = self._draft.layers.constants[x.name]
+            if not is_native(params.spec):
+                return self._edit.constant(f"{x.name}_simulated", fake_quantize(values, params))
+            codes = quantize(values, params)
+            parts = {"codes": codes, "scale": params.scale, "zero_point": params.zero_point}
+            inputs = [self._edit.constant(f"{x.name}_{name}", part) for name, part in parts.items()]
             return self._edit.node("DequantizeLinear", f"{x.name}_dequantize", inputs)
 
         return self._draft.once(("constant", x.name), write)
