@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, DRAWS, Bench, infer
 
 from onnxvitq.api import quantize
-from onnxvitq.core.config import QuantConfig, StepName
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.quantize_options import StepName
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.reading import load_model

@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from onnxvitq.api import quantize
-from onnxvitq.core.config import ObjectiveName, QuantConfig
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.quantize_options import ObjectiveName
 from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session

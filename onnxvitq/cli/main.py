@@ -1,7 +1,12 @@
 """The command line: parse, build the configuration, call the pipeline, print. No logic lives here.
 
-Exit codes: 0 written and sound; 2 wrong use or bad input, one line on standard error; 3 written, but an audit that
-``--strict`` asked for failed; 130 interrupted, what was not complete is not written.
+Exit codes:
+    0: done. A quantized model was written, passed the checker of ONNX, and its outputs are finite numbers; how close they are
+        to the float model's, and which layers are on integer kernels, is in the report.
+    2: wrong use or bad input, in one line on standard error; nothing was written.
+    3: written, but less good than was asked: a layer is not on an integer kernel (``--strict``), or too many decisions are
+        lost (``--max-drop``).
+    130: interrupted; nothing that is incomplete was written.
 """
 
 import io

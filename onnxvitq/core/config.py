@@ -11,7 +11,6 @@ from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.options import documented
 from onnxvitq.core.quantize_options import (
     CANDIDATES,
-    FLOAT,
     INTEGER_WIDTHS,
     ROUNDS,
     Effort,
@@ -19,15 +18,12 @@ from onnxvitq.core.quantize_options import (
     FormatOptions,
     InputForm,
     LearningOptions,
-    ObjectiveName,
     OutputOptions,
     PrecisionOptions,
     Products,
     RunningOptions,
     StepName,
 )
-
-__all__ = ["FLOAT", "Effort", "ObjectiveName", "QuantConfig", "StepName", "load_config"]
 
 SKIPPED: Mapping[Effort, frozenset[StepName]] = {
     "fast": frozenset({"rotation", "scales", "weights"}),  # the latter two are three in four parts of the time

@@ -15,7 +15,8 @@ import onnx_graphsurgeon as gs
 from onnxvitq.calibration.cache import read_stats
 from onnxvitq.calibration.kept import KeptStatistics
 from onnxvitq.calibration.propagate import Change
-from onnxvitq.core.config import QuantConfig, StepName
+from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.quantize_options import StepName
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.fit.acceptance import Verdict, does_no_harm

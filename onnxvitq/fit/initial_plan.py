@@ -11,7 +11,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 
-from onnxvitq.core.config import FLOAT, QuantConfig
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.formats import (
     EIGHT_BITS,
@@ -23,6 +23,7 @@ from onnxvitq.core.formats import (
 )
 from onnxvitq.core.layers import BlockMap, Linear, Site, edges, operand_sites, outer_linears
 from onnxvitq.core.plan import QuantPlan, SiteDecision
+from onnxvitq.core.quantize_options import FLOAT
 from onnxvitq.numerics.dynamic import DYNAMIC
 from onnxvitq.targets.registry import target_of
 from onnxvitq.targets.target import Target

@@ -12,8 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from onnxvitq.core.config import FLOAT, QuantConfig
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import Layers, QuantPlan, only
+from onnxvitq.core.quantize_options import FLOAT
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.one_by_one import OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import pytest
 from config_cases import Extended
 
-from onnxvitq.cli import quantize
+from onnxvitq.cli import export, quantize
 from onnxvitq.cli.arguments import Parser, given, read
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.option_text import megabytes
 from onnxvitq.core.options import Options, option, options_of, required
+from onnxvitq.export.exporter import ExportOptions
 
 Colour = Literal["red", "green"]
 
@@ -169,3 +170,12 @@ def test_nothing_given_is_nothing_said() -> None:
 def test_no_option_of_the_command_hides_one_of_the_configuration() -> None:
     keys = {item.name for item in fields(QuantConfig)}
     assert keys & {item.name for item in fields(quantize.QuantizeOptions)} == set()
+
+
+def test_the_export_commands_defaults_are_the_exporters() -> None:
+    command = {item.name: item.default for item in fields(export.ExportCommandOptions)}
+    exporter = ExportOptions()
+    assert command["static_batch"] is None
+    assert exporter.dynamic_batch
+    for name in ("exporter", "opset", "image_size", "seed"):
+        assert command[name] == getattr(exporter, name)

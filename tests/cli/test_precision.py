@@ -203,10 +203,3 @@ def test_wrong_use_is_one_line(
     assert problem in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "int8.onnx").exists()
-
-
-@pytest.mark.parametrize(("text", "expected"), [("12MB", 12.0), ("500kB", 0.5), ("2gb", 2000.0), ("1500000", 1.5)])
-def test_sizes(text: str, expected: float) -> None:
-    from onnxvitq.core.option_text import megabytes
-
-    assert megabytes(text) == pytest.approx(expected)

@@ -1,3 +1,4 @@
+import doctest
 import json
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from config_cases import OTHER
 
+from onnxvitq.core import config as config_module
 from onnxvitq.core.config import QuantConfig, load_config
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.quantize_options import CONFIG_VERSION, Effort, StepName
@@ -238,3 +240,8 @@ def test_bits_of_an_override_are_checked() -> None:
     with pytest.raises(ConfigError, match="expected wNaM") as caught:
         QuantConfig.from_dict({"bit_overrides": {"head": "w4"}})
     assert caught.value.where == "bit_overrides: head"
+
+
+def test_the_documented_example() -> None:
+    outcome = doctest.testmod(config_module)
+    assert (outcome.attempted, outcome.failed) == (1, 0)

@@ -15,8 +15,9 @@ from transformer_text import transformer
 
 from onnxvitq.api import inspect, quantize
 from onnxvitq.calibration.dataset import KEPT_FEEDS, CalibrationDataset
-from onnxvitq.core.config import QuantConfig, StepName
+from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import QuantPlan
+from onnxvitq.core.quantize_options import StepName
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.fit import state as fit_state

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from onnxvitq.calibration.propagate import Change
-from onnxvitq.core.config import StepName
 from onnxvitq.core.plan import ChannelScaling
+from onnxvitq.core.quantize_options import StepName
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.steps.channel_scaling.choose import choose_online_scalings, choose_scalings
 from onnxvitq.report.records import Part

@@ -1,7 +1,7 @@
 """The choice of attentions whose softmax is divided after the product with V."""
 
 from onnxvitq.calibration.propagate import Change
-from onnxvitq.core.config import StepName
+from onnxvitq.core.quantize_options import StepName
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.steps.late_softmax.choose import attentions_to_divide_late
 from onnxvitq.report.records import Part
