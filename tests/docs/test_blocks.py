@@ -23,10 +23,28 @@ NOT_RUN = {
     "python -m pytest": "the test suite itself",
     "tools/check.sh": "the test suite itself, format, lint and types: .ci/run runs it",
     "tools/docs.sh": "builds this documentation: tools/check.sh runs it",
+    "python -m onnxvitq.cli.reference": "writes into docs/: a test of the command line compares what it would write",
     "python tools/": "measures for minutes to hours, some with tools of their own interpreter; the tables are kept",
     "paddle2onnx": "paddle is no dependency of this project",
 }
 OURS = ["python", "-m", "onnxvitq"]
+
+
+LONG = {
+    "README.md",
+    "docs/getting-started.md",
+    "docs/choosing-options.md",
+}  # pages that quantize a dozen times, or export
+
+
+def name_of(page: Path) -> str:
+    """As in the list above."""
+    return str(page.relative_to(ROOT))
+
+
+def marks_of(page: Path) -> list[pytest.MarkDecorator]:
+    """Whether a page takes long."""
+    return [pytest.mark.slow] if name_of(page) in LONG else []
 
 
 def not_run(command: str) -> str:
@@ -111,7 +129,7 @@ def run_block(block: Block, page: PageRun) -> str:
     return ""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page), marks=marks_of(page)) for page in PAGES])
 def test_blocks_of_a_page_run(page: Path, sandbox: Path) -> None:
     blocks = blocks_of(page)
     assert [block.where for block in blocks if block.language not in RUN | SHOWN] == []
