@@ -40,7 +40,7 @@ from onnxvitq.fit.runner import run_steps
 from onnxvitq.fit.start import calibrate
 from onnxvitq.fit.state import FitContext, token_weights
 from onnxvitq.fit.steps.block_learning.block import Learned
-from onnxvitq.fit.steps.block_learning.ranks import CANDIDATES, RankSearch, search_ranks
+from onnxvitq.fit.steps.block_learning.rank_search import CANDIDATES, RankSearch, search_ranks
 from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
 from onnxvitq.fit.steps.block_learning.training import Reconstruction
 from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches

@@ -23,16 +23,10 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.low_rank.branches import (
-    FACTOR_A,
-    FACTOR_B,
-    INNER,
-    MAX_RANK,
-    GroupGain,
-    best_ranks,
-    weight_bytes,
-)
-from onnxvitq.fit.steps.weight_reconstruction.solve import groups
+from onnxvitq.fit.steps.low_rank.branches import MAX_RANK
+from onnxvitq.fit.steps.low_rank.fit import FACTOR_A, FACTOR_B, INNER
+from onnxvitq.fit.steps.low_rank.ranks import FittedBranches, best_ranks, weight_bytes
+from onnxvitq.fit.steps.weight_reconstruction.side_by_side import readers_by_input
 from onnxvitq.graph.query import constants
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.writing import save_model, to_proto
@@ -64,12 +58,12 @@ def ranks(layers: Layers, plan: QuantPlan, latency: float) -> dict[str, int]:
     """As both budgets allow where all layers gain alike."""
     rng = np.random.default_rng(0)
     found = []
-    for tensor, group in groups(layers.blockmap.linears).items():
+    for tensor, group in readers_by_input(layers.blockmap.linears).items():
         if all(planned_linear(plan, one) and one.kind == "linear" for one in group):
             gains = rng.uniform(0.5, 1.0) * 0.9 ** np.arange(MAX_RANK)
             outputs, rows = sum(one.out_features for one in group), 1 if group[0].role == "head" else TOKENS
             able = {one.name: noise(one.in_features, one.out_features, 1, rng) for one in group}
-            gain = GroupGain(
+            gain = FittedBranches(
                 tensor=tensor,
                 gains=gains,
                 inputs=group[0].in_features,
@@ -94,7 +88,7 @@ def noise(inputs: int, outputs: int, rank: int, rng: np.random.Generator) -> Bra
 def with_branches(plan: QuantPlan, blockmap: BlockMap, chosen: Mapping[str, int]) -> QuantPlan:
     """Of these ranks; layers that read one tensor share A."""
     rng, branches = np.random.default_rng(0), {}
-    for tensor, group in groups(blockmap.linears).items():
+    for tensor, group in readers_by_input(blockmap.linears).items():
         if chosen.get(tensor):
             first = noise(group[0].in_features, 1, chosen[tensor], rng)
             for one in group:

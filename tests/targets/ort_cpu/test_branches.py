@@ -14,7 +14,7 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import Branch, Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
-from onnxvitq.fit.steps.low_rank.branches import FACTOR_A, FACTOR_B, INNER, quantized_linear
+from onnxvitq.fit.steps.low_rank.fit import FACTOR_A, FACTOR_B, INNER, quantized_linear
 from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.query import constants

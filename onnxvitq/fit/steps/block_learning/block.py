@@ -1,4 +1,4 @@
-"""A unit of the network with learnable quantizers in it, as torch runs it; and what it learned, as a plan."""
+"""A block of the network with learnable quantizers in it, as torch runs it; and what it learned, as a plan."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,13 @@ from onnxvitq.graph.query import row_sums
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What is learned. branch: the factors of low rank. scales: of activations and their zero points. focus: of softmax
-    outputs. weights: codes and scales of the weights, and the biases.
+    """Which parameters are learned.
+
+    Attributes:
+        branch: factors of branches of low rank.
+        scales: scales of activations, and their zero points.
+        focus: scales of softmax outputs.
+        weights: codes and scales of the weights, and the biases.
     """
 
     branch: bool = True
@@ -32,69 +37,66 @@ class Learned:
     weights: bool = True
 
 
-class QuantizedUnit(nn.Module):
-    """A unit in which every planned product computes what its codes will compute.
+class QuantizedBlock(nn.Module):
+    """A block in which every planned product computes what its codes will compute.
 
     Modules are kept by number, as names of tensors may hold what torch does not allow in names.
+
+    Args:
+        block: no operator of it is refused.
+        layers: what was found in the network.
+        plan: with parameters for every site.
+        learned: which parameters have gradients.
     """
 
-    def __init__(self, unit: BlockSubgraph, layers: Layers, plan: QuantPlan, learned: Learned) -> None:
+    def __init__(self, block: BlockSubgraph, layers: Layers, plan: QuantPlan, learned: Learned) -> None:
         super().__init__()
-        self.unit, self.plan, self._layers = unit, plan, layers
-        nodes = {node.name: node for node in unit.nodes}
-        self.linears = [one for one in layers.blockmap.linears if one.name in nodes and planned_linear(plan, one)]
+        self.block, self.plan, self._layers = block, plan, layers
+        names = {node.name for node in block.nodes}
+        self.linears = [
+            linear for linear in layers.blockmap.linears if linear.name in names and planned_linear(plan, linear)
+        ]
         self._sites = nn.ModuleList()
         self._site_of: dict[str, int] = {}
         self._operands: dict[tuple[str, int], Operand] = {}
-        probs = {attention.probs for attention in layers.blockmap.attentions}
-        planned = set(planned_products(plan, layers.blockmap))
-        wanted = [(one.input, one.name, 0) for one in self.linears]
-        for node, pair in products(layers.blockmap):
-            if node in nodes and node in planned:
-                wanted += [(tensor, node, port) for port, tensor in enumerate(pair)]
-        for tensor, node, port in wanted:
-            elsewhere = any(reader not in nodes for reader, _ in plan.decisions[tensor].site.consumers)
-            allowed = learned.focus if tensor in probs else learned.scales
-            quantizer = self._site(tensor, learned=allowed and not elsewhere)
-            if node in planned:
-                self._operands[node, port] = quantizer
-                for total in row_sums(nodes[node].inputs[port]):
-                    self._operands[total.name, 0] = quantizer
-        readers = [one.weight for one in layers.blockmap.linears]
+        self._quantize_activations(learned)
+        readers = [linear.weight for linear in layers.blockmap.linears]
         self._weights = nn.ModuleList(
             WeightQuantizer(
-                plan.weights.get(one.name, layers.weight(one.name)),
-                _known(plan, one.weight),
-                learned=learned.weights and readers.count(one.weight) == 1,
+                plan.weights.get(linear.name, layers.weight(linear.name)),
+                _fitted(plan, linear.weight),
+                learned=learned.weights and readers.count(linear.weight) == 1,
             )
-            for one in self.linears
+            for linear in self.linears
         )
         self._biases = nn.ParameterList(
             nn.Parameter(
-                torch.from_numpy(np.array(plan.biases.get(one.name, layers.bias(one.name)))),
+                torch.from_numpy(np.array(plan.biases.get(linear.name, layers.bias(linear.name)))),
                 requires_grad=learned.weights,
             )
-            for one in self.linears
+            for linear in self.linears
         )
         self._branches = nn.ModuleList()
-        self._branch_of: dict[str, tuple[int, int]] = {}
-        for names in self._groups():
-            for place, name in enumerate(names):
+        self._branch_of: dict[
+            str, tuple[int, int]
+        ] = {}  # layer -> number of its group's module, and place in the group
+        for members in self._branch_groups():
+            for place, name in enumerate(members):
                 self._branch_of[name] = (len(self._branches), place)
-            self._branches.append(GroupBranch([plan.branches[name] for name in names]))
+            self._branches.append(GroupBranch([plan.branches[name] for name in members]))
         for parameter in self._branches.parameters():
             parameter.requires_grad_(learned.branch)
         self._current: Sequence[Tensor] = ()
         self._replaced = dict(self._replacements())
 
     def weights(self) -> list[Tensor]:
-        """Of the linears, as their codes stand for them: computed once where several samples are run one by one."""
+        """Of the linear layers, as their codes stand for them: computed once where several samples are run one by one."""
         return [weight() for weight in self._weights]
 
     def forward(self, values: Mapping[str, Tensor], weights: Sequence[Tensor] | None = None) -> Values:
         """Inputs by name -> outputs by name; ``weights``: as ``weights()`` gave them, if they are known."""
         self._current = self.weights() if weights is None else weights
-        return run(self.unit, values, self._replaced, self._operands)
+        return run(self.block, values, self._replaced, self._operands)
 
     def parameter_groups(self, rates: Mapping[str, float]) -> list[dict[str, object]]:
         """For an optimiser: the parameters that are learned, by kind ("codes", "scales", "biases", "branch"), each with its
@@ -119,25 +121,22 @@ class QuantizedUnit(nn.Module):
         for parameter in self._branches.parameters():
             size = float(parameter.detach().square().mean().sqrt()) if parameter.dim() else 1.0
             groups.append(([parameter], rates["branch"] * max(size, 1e-3)))
-        return [
-            {"params": [one for one in members if one.requires_grad], "lr": rate}
-            for members, rate in groups
-            if any(one.requires_grad for one in members)
-        ]
+        learned = [([parameter for parameter in members if parameter.requires_grad], rate) for members, rate in groups]
+        return [{"params": members, "lr": rate} for members, rate in learned if members]
 
     @property
     def branches(self) -> dict[str, GroupBranch]:
         """The branches by the tensor that they read."""
-        found = {}
+        branches = {}
         for linear in self.linears:
             if linear.name in self._branch_of:
                 module = self._branches[self._branch_of[linear.name][0]]
                 assert isinstance(module, GroupBranch)
-                found[linear.input] = module
-        return found
+                branches[linear.input] = module
+        return branches
 
     def set_drop(self, share: float) -> None:
-        """Of activations that are not quantized while training."""
+        """Share of the activations that are not quantized while training, 0 to 1."""
         for name in self._site_of:
             self._quantizer(name).drop = share
 
@@ -151,17 +150,36 @@ class QuantizedUnit(nn.Module):
                 plan = plan.with_weights({linear.name: values}).with_params({linear.weight: params})
             if bias.requires_grad:
                 plan = plan.with_biases({linear.name: bias.detach().numpy()})
-        found = {}
+        branches = {}
         for name, (group, place) in self._branch_of.items():
             module = self._branches[group]
             assert isinstance(module, GroupBranch)
-            found[name] = module.results()[place]
-        return plan.with_branches(found)
+            branches[name] = module.results()[place]
+        return plan.with_branches(branches)
+
+    def _quantize_activations(self, learned: Learned) -> None:
+        """A quantizer for every planned operand; what a product and the sum of its rows read is the same."""
+        plan, blockmap = self.plan, self._layers.blockmap
+        nodes = {node.name: node for node in self.block.nodes}
+        probs = {attention.probs for attention in blockmap.attentions}
+        planned = set(planned_products(plan, blockmap))
+        operands = [(linear.input, linear.name, 0) for linear in self.linears]
+        for node, pair in products(blockmap):
+            if node in nodes and node in planned:
+                operands += [(tensor, node, port) for port, tensor in enumerate(pair)]
+        for tensor, node, port in operands:
+            elsewhere = any(reader not in nodes for reader, _ in plan.decisions[tensor].site.consumers)
+            allowed = learned.focus if tensor in probs else learned.scales
+            quantizer = self._site(tensor, learned=allowed and not elsewhere)
+            if node in planned:
+                self._operands[node, port] = quantizer
+                for total in row_sums(nodes[node].inputs[port]):
+                    self._operands[total.name, 0] = quantizer
 
     def _site(self, tensor: str, *, learned: bool) -> ActivationQuantizer:
         if tensor not in self._site_of:
             self._site_of[tensor] = len(self._sites)
-            self._sites.append(ActivationQuantizer(_known(self.plan, tensor), learned=learned))
+            self._sites.append(ActivationQuantizer(_fitted(self.plan, tensor), learned=learned))
         return self._quantizer(tensor)
 
     def _quantizer(self, tensor: str) -> ActivationQuantizer:
@@ -169,8 +187,8 @@ class QuantizedUnit(nn.Module):
         assert isinstance(module, ActivationQuantizer)
         return module
 
-    def _groups(self) -> Iterator[list[str]]:
-        """Names of linears with a branch, by the tensor they read and the A they have."""
+    def _branch_groups(self) -> Iterator[list[str]]:
+        """Names of linear layers with a branch, by the tensor they read and the A they have."""
         groups: dict[tuple[str, bytes], list[str]] = {}
         for linear in self.linears:
             if linear.name in self.plan.branches:
@@ -178,10 +196,10 @@ class QuantizedUnit(nn.Module):
         yield from groups.values()
 
     def _replacements(self) -> Iterator[tuple[str, Replacement]]:
-        """Each linear is computed at the node that adds its bias; the product before it computes nothing."""
+        """Each linear layer is computed at the node that adds its bias; the product before it computes nothing."""
         for index, linear in enumerate(self.linears):
             if linear.bias_node:
-                yield linear.name, _nothing(linear)
+                yield linear.name, _input_of(linear)
             yield linear.bias_node or linear.name, self._linear(index, linear)
 
     def _linear(self, index: int, linear: Linear) -> Callable[[Values], Tensor]:
@@ -203,11 +221,11 @@ class QuantizedUnit(nn.Module):
         return apply
 
 
-def _nothing(linear: Linear) -> Replacement:
+def _input_of(linear: Linear) -> Replacement:
     return lambda known: known[linear.input]
 
 
-def _known(plan: QuantPlan, tensor: str) -> QParams:
+def _fitted(plan: QuantPlan, tensor: str) -> QParams:
     params = plan.params(tensor)
     assert params is not None  # planned_linear and planned_products said so
     return params

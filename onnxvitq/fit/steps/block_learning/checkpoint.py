@@ -19,9 +19,17 @@ from onnxvitq.core.plan import QuantPlan, plan_from_bytes, plan_to_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockOutcome:
-    """One unit: held-out SQNR in dB before and after, whether what it learned is kept, why nothing was learned where so."""
+    """What became of one block.
 
-    unit: int
+    Attributes:
+        block: its number, in the order of execution.
+        before: SQNR in dB of its outputs on held-out samples, in closed form.
+        after: with what it learned.
+        kept: whether what it learned is better.
+        reason: why nothing was learned; empty where it was.
+    """
+
+    block: int
     before: float
     after: float
     kept: bool
@@ -29,20 +37,20 @@ class BlockOutcome:
 
 
 class Checkpoints:
-    """A folder with a plan and an outcome for each unit that is done; without a folder nothing is kept."""
+    """A folder with a plan and an outcome for each block that is done; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, fingerprint: str) -> None:
         self._folder, self._fingerprint = folder, fingerprint
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, unit: int) -> tuple[QuantPlan, BlockOutcome] | None:
-        """The plan after a unit and how it went; None where this run has not been there."""
+    def load(self, block: int) -> tuple[QuantPlan, BlockOutcome] | None:
+        """The plan after a block and what became of it; None where this run has not been there."""
         if self._folder is None:
             return None
         try:
-            header = json.loads(self._header(unit).read_text(encoding="utf-8"))
-            data = self._plan(unit).read_bytes()
+            header = json.loads(self._header(block).read_text(encoding="utf-8"))
+            data = self._plan(block).read_bytes()
         except (OSError, ValueError):
             return None
         if header["run"] != self._fingerprint or header["plan"] != hashlib.sha256(data).hexdigest():
@@ -50,21 +58,21 @@ class Checkpoints:
         return plan_from_bytes(data), BlockOutcome(**header["outcome"])
 
     def save(self, plan: QuantPlan, outcome: BlockOutcome) -> None:
-        """A unit is done. The header comes last and names the plan's digest: half a checkpoint is none."""
+        """A block is done. The header comes last and names the plan's digest: half a checkpoint is none."""
         if self._folder is None:
             return
         data = plan_to_bytes(plan)
-        self._plan(outcome.unit).write_bytes(data)
+        self._plan(outcome.block).write_bytes(data)
         header = {"run": self._fingerprint, "plan": hashlib.sha256(data).hexdigest(), "outcome": asdict(outcome)}
-        self._header(outcome.unit).write_text(json.dumps(header), encoding="utf-8")
+        self._header(outcome.block).write_text(json.dumps(header), encoding="utf-8")
 
-    def _header(self, unit: int) -> Path:
+    def _header(self, block: int) -> Path:
         assert self._folder is not None
-        return self._folder / f"block{unit}.json"
+        return self._folder / f"block{block}.json"
 
-    def _plan(self, unit: int) -> Path:
+    def _plan(self, block: int) -> Path:
         assert self._folder is not None
-        return self._folder / f"block{unit}.npz"
+        return self._folder / f"block{block}.npz"
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -49,7 +49,7 @@ def cut(graph: gs.Graph, blockmap: BlockMap) -> tuple[BlockSubgraph, ...]:
 
 
 def run(
-    unit: BlockSubgraph,
+    block: BlockSubgraph,
     values: Mapping[str, Tensor],
     replaced: Mapping[str, Replacement] | None = None,
     operands: Mapping[tuple[str, int], Operand] | None = None,
@@ -57,14 +57,14 @@ def run(
     """A block's outputs.
 
     Args:
-        unit: no operator of it is refused.
+        block: no operator of it is refused.
         values: of its inputs.
         replaced: node name -> what computes its (only) output from all values so far.
         operands: (node name, input index) -> what its input goes through first.
     """
     replaced, operands = replaced or {}, operands or {}
     known: Values = dict(values)
-    for node in unit.nodes:
+    for node in block.nodes:
         instead = replaced.get(node.name)
         if instead is not None:
             known[node.outputs[0].name] = instead(known)
@@ -76,8 +76,8 @@ def run(
                 inputs[index] = change(value)
         result = OPERATORS[node.op](node.attrs, inputs)
         results = result if isinstance(result, tuple) else (result,)
-        known.update((tensor.name, one) for tensor, one in zip(node.outputs, results, strict=False))
-    return {name: known[name] for name in unit.outputs}
+        known.update((tensor.name, value) for tensor, value in zip(node.outputs, results, strict=False))
+    return {name: known[name] for name in block.outputs}
 
 
 def _value(tensor: gs.Tensor, known: Values) -> Tensor | None:

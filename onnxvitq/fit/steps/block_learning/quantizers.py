@@ -78,10 +78,20 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class ActivationQuantizer(nn.Module):
-    """One scale and zero point for a tensor. A zero point that is 0 stays 0: code 0 of a softmax output has to mean zero,
-    so learning its scale learns the upper end of what is told apart (the focus of AIQViT's quantizer, with b1 = 0).
+    """One scale and zero point for a tensor.
 
-    ``drop``: share of the elements that stay as they are while it is trained (QDrop, Wei et al. 2022).
+    A zero point that is 0 stays 0: code 0 of a softmax output has to mean zero, so learning its scale learns the upper end of
+    what is told apart (the focus of AIQViT's quantizer, with b1 = 0).
+
+    Args:
+        params: to start from.
+        learned: whether they have gradients.
+
+    Attributes:
+        spec: the format.
+        drop: share of the elements that stay as they are while it is trained, 0 to 1 (QDrop, Wei et al. 2022).
+        log_scale: () natural logarithm of the scale.
+        zero: () zero point, not rounded.
     """
 
     def __init__(self, params: QParams, *, learned: bool) -> None:
@@ -112,7 +122,13 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """A weight (I, O) in codes, not rounded, and its scales (O,)."""
+    """A weight in codes.
+
+    Attributes:
+        spec: the format.
+        codes: (I, O), not rounded.
+        log_scale: (O,) natural logarithms of the scales.
+    """
 
     def __init__(self, weight: FloatArray, params: QParams, *, learned: bool) -> None:
         super().__init__()
@@ -134,8 +150,11 @@ class WeightQuantizer(nn.Module):
 
 
 class Factor(nn.Module):
-    """One factor of a branch: as many bits as its codes will have, a scale (a column's or the whole factor's) that follows the
-    largest entry.
+    """One factor of a branch. Its scale (a column's or the whole factor's) follows the largest entry.
+
+    Attributes:
+        spec: the format.
+        values: (R, C) real values.
     """
 
     def __init__(self, values: FloatArray, spec: TensorFormat) -> None:
@@ -168,7 +187,7 @@ class RankGate(nn.Module):
 
     def __init__(self, candidates: Sequence[int], rank: int) -> None:
         super().__init__()
-        self.candidates = [one for one in sorted({*candidates, 0}) if one <= rank]
+        self.candidates = [candidate for candidate in sorted({*candidates, 0}) if candidate <= rank]
         self.choice = nn.Parameter(torch.zeros(len(self.candidates)))
         open_to = torch.arange(rank)[None] < torch.tensor(self.candidates)[:, None]
         self._open = open_to.to(torch.float32)  # (candidates, rank)
@@ -183,14 +202,22 @@ class RankGate(nn.Module):
 
 
 class GroupBranch(nn.Module):
-    """The branches of the linear layers that read one tensor: one A, one B a layer. ``gate``: while a rank is sought."""
+    """The branches of the linear layers that read one tensor.
+
+    Attributes:
+        a: their common factor (I, r).
+        b: a factor (r, O) a layer.
+        width: bytes of one rank.
+        inner: quantizer of z A.
+        gate: of the ranks, while one is sought; None else.
+    """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
         super().__init__()
         first = branches[0]
         self.a = Factor(first.a, first.a_params.spec)
-        self.b = nn.ModuleList(Factor(one.b, one.b_params.spec) for one in branches)
-        self.width = first.a.shape[0] + sum(one.b.shape[1] for one in branches)  # bytes of one rank
+        self.b = nn.ModuleList(Factor(branch.b, branch.b_params.spec) for branch in branches)
+        self.width = first.a.shape[0] + sum(branch.b.shape[1] for branch in branches)
         self.inner = ActivationQuantizer(first.inner, learned=True)
         self.gate: RankGate | None = None
 
@@ -200,11 +227,11 @@ class GroupBranch(nn.Module):
         return inner if self.gate is None else inner * self.gate()
 
     def results(self) -> list[Branch]:
-        """One a layer."""
+        """The branches as they will be written, one a layer."""
         a, a_params = self.a.result()
-        found = []
+        branches = []
         for factor in self.b:
             assert isinstance(factor, Factor)
             b, b_params = factor.result()
-            found.append(Branch(a=a, b=b, a_params=a_params, b_params=b_params, inner=self.inner.params()))
-        return found
+            branches.append(Branch(a=a, b=b, a_params=a_params, b_params=b_params, inner=self.inner.params()))
+        return branches

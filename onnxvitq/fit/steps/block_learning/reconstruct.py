@@ -13,11 +13,11 @@ import torch
 
 from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.steps.block_learning.block import QuantizedUnit
+from onnxvitq.fit.steps.block_learning.block import QuantizedBlock
 from onnxvitq.fit.steps.block_learning.checkpoint import BlockOutcome, Checkpoints, fingerprint
 from onnxvitq.fit.steps.block_learning.network import BlockSubgraph, cut
-from onnxvitq.fit.steps.block_learning.samples import Samples
-from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training, token_weights
+from onnxvitq.fit.steps.block_learning.samples import BlockSamples
+from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training, weights_of_rows
 from onnxvitq.numerics.decibels import sqnr_of_error
 
 
@@ -29,88 +29,92 @@ def reconstruct(
     folder: Path,
     options: Reconstruction,
 ) -> tuple[QuantPlan, tuple[BlockOutcome, ...]]:
-    """Learn every unit that has a planned linear.
+    """Learn every block that has a planned linear layer.
 
     Args:
         graph: canonical; never changed.
         layers: what was found in it.
         plan: the closed form to start from, with parameters for every site.
-        feeds: calibration samples; one in four judges.
+        feeds: calibration samples; one in four is held out (``calibration.held_out``).
         folder: for files; the caller removes it.
         options: see there.
+
+    Returns:
+        The plan with what was learned, and what became of each block, in the order of the network.
+
+    Raises:
+        InvalidGraphError: a block does not run.
+        OSError: no room in ``folder``.
     """
-    units = cut(graph, layers.blockmap)
-    run = _Run(layers, Samples(graph, layers, feeds, folder, options.threads), options)
-    checkpoints = Checkpoints(options.checkpoint, fingerprint(plan, options.described, run.samples.inputs()))
-    run.samples.mix(options.mixtures, options.seed)
+    blocks = cut(graph, layers.blockmap)
+    samples = BlockSamples(graph, layers, feeds, folder, options.threads)
+    checkpoints = Checkpoints(options.checkpoint, fingerprint(plan, options.described, samples.inputs()))
+    samples.mix(options.mixtures, options.seed)
+    learner = _BlockLearner(layers, samples, options)
     outcomes = []
-    for unit in units:
+    for block in blocks:
 
-        def report(done: int, loss: float, unit: BlockSubgraph = unit) -> None:
-            options.progress(unit.index * options.iterations + done, len(units) * options.iterations, loss)
+        def report(done: int, loss: float, number: int = block.index) -> None:
+            options.progress(number * options.iterations + done, len(blocks) * options.iterations, loss)
 
-        run.samples.run_exact(unit)
-        done = checkpoints.load(unit.index)
+        samples.run_float(block)
+        done = checkpoints.load(block.index)
         if done is None:
-            plan, outcome = run.unit(unit, plan, report)
+            plan, outcome = learner.learn(block, plan, report)
             checkpoints.save(plan, outcome)
         else:
             plan, outcome = done
         outcomes.append(outcome)
-        run.samples.run_coded(unit, plan)
-        run.samples.forget({name for later in units[unit.index + 1 :] for name in later.inputs})
+        samples.run_quantized(block, plan)
+        samples.forget({name for later in blocks[block.index + 1 :] for name in later.inputs})
     return plan, tuple(outcomes)
 
 
-class _Run:
-    """One reconstruction: learns the units in turn."""
+class _BlockLearner:
+    """Learns the blocks of one network in turn."""
 
-    def __init__(self, layers: Layers, samples: Samples, options: Reconstruction) -> None:
-        self._layers, self.samples, self._options = layers, samples, options
+    def __init__(self, layers: Layers, samples: BlockSamples, options: Reconstruction) -> None:
+        self._layers, self._samples, self._options = layers, samples, options
 
-    def unit(
-        self, unit: BlockSubgraph, plan: QuantPlan, report: Callable[[int, float], None]
+    def learn(
+        self, block: BlockSubgraph, plan: QuantPlan, report: Callable[[int, float], None]
     ) -> tuple[QuantPlan, BlockOutcome]:
-        """The plan with what this unit learned, if that is better."""
-        judge = _Judge(unit, self.samples, self._options.positions)
-        before = judge.sqnr(self.samples.judged(unit, plan))
-        reason = self._reason_not_to_learn(unit, plan)
+        """The plan with what this block learned, if that is better."""
+        before = self._held_out_sqnr(block, plan)
+        reason = self._reason_not_to_learn(block, plan)
         if reason:
-            return plan, BlockOutcome(unit=unit.index, before=before, after=before, kept=False, reason=reason)
+            return plan, BlockOutcome(block=block.index, before=before, after=before, kept=False, reason=reason)
         torch.manual_seed(self._options.seed)
-        module = QuantizedUnit(unit, self._layers, plan, self._options.learned)
-        Training(module, self.samples, self._options).run(report)
+        module = QuantizedBlock(block, self._layers, plan, self._options.learned)
+        Training(module, self._samples, self._options).run(report)
         learned = module.result()
-        after = judge.sqnr(self.samples.judged(unit, learned))
-        outcome = BlockOutcome(unit=unit.index, before=before, after=after, kept=after > before)
+        after = self._held_out_sqnr(block, learned)
+        outcome = BlockOutcome(block=block.index, before=before, after=after, kept=after > before)
         return learned if outcome.kept else plan, outcome
 
-    def _reason_not_to_learn(self, unit: BlockSubgraph, plan: QuantPlan) -> str:
-        if unit.refused:
-            return f"block {unit.index} cannot be reconstructed: op {', '.join(unit.refused)}"
-        names = {node.name for node in unit.nodes}
-        linears = [one for one in self._layers.blockmap.linears if one.name in names]
-        if any(one.input in plan.dynamic for one in linears):
+    def _reason_not_to_learn(self, block: BlockSubgraph, plan: QuantPlan) -> str:
+        if block.refused:
+            return f"block {block.index} cannot be reconstructed: op {', '.join(block.refused)}"
+        names = {node.name for node in block.nodes}
+        linears = [linear for linear in self._layers.blockmap.linears if linear.name in names]
+        if any(linear.input in plan.dynamic for linear in linears):
             return "an input's range is measured at run time"
-        return "" if any(planned_linear(plan, one) for one in linears) else "nothing in it is quantized"
+        return "" if any(planned_linear(plan, linear) for linear in linears) else "nothing in it is quantized"
 
+    def _held_out_sqnr(self, block: BlockSubgraph, plan: QuantPlan) -> float:
+        """Of a block's outputs in dB, tokens weighted."""
+        outputs = self._samples.held_out_outputs(block, plan)
+        return sqnr_of_error(sum(self._relative_error(name, outputs[name]) for name in block.outputs))
 
-class _Judge:
-    """Held-out SQNR of a unit's outputs, tokens weighted."""
-
-    def __init__(self, unit: BlockSubgraph, samples: Samples, positions: FloatArray | None) -> None:
-        self._outputs, self._samples, self._positions = unit.outputs, samples, positions
-
-    def sqnr(self, found: Mapping[str, Sequence[np.ndarray]]) -> float:
-        ratio = 0.0
-        for name in self._outputs:
-            noise = signal = 0.0
-            for sample, value in zip(self._samples.held, found[name], strict=True):
-                exact = self._samples.exact.get(name, sample)
-                if exact.dtype != np.float32:
-                    continue
-                weights = token_weights(exact.shape, self._positions)
-                noise += float((weights * (value - exact) ** 2).sum(dtype=np.float64))
-                signal += float((weights * exact**2).sum(dtype=np.float64))
-            ratio += noise / max(signal, 1e-30)
-        return sqnr_of_error(ratio)
+    def _relative_error(self, name: str, values: Sequence[np.ndarray]) -> float:
+        """Error power over power of one output, over the samples held out; 0 where it is not float32."""
+        positions: FloatArray | None = self._options.positions
+        noise = signal = 0.0
+        for sample, value in zip(self._samples.held_out, values, strict=True):
+            in_float = self._samples.float.get(name, sample)
+            if in_float.dtype != np.float32:
+                continue
+            weights = weights_of_rows(in_float.shape, positions)
+            noise += float((weights * (value - in_float) ** 2).sum(dtype=np.float64))
+            signal += float((weights * in_float**2).sum(dtype=np.float64))
+        return noise / max(signal, 1e-30)

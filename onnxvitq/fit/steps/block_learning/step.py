@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.statistics import StatisticsRequest
-from onnxvitq.fit.state import FitContext, FitState
-from onnxvitq.fit.step import Acceptance, Proposal
+from onnxvitq.fit.state import FitContext, FitState, token_weights
+from onnxvitq.fit.step import Acceptance, LayerGain, Proposal
 from onnxvitq.fit.steps.block_learning.available import require_torch
+from onnxvitq.fit.steps.block_learning.checkpoint import BlockOutcome
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
+from onnxvitq.report.records import Part
 
 
 class BlockLearning:
@@ -30,12 +32,39 @@ class BlockLearning:
         return ()
 
     def propose(self, state: FitState, context: FitContext) -> Proposal:
-        """The plan with what each block learned."""
-        from onnxvitq.fit.steps.block_learning.method import Learning
+        """The plan with what each block learned, where that is better on held-out samples of the block."""
+        from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
+        from onnxvitq.fit.steps.block_learning.training import Reconstruction
 
+        config = context.config
+        options = Reconstruction(
+            iterations=config.iterations,
+            curriculum=config.curriculum,
+            positions=token_weights(state),
+            seed=config.seed,
+            threads=config.threads,
+            checkpoint=context.checkpoint,
+            progress=lambda done, total, loss: context.progress(f"learn (loss {loss:.3g})", done, total),
+        )
         with scratch_folder() as folder:
             try:
-                plan, gain, parts = Learning.of(state, context, folder).reconstruction(state.plan, context.config)
+                plan, outcomes = reconstruct(state.graph, state.layers, state.plan, context.dataset, folder, options)
             except OSError as error:
                 raise scratch_error(folder, error) from error
-        return Proposal(acceptance=Acceptance.ALL_OR_NOTHING, plan=plan, gain=gain, parts=parts)
+        return Proposal(
+            acceptance=Acceptance.ALL_OR_NOTHING,
+            plan=plan,
+            gain=LayerGain(kept=sum(outcome.kept for outcome in outcomes), layers=len(outcomes)),
+            parts=tuple(map(block_part, outcomes)),
+        )
+
+
+def block_part(outcome: BlockOutcome) -> Part:
+    """What became of a block, for the report: dB of its own outputs on held-out samples."""
+    return Part(
+        part=f"block {outcome.block}",
+        accepted=outcome.kept,
+        before=outcome.before,
+        after=outcome.after,
+        figures={"unit": outcome.block, "kept": outcome.kept, "reason": outcome.reason},
+    )

@@ -1,4 +1,4 @@
-"""How one unit is trained: the loss, which samples come when, the optimiser.
+"""How one block is trained: the loss, which samples come when, the optimiser.
 
 What was tried, on validation images (bundled model, W4A4, and its twin with outliers, W3A3; 1000 times the divergence of the
 answers from the float model's, which moves by 2 at W3A3 and by 0.5 at W4A4 from one seed to the next; closed form 13.5 and
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedUnit
+from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedBlock
 from onnxvitq.fit.steps.block_learning.network import Values
-from onnxvitq.fit.steps.block_learning.samples import Samples
+from onnxvitq.fit.steps.block_learning.samples import BlockSamples
 
-# Rows of a unit's largest output in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
+# Rows of a block's largest output in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
 ROWS = 1600
 RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch": 2e-2}
 
@@ -33,7 +33,7 @@ RATES = {"codes": 2e-2, "scales": 6e-3, "zeros": 2e-2, "biases": 2e-1, "branch":
 Progress = Callable[[int, int, float], None]  # iterations done, of how many, loss
 
 
-def _untold(done: int, total: int, loss: float) -> None:
+def _silent(done: int, total: int, loss: float) -> None:
     del done, total, loss
 
 
@@ -41,12 +41,22 @@ def _untold(done: int, total: int, loss: float) -> None:
 class Reconstruction:
     """How blocks are learned.
 
-    learned: which parameters. iterations: a block. batch: samples an iteration, at most. rates: of Adam, by kind. curriculum:
-    easy samples first, the share used growing linearly from ``share`` to all of them at half time (Paper B); worth 1 to 2 dB at
-    W3A3 before there were mixtures, nothing that stands out since (tools/results/aiqvit_parts.md). positions: weight of each
-    token (T,) in the loss. drop: share of the activations that are not quantized in an iteration. mixtures: of two samples, for
-    each sample that is learned from, to learn from as well. seed: of every draw. threads: of onnxruntime. checkpoint: a folder
-    for what is done. progress: told now and then.
+    Attributes:
+        learned: which parameters.
+        iterations: of a block.
+        batch: samples an iteration, at most.
+        rates: learning rates of Adam, by kind of parameter (``RATES``).
+        curriculum: easy samples first, the share that is used growing linearly from ``share`` to all of them at half time
+            (Paper B). It was worth 1 to 2 dB at W3A3 before there were mixtures, and nothing that stands out since
+            (tools/results/aiqvit_parts.md).
+        share: of the samples that a curriculum begins with, 0 to 1.
+        drop: share of the activations that are not quantized in an iteration, 0 to 1.
+        mixtures: of two samples, for each sample that is learned from, to learn from as well.
+        positions: (T,) weight of each token in the loss, where a tensor has T tokens; None weighs all alike.
+        seed: of every draw.
+        threads: of onnxruntime; 0 takes one a core.
+        checkpoint: folder for blocks that are done; None keeps none.
+        progress: called every few iterations with those done, of how many, and the loss.
     """
 
     learned: Learned = field(default_factory=Learned)
@@ -61,7 +71,7 @@ class Reconstruction:
     seed: int = 0
     threads: int = 0
     checkpoint: Path | None = None
-    progress: Progress = _untold
+    progress: Progress = _silent
 
     @property
     def described(self) -> dict[str, object]:
@@ -72,56 +82,62 @@ class Reconstruction:
         return {**{name: getattr(self, name) for name in names}, **apart}
 
 
-def token_weights(shape: Sequence[int], positions: FloatArray | None) -> np.ndarray:
-    """(T, 1) where a tensor (.., T, C) has a weight for each token, else ()."""
+def weights_of_rows(shape: Sequence[int], positions: FloatArray | None) -> np.ndarray:
+    """Weights of a tensor's rows: (T, 1) where it is (.., T, C) and each token has one, else ()."""
     if positions is None or len(shape) < 3 or shape[-2] != len(positions):
         return np.ones((), np.float32)
     return positions[:, None]
 
 
 class Training:
-    """Adam on one unit.
+    """Adam on one block.
+
+    Args:
+        module: the block.
+        samples: of which it learns from those not held out, and the mixtures.
+        options: see there.
 
     Attributes:
-        count: samples, those of ``samples.learned``.
-        joined: whether several are one batch for this unit.
+        count: samples that are learned from; they are numbered by their place among these.
+        joined: whether several are one batch for this block.
         batch: samples an iteration: as many as asked for, but of no more than ``ROWS`` rows.
     """
 
-    def __init__(self, module: QuantizedUnit, samples: Samples, options: Reconstruction) -> None:
+    def __init__(self, module: QuantizedBlock, samples: BlockSamples, options: Reconstruction) -> None:
         self.module, self.options = module, options
-        self.count, self._samples, self._numbers = len(samples.learned), samples, samples.learned
+        self.count, self._samples, self._numbers = len(samples.learned_from), samples, samples.learned_from
         powers, shapes = [], set()
-        for one in range(self.count):
-            targets = self._targets(one)
+        for place in range(self.count):
+            targets = self._targets(place)
             powers.append({name: float(_weighted(value**2, options.positions)) for name, value in targets.items()})
-            shapes.add(tuple(value.shape for value in (*self._inputs(one).values(), *targets.values())))
-        self.power = {name: float(np.mean([one[name] for one in powers])) for name in powers[0]}
+            shapes.add(tuple(value.shape for value in (*self._inputs(place).values(), *targets.values())))
+        self.power = {name: float(np.mean([power[name] for power in powers])) for name in powers[0]}
         self.joined = len(shapes) == 1 and self._can_join()
         rows = max(math.prod(value.shape[:-1]) for value in self._targets(0).values())  # images are no rows
         self.batch = max(1, min(options.batch, ROWS // max(rows, 1)))
 
     def _inputs(self, place: int) -> Values:
-        """What the quantized network before this unit gives it of a sample; read again each time, as it may be in a file."""
+        """What the quantized network before this block gives it of a sample; read again each time, as it may be in a file."""
         number = self._numbers[place]
-        return {name: torch.from_numpy(self._samples.coded.get(name, number)) for name in self.module.unit.inputs}
+        return {name: torch.from_numpy(self._samples.quantized.get(name, number)) for name in self.module.block.inputs}
 
     def _targets(self, place: int) -> Values:
-        """What the float unit puts out."""
-        values = {name: self._samples.exact.get(name, self._numbers[place]) for name in self.module.unit.outputs}
+        """What the float block puts out of a sample."""
+        values = {name: self._samples.float.get(name, self._numbers[place]) for name in self.module.block.outputs}
         return {name: torch.from_numpy(value) for name, value in values.items() if value.dtype.kind == "f"}
 
     def _can_join(self) -> bool:
-        """Whether several samples are one batch for this unit."""
+        """Whether several samples are one batch for this block."""
         if self.count < 2:
             return False
         try:
             with torch.no_grad():
                 first = [self._inputs(0), self._inputs(1)]
-                single = [self.module(one) for one in first]
+                single = [self.module(inputs) for inputs in first]
                 both = self.module(_join(first))
             return all(
-                torch.allclose(both[n], torch.cat([one[n] for one in single]), atol=1e-4, rtol=1e-3) for n in self.power
+                torch.allclose(both[name], torch.cat([outputs[name] for outputs in single]), atol=1e-4, rtol=1e-3)
+                for name in self.power
             )
         except (RuntimeError, IndexError):
             return False
@@ -133,11 +149,10 @@ class Training:
     def losses(self, chosen: Sequence[int]) -> Tensor:
         """Of each sample (n,)."""
         if self.joined:
-            return self._errors(
-                _join([self._inputs(one) for one in chosen]), _join([self._targets(one) for one in chosen]), len(chosen)
-            )
+            inputs, targets = (_join([read(place) for place in chosen]) for read in (self._inputs, self._targets))
+            return self._errors(inputs, targets, len(chosen))
         weights = self.module.weights()
-        return torch.cat([self._errors(self._inputs(one), self._targets(one), 1, weights) for one in chosen])
+        return torch.cat([self._errors(self._inputs(place), self._targets(place), 1, weights) for place in chosen])
 
     def _errors(
         self,
@@ -147,13 +162,13 @@ class Training:
         weights: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Of ``count`` samples that are one batch (count,)."""
-        found, positions, total = self.module(inputs, weights), self.options.positions, torch.zeros(count)
+        outputs, positions, total = self.module(inputs, weights), self.options.positions, torch.zeros(count)
         for name, target in targets.items():
-            total = total + _weighted((found[name] - target) ** 2, positions, count) / self.power[name]
+            total = total + _weighted((outputs[name] - target) ** 2, positions, count) / self.power[name]
         return total
 
     def run(self, report: Callable[[int, float], None]) -> None:
-        """All iterations; ``report`` is told the iteration and the loss now and then."""
+        """All iterations; ``report`` is called with the iteration and the loss every twenty."""
         options = self.options
         groups = self.module.parameter_groups(options.rates)
         if not groups:
@@ -175,7 +190,7 @@ class Training:
         self.module.eval()
 
     def draws(self) -> Callable[[int], list[int]]:
-        """Iteration -> the samples it takes. The easy ones are those on which the unit, as it is, errs least."""
+        """Iteration -> the samples it takes. The easy ones are those on which the block, as it is, errs least."""
         options, rng = self.options, np.random.default_rng(self.options.seed)
         order = np.arange(self.count)
         if options.curriculum:
@@ -192,16 +207,16 @@ class Training:
                 else 1.0
             )
             pool = order[: max(1, math.ceil(share * len(order)))]
-            return [int(one) for one in rng.choice(pool, min(self.batch, len(pool)), replace=False)]
+            return [int(place) for place in rng.choice(pool, min(self.batch, len(pool)), replace=False)]
 
         return draw
 
 
 def _weighted(errors: Tensor, positions: FloatArray | None, count: int = 1) -> Tensor:
     """Mean of each of ``count`` samples that are one batch (count,)."""
-    weights = torch.from_numpy(token_weights(errors.shape, positions))
+    weights = torch.from_numpy(weights_of_rows(errors.shape, positions))
     return (errors * weights).reshape(count, -1).mean(1) / weights.mean()
 
 
 def _join(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([one[name] for one in samples]) for name in samples[0]}
+    return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}

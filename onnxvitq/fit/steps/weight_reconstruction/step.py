@@ -7,7 +7,8 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.statistics import StatisticsRequest
 from onnxvitq.fit.state import FitContext, FitState, token_weights
 from onnxvitq.fit.step import Acceptance, Proposal
-from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction, reconstruct_weights
+from onnxvitq.fit.steps.weight_reconstruction.reconstruct import reconstruct_weights
+from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.runtime.memory import give_back
 

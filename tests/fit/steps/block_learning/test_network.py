@@ -14,7 +14,7 @@ from transformer_text import transformer
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.fit.steps.block_learning.network import cut
-from onnxvitq.fit.steps.block_learning.network import run as run_unit
+from onnxvitq.fit.steps.block_learning.network import run as run_block
 from onnxvitq.graph.canonical import canonicalise
 from onnxvitq.graph.reading import load_model
 
@@ -28,8 +28,8 @@ def test_units_in_turn_are_the_network() -> None:
     graph, blockmap = canonical(graph_of(transformer()))
     feeds = feeds_of(proto_of(graph), batch=2)
     values = {name: torch.from_numpy(value) for name, value in feeds.items()}
-    for unit in cut(graph, blockmap):
-        values |= run_unit(unit, {name: values[name] for name in unit.inputs})
+    for block in cut(graph, blockmap):
+        values |= run_block(block, {name: values[name] for name in block.inputs})
     assert difference([values["logits"].numpy()], run(proto_of(graph), feeds)) < 1e-5
 
 
@@ -40,13 +40,13 @@ def test_exported_graphs_run(
 ) -> None:
     onnx.save(export_vit(exporter, dynamic), tmp_path / "vit.onnx")
     graph, blockmap = canonical(load_model(tmp_path / "vit.onnx").graph)
-    units = cut(graph, blockmap)
-    assert len(units) == len(blockmap.blocks) + 1
-    assert {unit.refused for unit in units} == {()}
+    blocks = cut(graph, blockmap)
+    assert len(blocks) == len(blockmap.blocks) + 1
+    assert {block.refused for block in blocks} == {()}
     feeds = feeds_of(proto_of(graph), batch=2)
     values = {name: torch.from_numpy(value) for name, value in feeds.items()}
-    for unit in units:
-        values |= run_unit(unit, {name: values[name] for name in unit.inputs})
+    for block in blocks:
+        values |= run_block(block, {name: values[name] for name in block.inputs})
     found = [values[output.name].numpy() for output in graph.outputs]
     assert difference(found, run(proto_of(graph), feeds)) < 1e-5
 
@@ -55,7 +55,7 @@ def test_an_operator_without_a_function_is_named() -> None:
     graph, blockmap = canonical(
         graph_of(transformer().replace("b1_gelu_e = Erf(b1_gelu_d)", "b1_gelu_e = Tan(b1_gelu_d)"))
     )
-    assert [unit.refused for unit in cut(graph, blockmap)] == [(), (), ("Tan",)]  # no block has such an MLP
+    assert [block.refused for block in cut(graph, blockmap)] == [(), (), ("Tan",)]  # no block has such an MLP
 
 
 def test_a_mask_that_all_blocks_read_crosses_every_cut() -> None:
@@ -65,13 +65,13 @@ def test_a_mask_that_all_blocks_read_crosses_every_cut() -> None:
         text = text.replace(f"Softmax<axis = -1>(b{index}_scores)", f"Softmax<axis = -1>(b{index}_masked)")
         text = text.replace(f"b{index}_probs =", f"b{index}_masked = Add(b{index}_scores, m) b{index}_probs =")
     graph, blockmap = canonical(graph_of(text))
-    assert [unit.outputs for unit in cut(graph, blockmap)] == [("b0_end", "m"), ("b1_end",), ("logits",)]
-    assert [unit.inputs for unit in cut(graph, blockmap)] == [("mask", "tokens"), ("b0_end", "m"), ("b1_end",)]
+    assert [block.outputs for block in cut(graph, blockmap)] == [("b0_end", "m"), ("b1_end",), ("logits",)]
+    assert [block.inputs for block in cut(graph, blockmap)] == [("mask", "tokens"), ("b0_end", "m"), ("b1_end",)]
 
 
 def test_constants_are_read_as_they_are() -> None:
     graph, blockmap = canonical(graph_of(transformer()))
-    unit = cut(graph, blockmap)[0]
+    block = cut(graph, blockmap)[0]
     tokens = torch.from_numpy(feeds_of(proto_of(graph), batch=1)["tokens"])
-    first = run_unit(unit, {"tokens": tokens})
-    assert np.array_equal(first["b0_end"].numpy(), run_unit(unit, {"tokens": tokens})["b0_end"].numpy())
+    first = run_block(block, {"tokens": tokens})
+    assert np.array_equal(first["b0_end"].numpy(), run_block(block, {"tokens": tokens})["b0_end"].numpy())

@@ -9,7 +9,7 @@ from textgraph import feeds_of, graph_of, proto_of, run
 
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.fit.steps.block_learning.network import cut
-from onnxvitq.fit.steps.block_learning.network import run as run_unit
+from onnxvitq.fit.steps.block_learning.network import run as run_block
 from onnxvitq.fit.steps.block_learning.operators import OPERATORS
 
 NOTHING = BlockMap(blocks=(), attentions=(), linears=(), norms=(), unmatched=())
@@ -81,9 +81,9 @@ def assert_same(body: str, opset: int = 17) -> None:
     proto = proto_of(graph)
     feeds = feeds_of(proto, seed=3)
     expected = run(proto, feeds)[0]
-    (unit,) = cut(graph, NOTHING)
-    assert unit.refused == ()
-    found = run_unit(unit, {name: torch.from_numpy(value) for name, value in feeds.items()})["y"].numpy()
+    (block,) = cut(graph, NOTHING)
+    assert block.refused == ()
+    found = run_block(block, {name: torch.from_numpy(value) for name, value in feeds.items()})["y"].numpy()
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # float32, other orders of summation

@@ -15,12 +15,12 @@ from onnxvitq.core.plan import QuantPlan, plan_to_bytes
 from onnxvitq.fit.steps.block_learning import available
 from onnxvitq.fit.steps.block_learning import training as training_module
 from onnxvitq.fit.steps.block_learning.available import require_torch
-from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedUnit
+from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedBlock
 from onnxvitq.fit.steps.block_learning.checkpoint import BlockOutcome, remove_checkpoints
 from onnxvitq.fit.steps.block_learning.network import cut
-from onnxvitq.fit.steps.block_learning.ranks import RankSearch, search_ranks
+from onnxvitq.fit.steps.block_learning.rank_search import RankSearch, search_ranks
 from onnxvitq.fit.steps.block_learning.reconstruct import reconstruct
-from onnxvitq.fit.steps.block_learning.samples import Samples
+from onnxvitq.fit.steps.block_learning.samples import BlockSamples
 from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training
 from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
 from onnxvitq.numerics.affine import params_from_range
@@ -56,7 +56,7 @@ def test_every_block_gains_and_so_does_the_model_on_fresh_samples(
 ) -> None:
     case = narrow(transformer_case(32, bits=3, attention=attention), 4)
     plan, outcomes = learned(case, QUICK)
-    assert [one.unit for one in outcomes] == [0, 1, 2]
+    assert [outcome.block for outcome in outcomes] == [0, 1, 2]
     assert all(one.kept and one.after > one.before + 0.3 for one in outcomes[:2])
     fresh = correlated(900, 16)
     assert case.sqnr(plan, fresh) > case.sqnr(case.plan, fresh) + 0.2  # of few iterations
@@ -66,14 +66,14 @@ def test_every_block_gains_and_so_does_the_model_on_fresh_samples(
 def test_torch_computes_what_is_written(transformer_case: TransformerCase, attention: str) -> None:
     case = with_branches(narrow(transformer_case(32, bits=4, attention=attention), 4), 3)
     assert case.plan.branches
-    samples = Samples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
-    for unit in cut(case.graph, case.layers.blockmap):
-        samples.run_exact(unit)
-        samples.run_coded(unit, case.plan)
-        module = QuantizedUnit(unit, case.layers, case.plan, Learned()).eval()
-        found = module({name: torch.from_numpy(samples.coded.get(name, 0)) for name in unit.inputs})
-        for name in unit.outputs:
-            written = samples.coded.get(name, 0)
+    samples = BlockSamples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
+    for block in cut(case.graph, case.layers.blockmap):
+        samples.run_float(block)
+        samples.run_quantized(block, case.plan)
+        module = QuantizedBlock(block, case.layers, case.plan, Learned()).eval()
+        found = module({name: torch.from_numpy(samples.quantized.get(name, 0)) for name in block.inputs})
+        for name in block.outputs:
+            written = samples.quantized.get(name, 0)
             error = np.abs(found[name].detach().numpy() - written)
             # A code on a tie may fall to either side; few do, so that hardly any row is off by more than float32's error.
             assert np.quantile(error, 0.9) < 1e-5 * np.abs(written).max()
@@ -81,8 +81,8 @@ def test_torch_computes_what_is_written(transformer_case: TransformerCase, atten
 
 def test_nothing_learned_is_the_plan_as_it_was(transformer_case: TransformerCase) -> None:
     case = with_branches(narrow(transformer_case(16, bits=4), 4), 2)
-    unit = cut(case.graph, case.layers.blockmap)[0]
-    again = QuantizedUnit(unit, case.layers, case.plan, Learned(weights=False)).result()
+    block = cut(case.graph, case.layers.blockmap)[0]
+    again = QuantizedBlock(block, case.layers, case.plan, Learned(weights=False)).result()
     assert again.weights == case.plan.weights
     for name in case.plan.branches:
         np.testing.assert_array_equal(again.branches[name].a, case.plan.branches[name].a)
@@ -185,10 +185,10 @@ def test_half_a_checkpoint_is_none(transformer_case: TransformerCase, tmp_path: 
 
 def test_easy_samples_come_first(transformer_case: TransformerCase) -> None:
     case = narrow(transformer_case(16, bits=3), 3)
-    samples = Samples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
-    unit = cut(case.graph, case.layers.blockmap)[0]
-    samples.run_exact(unit)
-    module = QuantizedUnit(unit, case.layers, case.plan, Learned())
+    samples = BlockSamples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
+    block = cut(case.graph, case.layers.blockmap)[0]
+    samples.run_float(block)
+    module = QuantizedBlock(block, case.layers, case.plan, Learned())
     training = Training(module, samples, replace(QUICK, curriculum=True, iterations=10, batch=100, drop=0.0))
     with torch.no_grad():
         losses = [float(training.loss([index])) for index in range(training.count)]
@@ -203,14 +203,14 @@ def test_an_iteration_has_no_more_rows_than_it_may(
     transformer_case: TransformerCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = narrow(transformer_case(16, bits=3), 4)
-    samples = Samples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
-    unit = cut(case.graph, case.layers.blockmap)[0]
-    samples.run_exact(unit)
+    samples = BlockSamples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
+    block = cut(case.graph, case.layers.blockmap)[0]
+    samples.run_float(block)
     (name,) = case.feeds[0]
     tokens = case.feeds[0][name].shape[-2]
     for rows, expected in ((1000, 8), (4 * tokens + 1, 4), (1, 1)):
         monkeypatch.setattr(training_module, "ROWS", rows)
-        training = Training(QuantizedUnit(unit, case.layers, case.plan, Learned()), samples, QUICK)
+        training = Training(QuantizedBlock(block, case.layers, case.plan, Learned()), samples, QUICK)
         assert training.batch == len(training.draws()(QUICK.iterations)) == expected
 
 
@@ -221,10 +221,10 @@ def test_samples_that_cannot_be_one_batch_are_run_one_by_one(transformer_case: T
     feeds[place] = correlated(1, 1, tokens=11)[0]
     alone = replace(alone, feeds=feeds)
     for case, expected in ((joined, True), (alone, False)):
-        samples = Samples(case.graph, case.layers, case.feeds, case.folder / f"samples{expected}", 1)
-        unit = cut(case.graph, case.layers.blockmap)[0]
-        samples.run_exact(unit)
-        module = QuantizedUnit(unit, case.layers, case.plan, Learned())
+        samples = BlockSamples(case.graph, case.layers, case.feeds, case.folder / f"samples{expected}", 1)
+        block = cut(case.graph, case.layers.blockmap)[0]
+        samples.run_float(block)
+        module = QuantizedBlock(block, case.layers, case.plan, Learned())
         training = Training(module, samples, replace(QUICK, iterations=2))
         assert training.joined == expected
         training.run(lambda done, loss: None)
@@ -232,10 +232,10 @@ def test_samples_that_cannot_be_one_batch_are_run_one_by_one(transformer_case: T
 
 def test_one_by_one_has_the_loss_and_the_gradients_of_one_batch(transformer_case: TransformerCase) -> None:
     case = with_branches(narrow(transformer_case(16, bits=4), 4), 2)
-    samples = Samples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
-    unit = cut(case.graph, case.layers.blockmap)[0]
-    samples.run_exact(unit)
-    module = QuantizedUnit(unit, case.layers, case.plan, Learned())
+    samples = BlockSamples(case.graph, case.layers, case.feeds, case.folder / "samples", 1)
+    block = cut(case.graph, case.layers.blockmap)[0]
+    samples.run_float(block)
+    module = QuantizedBlock(block, case.layers, case.plan, Learned())
     training = Training(module, samples, replace(QUICK, drop=0.0))
     assert training.joined
     found = []

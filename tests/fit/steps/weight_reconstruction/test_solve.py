@@ -16,8 +16,10 @@ from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.step import LayerGain
 from onnxvitq.fit.steps.bias import correct_biases
-from onnxvitq.fit.steps.weight_reconstruction import solve as weights
-from onnxvitq.fit.steps.weight_reconstruction.solve import WeightReconstruction, reconstruct_weights
+from onnxvitq.fit.steps.weight_reconstruction import rows, side_by_side, solve
+from onnxvitq.fit.steps.weight_reconstruction.reconstruct import reconstruct_weights
+from onnxvitq.fit.steps.weight_reconstruction.side_by_side import SideBySide
+from onnxvitq.fit.steps.weight_reconstruction.solve import LayerSolver, WeightReconstruction
 from onnxvitq.numerics import affine
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.fit import times
@@ -26,7 +28,7 @@ TransformerCase = Callable[..., Case]
 BIAS_ONLY = WeightReconstruction(ridge=False, feedback=False, threads=1)
 
 
-def rebuilt(case: Case, options: WeightReconstruction | None = None) -> tuple[QuantPlan, LayerGain]:
+def reconstructed(case: Case, options: WeightReconstruction | None = None) -> tuple[QuantPlan, LayerGain]:
     folder = case.folder / "scratch"
     folder.mkdir(exist_ok=True)
     result = reconstruct_weights(
@@ -40,10 +42,10 @@ def layer(case: Case, plan: QuantPlan, name: str, x: FloatArray) -> FloatArray:
     """What a linear layer puts out as the plan writes it."""
     linear = linear_of(case, name)
     weight, bias = (case.layers.weight(name), case.layers.bias(name))
-    inputs, coded = plan.params(linear.input), plan.params(linear.weight)
+    inputs, quantized = plan.params(linear.input), plan.params(linear.weight)
     assert inputs is not None
-    assert coded is not None
-    weight = fake_quantize(plan.weights.get(name, weight), coded)
+    assert quantized is not None
+    weight = fake_quantize(plan.weights.get(name, weight), quantized)
     return times(fake_quantize(x, inputs), weight) + plan.biases.get(name, bias)
 
 
@@ -71,7 +73,7 @@ def held_out_error(case: Case, plan: QuantPlan, name: str) -> float:
 
 
 def test_a_layer_with_correlated_inputs_gains(one: Case) -> None:
-    plan, gain = rebuilt(one)
+    plan, gain = reconstructed(one)
     assert set(plan.weights) == {"o"}
     before, after = held_out_error(one, one.plan, "o"), held_out_error(one, plan, "o")
     assert after < before / 2  # 3 dB, of 5 seen: rounding errs in every direction, the inputs have eight
@@ -85,7 +87,7 @@ def test_a_layer_with_correlated_inputs_gains(one: Case) -> None:
 @pytest.mark.parametrize(("ridge", "feedback"), [(True, False), (False, True)])
 def test_ridge_and_feedback_each_gain_alone_and_together_most(one: Case, *, ridge: bool, feedback: bool) -> None:
     nothing, alone, both = (
-        held_out_error(one, rebuilt(one, options)[0], "o")
+        held_out_error(one, reconstructed(one, options)[0], "o")
         for options in (
             BIAS_ONLY,
             WeightReconstruction(ridge=ridge, feedback=feedback, threads=1),
@@ -101,7 +103,7 @@ def test_no_layer_gets_worse_on_what_judges_it(case_of: Callable[..., Case], sam
     case = case_of(model_of(ONE), correlated(3, samples), bits=bits, exclude=("q", "k", "v"))
     if samples < 4:  # none is held out: those fitted to judge
         case = replace(case, feeds=case.feeds * 4)
-    plan, gain = rebuilt(case)
+    plan, gain = reconstructed(case)
     assert held_out_error(case, plan, "o") <= held_out_error(case, case.plan, "o") * (1 + 1e-6)  # sums of float32
     assert gain.after is not None
     assert gain.before is not None
@@ -119,18 +121,18 @@ def test_a_layer_that_is_exact_already_is_left_alone(case_of: Callable[..., Case
         case,
         plan=case.plan.with_params({"n": replace(inputs, scale=np.array(2**-6, np.float32), zero_point=np.array(64))}),
     )
-    plan, gain = rebuilt(case)
+    plan, gain = reconstructed(case)
     assert (gain.kept, gain.layers) == (0, 1)
     assert np.array_equal(plan.weights["o"], weight)
     assert plan.biases["o"].tolist() == [0.0] * 16
 
 
 def test_infinite_strength_is_bias_correction(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "STRENGTHS", (float("inf"),))
+    monkeypatch.setattr(solve, "STRENGTHS", (float("inf"),))
     for grid in ("WEIGHT_GRID", "FEW_BITS_GRID"):
         monkeypatch.setattr(affine, grid, (1.0,))
-    monkeypatch.setattr(weights, "FEW_ROWS", 10**6)  # the same rows for both
-    plan, _ = rebuilt(one, WeightReconstruction(feedback=False, threads=1))
+    monkeypatch.setattr(rows, "FEW_ROWS", 10**6)  # the same rows for both
+    plan, _ = reconstructed(one, WeightReconstruction(feedback=False, threads=1))
     assert np.array_equal(plan.weights["o"], one.layers.weight("o"))
     assert np.array_equal(plan.params("W").scale, one.plan.params("W").scale)  # type: ignore[union-attr]
     corrected, _ = correct_biases(one.layers, one.plan, one.stats, workers=1)
@@ -140,8 +142,8 @@ def test_infinite_strength_is_bias_correction(one: Case, monkeypatch: pytest.Mon
 
 def test_the_old_bias_is_what_is_judged_before(one: Case) -> None:
     corrected = correct_biases(one.layers, one.plan, one.stats, workers=1)[0]
-    _, plain = rebuilt(one, BIAS_ONLY)
-    _, better = rebuilt(replace(one, plan=corrected), BIAS_ONLY)
+    _, plain = reconstructed(one, BIAS_ONLY)
+    _, better = reconstructed(replace(one, plan=corrected), BIAS_ONLY)
     assert plain.before is not None
     assert better.before is not None
     assert better.before > plain.before
@@ -166,11 +168,11 @@ def test_in_sequence_beats_each_layer_against_float_inputs(tmp_path: Path, monke
     for seed in range(5):
         case = build_case(seeded_transformer(seed), correlated(seed, 32), tmp_path)
         fresh = correlated(1000 + seed, 16)
-        sequence = rebuilt(case)[0]
+        sequence = reconstructed(case)[0]
         with monkeypatch.context() as patch:
             patch.setattr(OnFloatInputs, "case", case, raising=False)
-            patch.setattr(weights, "SubgraphRunner", OnFloatInputs)
-            alone = rebuilt(case)[0]
+            patch.setattr(side_by_side, "SubgraphRunner", OnFloatInputs)
+            alone = reconstructed(case)[0]
         before, after, other = (case.sqnr(plan, fresh) for plan in (case.plan, sequence, alone))
         gains.append((after - before, after - other))
     assert np.mean(gains, axis=0)[0] > 4  # dB, of 6 to 9 seen
@@ -189,7 +191,7 @@ def test_a_layer_makes_up_for_the_errors_of_those_before_it(transformer_case: Tr
     }
     assert names["b1_fc1_W"] == "b1_fc1"
     case = replace(case, plan=replace(case.plan, decisions=decisions))
-    plan, _ = rebuilt(case)
+    plan, _ = reconstructed(case)
     assert set(plan.weights) == set(kept)
     first_alone = replace(plan, weights={"b1_fc1": plan.weights["b1_fc1"]}, biases={"b1_fc1": plan.biases["b1_fc1"]})
     fc2 = linear_of(case, "b1_fc2").weight
@@ -202,7 +204,7 @@ def test_a_layer_makes_up_for_the_errors_of_those_before_it(transformer_case: Tr
 
 def test_layers_that_are_planned_float_are_left_alone(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=8, exclude=("block0.*", "head"))
-    plan, gain = rebuilt(case)
+    plan, gain = reconstructed(case)
     assert all(name.startswith("b1_") for name in (*plan.weights, *plan.biases))
     assert gain.layers == len(plan.weights) == 6
     assert plan.kept_float == case.plan.kept_float
@@ -210,14 +212,14 @@ def test_layers_that_are_planned_float_are_left_alone(transformer_case: Transfor
 
 
 def test_with_nothing_planned_nothing_is_said(transformer_case: TransformerCase) -> None:
-    plan, gain = rebuilt(transformer_case(samples=2, exclude=("*",)))
+    plan, gain = reconstructed(transformer_case(samples=2, exclude=("*",)))
     assert (plan.weights, plan.biases) == ({}, {})
     assert (gain.before, gain.after, gain.layers, gain.kept) == (None, None, 0, 0)
 
 
 def test_input_formats_stay(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=8, attention="int8")
-    plan, _ = rebuilt(case)
+    plan, _ = reconstructed(case)
     for name, decision in case.plan.decisions.items():
         if decision.site.kind == "activation":
             assert plan.params(name) is decision.params
@@ -231,7 +233,7 @@ def test_a_weight_that_two_layers_share_keeps_one_scale(case_of: Callable[..., C
         "y = Add(o, z)", "o2 = MatMul(m, W) o = Add(o1, o2) y = Add(o, z)"
     )
     case = case_of(model_of(text), correlated(0, 16), exclude=("q", "k", "v", "w"))
-    plan, _ = rebuilt(case)
+    plan, _ = reconstructed(case)
     params = plan.params("W")
     assert params is not None
     assert set(plan.weights) == {"o1", "o2"}
@@ -268,7 +270,7 @@ def stream_error(case: Case, plan: QuantPlan, tensor: str) -> float:
 def test_a_layer_that_writes_the_stream_repairs_the_stream(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=32)
     with_stream, without = (
-        rebuilt(case, WeightReconstruction(stream=stream, threads=1))[0] for stream in (True, False)
+        reconstructed(case, WeightReconstruction(stream=stream, threads=1))[0] for stream in (True, False)
     )
     assert stream_error(case, with_stream, "b1_end") < stream_error(case, without, "b1_end")
 
@@ -278,15 +280,15 @@ def test_the_stream_is_the_target_of_the_layers_that_write_it_alone(
 ) -> None:
     found: dict[str, str] = {}
     solved: list[str] = []
-    original = weights._Solver.solve
+    original = LayerSolver.solve
 
-    def solve(self: Any, exact: SubgraphRunner, coded: SubgraphRunner, streams: Mapping[str, str]) -> Any:
+    def noted(self: Any, networks: SideBySide, streams: Mapping[str, str]) -> Any:
         solved.extend(linear.name for linear in self.linears)
         found.update(streams)
-        return original(self, exact, coded, streams)
+        return original(self, networks, streams)
 
-    monkeypatch.setattr(weights._Solver, "solve", solve)
-    rebuilt(transformer_case(samples=4))
+    monkeypatch.setattr(LayerSolver, "solve", noted)
+    reconstructed(transformer_case(samples=4))
     assert found == {
         "b0_proj": "tokens",
         "b0_fc2": "b0_mid",
@@ -317,7 +319,7 @@ def test_a_heavier_token_has_the_smaller_error(case_of: Callable[..., Case]) -> 
     positions = np.ones(9, np.float32)
     positions[0] = 64
     alike, weighted = (
-        token_errors(case, rebuilt(case, WeightReconstruction(positions=given, threads=1))[0])
+        token_errors(case, reconstructed(case, WeightReconstruction(positions=given, threads=1))[0])
         for given in (None, positions)
     )
     assert weighted[0] < 0.9 * alike[0]
@@ -326,14 +328,17 @@ def test_a_heavier_token_has_the_smaller_error(case_of: Callable[..., Case]) -> 
 
 def test_equal_weights_are_no_weights(one: Case) -> None:
     plain, weighted = (
-        rebuilt(one, WeightReconstruction(positions=given, threads=1))[0] for given in (None, np.full(9, 1, np.float32))
+        reconstructed(one, WeightReconstruction(positions=given, threads=1))[0]
+        for given in (None, np.full(9, 1, np.float32))
     )
     assert np.array_equal(plain.weights["o"], weighted.weights["o"])
 
 
 def test_weights_of_another_number_of_tokens_are_not_used(one: Case) -> None:
     other = np.linspace(1, 64, 8, dtype=np.float32)
-    plain, weighted = (rebuilt(one, WeightReconstruction(positions=given, threads=1))[0] for given in (None, other))
+    plain, weighted = (
+        reconstructed(one, WeightReconstruction(positions=given, threads=1))[0] for given in (None, other)
+    )
     assert np.array_equal(plain.weights["o"], weighted.weights["o"])
 
 
@@ -352,7 +357,7 @@ def arrays(plan: QuantPlan) -> Mapping[str, bytes]:
 def test_the_same_again_on_any_number_of_threads(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=8, attention="int8")
     first, again, two, four = (
-        arrays(rebuilt(case, WeightReconstruction(threads=threads))[0]) for threads in (1, 1, 2, 4)
+        arrays(reconstructed(case, WeightReconstruction(threads=threads))[0]) for threads in (1, 1, 2, 4)
     )
     assert first == again
     assert first == two
@@ -363,16 +368,16 @@ def test_stored_tensors_may_lie_in_files(
     transformer_case: TransformerCase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     case = transformer_case(samples=5)
-    first = arrays(rebuilt(case)[0])
+    first = arrays(reconstructed(case)[0])
     monkeypatch.setattr("onnxvitq.calibration.subgraphs.TensorStore.__init__.__defaults__", (0,))
-    assert arrays(rebuilt(case)[0]) == first
+    assert arrays(reconstructed(case)[0]) == first
 
 
 def test_neither_graph_nor_plan_is_changed(transformer_case: TransformerCase) -> None:
     case = transformer_case(samples=4)
     before = arrays(case.plan)
     names = [node.name for node in case.graph.nodes]
-    rebuilt(case)
+    reconstructed(case)
     assert arrays(case.plan) == before
     assert [node.name for node in case.graph.nodes] == names
     assert case.plan.weights == {}
@@ -389,8 +394,8 @@ def test_a_layer_is_solved_against_what_it_reads_at_run_time(one: Case, form: st
     spoilt = one.plan.with_params({"n": replace(params, scale=params.scale * 50)})
     names = frozenset({"n"})
     plan = replace(spoilt, dynamic=names, per_token=names if form == "per_token" else frozenset())
-    static, _ = rebuilt(replace(one, plan=one.plan))
-    results = {name: rebuilt(replace(one, plan=each)) for name, each in (("spoilt", spoilt), (form, plan))}
+    static, _ = reconstructed(replace(one, plan=one.plan))
+    results = {name: reconstructed(replace(one, plan=each)) for name, each in (("spoilt", spoilt), (form, plan))}
     after = {name: gain.after or 0.0 for name, (_, gain) in results.items()}
     assert after[form] > after["spoilt"] + 5  # 9 seen; the weights have 4 bits
     assert not np.array_equal(results[form][0].weights["o"], static.weights["o"])

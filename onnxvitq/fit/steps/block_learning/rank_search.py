@@ -16,20 +16,26 @@ from torch import Tensor
 
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedUnit
+from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedBlock
 from onnxvitq.fit.steps.block_learning.network import BlockSubgraph, cut
 from onnxvitq.fit.steps.block_learning.quantizers import GroupBranch, RankGate
-from onnxvitq.fit.steps.block_learning.samples import Samples
+from onnxvitq.fit.steps.block_learning.samples import BlockSamples
 from onnxvitq.fit.steps.block_learning.training import Reconstruction, Training
-from onnxvitq.fit.steps.low_rank.branches import weight_bytes
+from onnxvitq.fit.steps.low_rank.ranks import weight_bytes
 
 CANDIDATES = (0, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSearch:
-    """candidates: ranks. budget: bytes of the branches over those of the packed weights. price: of spending a block's whole
-    budget, in units of the loss at the start. rate: of the gates. training: its iterations are those of a block's search.
+    """How ranks are searched.
+
+    Attributes:
+        candidates: ranks to choose from.
+        budget: bytes of the branches over those of the packed weights.
+        price: of spending a block's whole budget, in units of the loss at the start.
+        rate: learning rate of the gates.
+        training: how a block is trained meanwhile; its iterations are those of a block's search.
     """
 
     candidates: Sequence[int] = CANDIDATES
@@ -58,33 +64,33 @@ def search_ranks(
         options: see there.
 
     Raises:
-        InvalidGraphError: a unit does not run.
+        InvalidGraphError: a block does not run.
         OSError: no room in ``folder``.
     """
-    units = cut(graph, layers.blockmap)
-    samples = Samples(graph, layers, feeds, folder, options.training.threads)
+    blocks = cut(graph, layers.blockmap)
+    samples = BlockSamples(graph, layers, feeds, folder, options.training.threads)
     ranks: dict[str, int] = {}
-    for unit in units:
-        samples.run_exact(unit)
-        if not unit.refused:
-            ranks |= _search(unit, layers, plan, samples, options)
-        samples.run_coded(unit, plan)
-        samples.forget({name for one in units[unit.index + 1 :] for name in one.inputs})
+    for block in blocks:
+        samples.run_float(block)
+        if not block.refused:
+            ranks |= _search(block, layers, plan, samples, options)
+        samples.run_quantized(block, plan)
+        samples.forget({name for later in blocks[block.index + 1 :] for name in later.inputs})
     return ranks
 
 
 def _search(
-    unit: BlockSubgraph, layers: Layers, plan: QuantPlan, samples: Samples, options: RankSearch
+    block: BlockSubgraph, layers: Layers, plan: QuantPlan, samples: BlockSamples, options: RankSearch
 ) -> dict[str, int]:
     torch.manual_seed(options.training.seed)
-    only_branches = Learned(branch=True, scales=False, focus=False, weights=False)
-    module = QuantizedUnit(unit, layers, plan, only_branches)
+    branches_alone = Learned(branch=True, scales=False, focus=False, weights=False)
+    module = QuantizedBlock(block, layers, plan, branches_alone)
     branches = module.branches
     if not branches:
         return {}
     for branch in branches.values():
         branch.gate = RankGate(options.candidates, branch.a.values.shape[1])
-    within = _within(unit, layers.blockmap)
+    within = _of_block(block, layers.blockmap)
     budget = max(options.budget * weight_bytes(replace(layers, blockmap=within), plan), 1.0)
     training = Training(module, samples, options.training)
     count = training.count
@@ -98,7 +104,7 @@ def _search(
     for step in range(options.training.iterations):
         side = step % 2
         chosen = rng.choice(halves[side], min(training.batch, len(halves[side])), replace=False)
-        loss = training.loss([int(one) for one in chosen])
+        loss = training.loss([int(number) for number in chosen])
         if side:
             loss = loss + options.price * start * _over(_bytes(branches) / budget)
         for optimiser in (factors, choices):
@@ -122,6 +128,6 @@ def _over(spent: Tensor) -> Tensor:
     return spent + 9 * torch.relu(spent - 1)
 
 
-def _within(unit: BlockSubgraph, blockmap: BlockMap) -> BlockMap:
-    names = {node.name for node in unit.nodes}
-    return replace(blockmap, linears=tuple(one for one in blockmap.linears if one.name in names))
+def _of_block(block: BlockSubgraph, blockmap: BlockMap) -> BlockMap:
+    names = {node.name for node in block.nodes}
+    return replace(blockmap, linears=tuple(linear for linear in blockmap.linears if linear.name in names))

@@ -11,16 +11,9 @@ from fitted_cases import Case, correlated, linear_of
 
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.fit.step import LayerGain
-from onnxvitq.fit.steps.low_rank.branches import (
-    ADDED,
-    SMALL,
-    Branches,
-    GroupGain,
-    best_ranks,
-    fit_branches,
-    quantized_linear,
-    weight_bytes,
-)
+from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
+from onnxvitq.fit.steps.low_rank.fit import quantized_linear
+from onnxvitq.fit.steps.low_rank.ranks import ADDED, SMALL, FittedBranches, best_ranks, weight_bytes
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 from onnxvitq.numerics.fit import times
 from onnxvitq.targets.ort_cpu.branches import branch_bytes, branch_names
@@ -91,10 +84,10 @@ def test_the_budget_is_kept(transformer_case: TransformerCase) -> None:
     assert spent < sum(branch_bytes(branch) for branch in plan.branches.values())
 
 
-def group(name: str, gains: list[float], outputs: int = 100, rows: float = 10.0) -> GroupGain:
+def group(name: str, gains: list[float], outputs: int = 100, rows: float = 10.0) -> FittedBranches:
     """That may have a branch: a stand-in for one is enough."""
     branches = {name: None} if gains else {}
-    return GroupGain(
+    return FittedBranches(
         tensor=name,
         gains=np.array(gains),
         inputs=1000,
@@ -104,7 +97,7 @@ def group(name: str, gains: list[float], outputs: int = 100, rows: float = 10.0)
     )
 
 
-def spent(found: list[GroupGain], ranks: dict[str, int]) -> float:
+def spent(found: list[FittedBranches], ranks: dict[str, int]) -> float:
     """Time of the branches over that of the products."""
     used = [one for one in found if ranks[one.tensor]]
     branches = sum(
