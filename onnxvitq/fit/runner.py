@@ -52,7 +52,7 @@ def fit(started: Handover[FitState], context: FitContext, steps: Sequence[Step])
         OnnxVitqError: a step cannot go on; nothing was written.
     """
     state, records, sections = run_steps(started, context, steps)
-    saturation = estimate_linears(state.layers, state.plan, state.statistics, context.config.threads)
+    saturation = estimate_linears(state.layers, state.plan, state.statistics, context.config.threads, context.target)
     return Fitted(
         graph=state.graph,
         layers=state.layers,

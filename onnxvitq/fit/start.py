@@ -37,7 +37,7 @@ def start_state(graph: gs.Graph, context: FitContext, roles: Mapping[str, str] |
     linears = tuple(replace(linear, role=known.get(linear.name, linear.role)) for linear in found.linears)
     blockmap = replace(found, linears=linears)
     layers = Layers(blockmap=blockmap, constants=constants(graph, _operand_names(blockmap)))
-    plan = make_plan(blockmap, starting_formats(context.config, layers))
+    plan = make_plan(blockmap, starting_formats(context.config, layers), context.target)
     give_back()
     return FitState(graph=graph, layers=layers, plan=plan, kept=KeptStatistics(Statistics()))
 

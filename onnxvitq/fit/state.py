@@ -24,6 +24,9 @@ from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe import Samples
 from onnxvitq.graph.reading import LoadedModel
 from onnxvitq.numerics.decibels import CAP_DB
+from onnxvitq.precision.network import PlannedNetwork
+from onnxvitq.targets.registry import target_of
+from onnxvitq.targets.target import Target
 
 EVALUATED = 16  # held-out samples at most that a plan is evaluated on: each evaluation runs all of them
 DECISIVE = 32.0  # weight of a class token's row in every mean (docs/methods.md, "Rows that decide")
@@ -87,6 +90,7 @@ class FitContext:
         measurer: runs sweeps over the samples.
         output: name of the output that is evaluated.
         outputs: how many outputs the model has.
+        target: the runtime that plans are written for.
         progress: called with (stage, done, total).
         checkpoint: folder for blocks that were learned; None keeps none.
         decisions: on other data than the calibration samples, where these judge a promise.
@@ -98,6 +102,7 @@ class FitContext:
     measurer: Measurer
     output: str
     outputs: int
+    target: Target
     progress: Progress
     checkpoint: Path | None = None
     decisions: Decisions | None = None
@@ -126,6 +131,7 @@ class FitContext:
             measurer=measurer,
             output=loaded.outputs[0],
             outputs=len(loaded.outputs),
+            target=target_of(config),
             progress=progress,
         )
 
@@ -155,6 +161,17 @@ class FitContext:
             feeds=samples.feeds,
             references=samples.references,
             threads=self.config.threads,
+            target=self.target,
+        )
+
+    def network(self, state: FitState) -> PlannedNetwork:
+        """A state as those see it who choose bits."""
+        return PlannedNetwork(
+            graph=state.graph,
+            layers=state.layers,
+            plan=state.plan,
+            statistics=state.statistics,
+            target=self.target,
         )
 
     def score(self, state: FitState, plan: QuantPlan) -> OutputDifference | None:

@@ -8,7 +8,6 @@ from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, LayerGain, Proposal
 from onnxvitq.fit.steps.bias import row_requests
 from onnxvitq.precision.allocator import BitAllocator
-from onnxvitq.precision.network import PlannedNetwork
 from onnxvitq.report.records import Section
 
 
@@ -28,7 +27,7 @@ class ChooseBits:
 
     def propose(self, state: FitState, context: FitContext) -> Proposal:
         """The plan with the chosen widths and min-max parameters."""
-        network = PlannedNetwork(graph=state.graph, layers=state.layers, plan=state.plan, statistics=state.statistics)
+        network = context.network(state)
         decisions = None if context.config.sized else context.held_out_decisions()
         plan, report = BitAllocator(network, context.held_out(), context.config, decisions).choose()
         count = len(report.chosen.bits)

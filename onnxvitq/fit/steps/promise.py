@@ -6,7 +6,6 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.statistics import StatisticsRequest
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, Proposal
-from onnxvitq.precision.network import PlannedNetwork
 from onnxvitq.precision.promise import PromiseKeeper
 from onnxvitq.report.records import Section
 
@@ -27,7 +26,7 @@ class KeepPromise:
 
     def propose(self, state: FitState, context: FitContext) -> Proposal:
         """The plan that keeps the promise, or the best there is; whether it does is in the report's section ``quality``."""
-        network = PlannedNetwork(graph=state.graph, layers=state.layers, plan=state.plan, statistics=state.statistics)
+        network = context.network(state)
         keeper = PromiseKeeper(network, context.held_out(), context.held_out_decisions(), context.config)
         plan, report = keeper.keep()
         section = Section(key=self.name, content=report)
