@@ -32,7 +32,7 @@ def find_streams(graph: gs.Graph, blockmap: BlockMap) -> tuple[tuple[Stream, ...
     for norm in blockmap.norms:
         if norm.input in passed:
             continue
-        walk = _Walk(graph, blockmap, tensors[norm.input])
+        walk = _StreamWalk(graph, blockmap, tensors[norm.input])
         found = walk.run()
         passed |= walk.axes.keys()
         if isinstance(found, Stream):
@@ -42,7 +42,7 @@ def find_streams(graph: gs.Graph, blockmap: BlockMap) -> tuple[tuple[Stream, ...
     return tuple(streams), tuple(misses)
 
 
-class _Walk:
+class _StreamWalk:
     """The walk along one stream, from one of its tensors.
 
     Methods that look at a node return why the stream may not be rotated, or "" where the node does not forbid it.

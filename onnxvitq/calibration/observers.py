@@ -1,10 +1,9 @@
 """Statistics of one tensor over a stream of samples, in bounded memory. Pure numpy.
 
-Each observer has ``update(values, sample) -> bool``, which takes in the tensor of sample number ``sample`` and returns False
-where a value is not finite, and ``result()``. Reservoir sampling: Vitter, "Random sampling with a reservoir", 1985.
+Reservoir sampling: Vitter, "Random sampling with a reservoir", 1985.
 """
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,19 @@ FIRST_SHARE = 8  # samples after which the rows are full
 WHOLE_BYTES = 64 * 2**20  # of a tensor kept whole, over all samples
 
 
-class Range:
+class Observer(Protocol):
+    """Observes one tensor, sample by sample."""
+
+    def update(self, values: FloatArray, sample: int) -> bool:
+        """Take in the tensor of one sample, counted from 0. False where a value is not finite."""
+        ...
+
+    def result(self) -> Any:
+        """The statistic: a value of the field of ``core.statistics.Statistics`` that answers the request."""
+        ...
+
+
+class RangeObserver:
     """Lowest and highest value of a tensor. Memory: two numbers."""
 
     def __init__(self) -> None:
@@ -40,7 +51,7 @@ class Range:
         return self._low, self._high
 
 
-class Channels:
+class ChannelObserver:
     """Lowest and highest value of each channel (the last axis). Memory: (2, C)."""
 
     def __init__(self) -> None:
@@ -65,7 +76,7 @@ class Channels:
         return np.zeros((2, 0), np.float32) if self._bounds is None else self._bounds
 
 
-class Rows:
+class RowObserver:
     """A random sample of at most ``ROWS`` rows of a tensor, equally many of each sample.
 
     The number of samples need not be known beforehand. Each gives ``ROWS // FIRST_SHARE`` rows at first; whenever the store is
@@ -130,7 +141,7 @@ class Rows:
         return np.stack([self._store[start : start + r] for start in starts])
 
 
-class Operand:
+class OperandObserver:
     """Matrices of an operand (.., m, k) of a product of two activations, for a few samples.
 
     Which samples, which matrices and, of a left operand, which rows are kept depends only on the seed, the sample's number and
@@ -140,7 +151,7 @@ class Operand:
     Args:
         seed: of what is drawn.
         side: of the product.
-        positions: (T,), weights of tokens for the rows of a left operand, as in ``Rows``.
+        positions: (T,), weights of tokens for the rows of a left operand, as in ``RowObserver``.
     """
 
     def __init__(self, seed: int, side: Literal["left", "right"], positions: FloatArray | None = None) -> None:
@@ -167,13 +178,13 @@ class Operand:
 
 
 def operand_samples(seed: int, count: int) -> frozenset[int]:
-    """Numbers of the samples that an ``Operand`` keeps of ``count``; a sweep over these alone gives the same result."""
+    """Numbers of the samples that an ``OperandObserver`` keeps of ``count``: a sweep over these alone has the same result."""
     places = {_place(seed, sample): sample for sample in range(count)}  # the last one of a place is kept
     return frozenset(places[place] for place in range(min(count, IMAGES)))
 
 
 def _place(seed: int, sample: int) -> int:
-    """The place in which an ``Operand`` keeps a sample; from ``IMAGES`` on it is not kept (reservoir sampling)."""
+    """The place in which an ``OperandObserver`` keeps a sample; from ``IMAGES`` on nowhere (reservoir sampling)."""
     return sample if sample < IMAGES else int(np.random.default_rng([seed, sample]).integers(0, sample + 1))
 
 
@@ -196,7 +207,7 @@ def _drawn(size: int, wanted: int, seed: int, sample: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng([seed, sample, size]).permutation(size)[:wanted])
 
 
-class Whole:
+class WholeObserver:
     """The tensor itself, of the first samples. Memory: ``WHOLE_BYTES``, but at least one sample."""
 
     def __init__(self) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxvitq.calibration.observers import Channels, Operand, Range, Rows, Whole
+from onnxvitq.calibration.observers import (
+    ChannelObserver,
+    Observer,
+    OperandObserver,
+    RangeObserver,
+    RowObserver,
+    WholeObserver,
+)
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.core.tensors import FloatArray
@@ -91,11 +98,11 @@ def sweep(
     )
 
 
-_OBSERVERS: dict[str, Callable[[Sampling], Range | Channels | Rows | Operand | Whole]] = {
-    "range": lambda _: Range(),
-    "channels": lambda _: Channels(),
-    "rows": lambda sampling: Rows(sampling.seed, sampling.positions),
-    "left": lambda sampling: Operand(sampling.seed, "left", sampling.positions),
-    "right": lambda sampling: Operand(sampling.seed, "right"),
-    "whole": lambda _: Whole(),
+_OBSERVERS: dict[str, Callable[[Sampling], Observer]] = {
+    "range": lambda _: RangeObserver(),
+    "channels": lambda _: ChannelObserver(),
+    "rows": lambda sampling: RowObserver(sampling.seed, sampling.positions),
+    "left": lambda sampling: OperandObserver(sampling.seed, "left", sampling.positions),
+    "right": lambda sampling: OperandObserver(sampling.seed, "right"),
+    "whole": lambda _: WholeObserver(),
 }

@@ -10,7 +10,7 @@ from torch import nn
 
 from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code, quiet
-from onnxvitq.export.source import Source, preprocessor_text, random_images
+from onnxvitq.export.source import ExportSource, preprocessor_text, random_images
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt"}
 
@@ -30,7 +30,7 @@ class ImageModel(nn.Module):
         return result
 
 
-def huggingface_source(path: Path, image_size: int | None, seed: int) -> Source:
+def huggingface_source(path: Path, image_size: int | None, seed: int) -> ExportSource:
     """Build the model of a checkpoint folder, or of a ``config.json`` alone (then with random weights).
 
     An image size other than the configuration's replaces it; a checkpoint whose position embedding does not fit that
@@ -47,7 +47,7 @@ def huggingface_source(path: Path, image_size: int | None, seed: int) -> Source:
     if image_size is not None and hasattr(config, "image_size"):
         config.image_size = image_size
     model, weights = _model(transformers, path, config, seed)
-    return Source(
+    return ExportSource(
         module=ImageModel(model),
         inputs=random_images(channels, *size),
         input_name="pixel_values",
@@ -95,7 +95,7 @@ def _loaded(missing: list[str], seed: int) -> str:
     return f"loaded, except (random, seed {seed}): {', '.join(missing[:3])}{more}"
 
 
-def timm_source(name: str, image_size: int | None, seed: int) -> Source:
+def timm_source(name: str, image_size: int | None, seed: int) -> ExportSource:
     """Build a timm model with random weights.
 
     Raises:
@@ -108,7 +108,7 @@ def timm_source(name: str, image_size: int | None, seed: int) -> Source:
         model = timm.create_model(name, pretrained=False, **options)
         channels, height, width = model.pretrained_cfg["input_size"]
     inputs = random_images(channels, image_size or height, image_size or width)
-    return Source(module=model, inputs=inputs, input_name="input", weights=f"random, seed {seed}")
+    return ExportSource(module=model, inputs=inputs, input_name="input", weights=f"random, seed {seed}")
 
 
 def _imported(name: str, where: str, hint: str) -> ModuleType:

@@ -22,7 +22,7 @@ from onnxvitq.core.tensors import InputSpec
 from onnxvitq.export.foreign import foreign_code
 
 if TYPE_CHECKING:
-    from onnxvitq.export.source import Source
+    from onnxvitq.export.source import ExportSource
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class _Case:
 
 
 def _exported(
-    source: "Source", options: ExportOptions, scratch: Path, spec: str
+    source: "ExportSource", options: ExportOptions, scratch: Path, spec: str
 ) -> tuple[onnx.ModelProto, tuple[_Case, ...]]:
     """The graph as the exporter gave it, and what torch answers at each batch size that it has to work for."""
     from onnxvitq.export import torch_exporters

@@ -12,12 +12,12 @@ from torch import nn
 
 from onnxvitq.core.errors import ExportError
 from onnxvitq.export.foreign import foreign_code, import_path
-from onnxvitq.export.source import Source, check_inputs, preprocessor_text, random_images
+from onnxvitq.export.source import ExportSource, check_inputs, preprocessor_text, random_images
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models"  # in a source checkout only: an installed wheel has no models
 
 
-def factory_source(spec: str, image_size: int | None) -> Source:
+def factory_source(spec: str, image_size: int | None) -> ExportSource:
     """Call the factory that ``target:factory`` names.
 
     The target is imported as a script started in its folder (a file) or in the working directory (a dotted path) would
@@ -41,7 +41,7 @@ def factory_source(spec: str, image_size: int | None) -> Source:
         return _call(_import_file(file, spec), name, spec, image_size)
 
 
-def bundled_source(name: str, image_size: int | None) -> Source:
+def bundled_source(name: str, image_size: int | None) -> ExportSource:
     """Call ``build`` of models/<name>/model.py in the source checkout.
 
     Raises:
@@ -74,7 +74,7 @@ def _import_file(file: Path, spec: str) -> ModuleType:
     return definition
 
 
-def _call(definition: ModuleType, name: str, spec: str, image_size: int | None) -> Source:
+def _call(definition: ModuleType, name: str, spec: str, image_size: int | None) -> ExportSource:
     factory = getattr(definition, name, None)
     if not callable(factory):
         own = [key for key, value in vars(definition).items() if _is_own_callable(value, definition)]
@@ -88,7 +88,7 @@ def _call(definition: ModuleType, name: str, spec: str, image_size: int | None) 
     if not isinstance(module, nn.Module):
         raise ExportError(spec, f"expected {name}() to return a torch.nn.Module, got {type(module).__name__}")
     inputs = _example_inputs(definition, spec, image_size)
-    return Source(module=module, inputs=inputs, input_name="input", weights=f"as {name}() returned them")
+    return ExportSource(module=module, inputs=inputs, input_name="input", weights=f"as {name}() returned them")
 
 
 def _is_own_callable(value: object, definition: ModuleType) -> bool:

@@ -13,7 +13,7 @@ EXAMPLE_BATCH = 2  # torch.export fixes a size of 1 as a constant, so a dynamic 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
+class ExportSource:
     """A module to export.
 
     Shapes: each of ``inputs`` is (B, ...), with the same B.

@@ -11,10 +11,10 @@ from pathlib import Path
 from onnxvitq.export.checkpoints import huggingface_source, timm_source
 from onnxvitq.export.factories import bundled_source, factory_source
 from onnxvitq.export.foreign import foreign_code
-from onnxvitq.export.source import Source
+from onnxvitq.export.source import ExportSource
 
 
-def load_source(spec: str, image_size: int | None, seed: int) -> Source:
+def load_source(spec: str, image_size: int | None, seed: int) -> ExportSource:
     """Resolve what the user named; the module comes on the CPU and in evaluation mode.
 
     Args:
@@ -31,7 +31,7 @@ def load_source(spec: str, image_size: int | None, seed: int) -> Source:
     return source
 
 
-def _resolved(spec: str, image_size: int | None, seed: int) -> Source:
+def _resolved(spec: str, image_size: int | None, seed: int) -> ExportSource:
     path = Path(spec)
     if spec.startswith("timm:"):
         return timm_source(spec.removeprefix("timm:"), image_size, seed)

@@ -1,9 +1,9 @@
-"""One option for each unit, so that the sum of errors is least while the sum of sizes stays within a budget: exactly.
+"""The multiple-choice knapsack problem, solved exactly: one option a group, least sum of errors, sum of sizes in a budget.
 
-This is the multiple-choice knapsack problem. Units are taken one after the other; of the partial sums only those are kept
-that no other one beats in both size and error (Pareto), and, for one budget, only those that can still lead to something
-better than what is known: the rest of the units contributes at least what its linear relaxation says (the lower convex hull
-of each unit's options, its steps taken in the order of gain per size).
+Groups are taken one after the other. Of the partial sums only those are kept that no other beats in both size and error
+(Pareto) and, for one budget, only those that can still lead to a better choice than the best one known: the remaining groups
+contribute at least the bound of their linear relaxation (the lower convex hull of each group's options, its steps taken in the
+order of gain per size).
 
 Paper A (docs/methods.md, "Nuclear norm criterion") picks from the Pareto front by its sum Omega; it is
 additive, so nothing needs enumerating.
@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 
 Whole = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Sizes = Sequence[Whole]  # a unit each: (options,)
-Errors = Sequence[Floats]
-Step = tuple[Whole, Whole]  # of each partial sum: the sum it was made from, and the option that was added
-MOST_POINTS = 100_000  # of a front; where more sums differ, sizes are counted in coarser steps
+Sizes = Sequence[Whole]  # of each group: (options,)
+Errors = Sequence[Floats]  # of each group: (options,)
+Origin = tuple[Whole, Whole]  # of each partial sum: index of the sum that it extends, and the option that was added
+MOST_POINTS = 100_000  # points of a front; where more sums differ, sizes are counted in coarser steps
 SLACK = 1e-12  # relative; two sums of the same errors in another order may differ by it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Front:
-    """Every choice that no other one beats in both size and error, smallest first.
+    """The P choices that no other choice beats in both size and error, smallest first.
 
-    Shapes: sizes (P,), errors (P,), falling; choices (P, units), the number of each unit's option.
+    Attributes:
+        sizes: (P,), sum of sizes, rising.
+        errors: (P,), sum of errors, falling.
+        choices: (P, groups), index of each group's option.
     """
 
     sizes: Whole
@@ -39,29 +42,33 @@ class Front:
 
 
 def pareto_front(sizes: Sizes, errors: Errors) -> Front:
-    """The whole front.
+    """The Pareto front of all choices.
 
-    Exact as long as there are at most ``MOST_POINTS`` different sums of sizes in units of their greatest common divisor (of
-    layers whose widths are multiples of 64 there are some thousands). Beyond, sizes are rounded up to a coarser step while
-    points are compared, and a point may be missing that is smaller than its neighbour by less than the number of units of
-    these steps; the sizes that are returned are true.
+    Args:
+        sizes: of each group, the size of each option, (options,).
+        errors: of each group, the error of each option, (options,).
+
+    It is exact as long as there are at most ``MOST_POINTS`` different sums of sizes in units of their greatest common divisor
+    (of layers whose widths are multiples of 64 there are some thousands). Beyond, sizes are rounded up to a coarser step
+    while points are compared, and a point may be missing that is smaller than its neighbour by less than one such step a
+    group; the sizes that are returned are exact.
     """
-    unit = math.gcd(*(int(size) for one in sizes for size in one)) or 1
-    unit = max(unit, -(-sum(int(one.max()) for one in sizes) // MOST_POINTS))
-    rounded = [-(-one // unit) for one in sizes]
+    unit = math.gcd(*(int(size) for options in sizes for size in options)) or 1
+    unit = max(unit, -(-sum(int(options.max()) for options in sizes) // MOST_POINTS))
+    rounded = [-(-options // unit) for options in sizes]
     total, error = np.zeros(1, np.int64), np.zeros(1)
-    steps: list[Step] = []
+    steps: list[Origin] = []
     for size, cost in zip(rounded, errors, strict=True):
         total, error, added = _extended(total, error, size, cost)
         steps.append(added)
     choices = _choices(steps, np.arange(len(total)))
-    true = sum((one[choices[:, index]] for index, one in enumerate(sizes)), np.zeros(len(total), np.int64))
+    true = sum((options[choices[:, index]] for index, options in enumerate(sizes)), np.zeros(len(total), np.int64))
     kept = _nondominated(true, error)
     return Front(sizes=true[kept], errors=error[kept], choices=choices[kept])
 
 
 def least_error(sizes: Sizes, errors: Errors, budget: float) -> tuple[int, ...]:
-    """The option of each unit with the least sum of errors among those whose sum of sizes is at most ``budget``.
+    """The index of each group's option with the least sum of errors whose sum of sizes is at most ``budget``.
 
     Raises:
         ValueError: even the smallest options exceed the budget.
@@ -70,38 +77,41 @@ def least_error(sizes: Sizes, errors: Errors, budget: float) -> tuple[int, ...]:
 
 
 def _as_floats(values: Sizes | Errors) -> list[Floats]:
-    return [np.asarray(one, np.float64) for one in values]  # sizes are whole numbers far below 2 ** 53
+    return [np.asarray(options, np.float64) for options in values]  # sizes are whole numbers far below 2 ** 53
 
 
-def _extended(total: Whole, error: Floats, size: Whole, cost: Floats) -> tuple[Whole, Floats, Step]:
-    """All sums with one more unit, without those that are beaten, and where they came from."""
+def _extended(total: Whole, error: Floats, size: Whole, cost: Floats) -> tuple[Whole, Floats, Origin]:
+    """(sizes, errors, origins) of all sums extended by one more group, without those that another sum beats."""
     sizes, errors = (total[:, None] + size).reshape(-1), (error[:, None] + cost).reshape(-1)
     kept = _nondominated(sizes, errors)
     return sizes[kept], errors[kept], (kept // len(size), kept % len(size))
 
 
 def _nondominated(sizes: Whole | Floats, errors: Floats) -> Whole:
-    """Positions of the points that no other one beats, by size; of equal points the first."""
+    """Indices of the points that no other point beats, sorted by size; of equal points the first."""
     order = np.lexsort((errors, sizes))
     falling = errors[order]
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(falling)[:-1]])
     return order[falling < best_before]
 
 
-def _choices(steps: Sequence[Step], positions: Whole) -> Whole:
-    """(P, units): the options that led to the last step's sums at these positions."""
+def _choices(steps: Sequence[Origin], positions: Whole) -> Whole:
+    """(P, groups): the options that led to the last group's sums at these positions."""
     found = np.empty((len(positions), len(steps)), np.int64)
-    for unit in range(len(steps) - 1, -1, -1):
-        parents, options = steps[unit]
-        found[:, unit], positions = options[positions], parents[positions]
+    for group in range(len(steps) - 1, -1, -1):
+        parents, options = steps[group]
+        found[:, group], positions = options[positions], parents[positions]
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Relaxed:
-    """The linear relaxation of some units: least cost (linear in between) for each weight from the first one on.
+    """The linear relaxation of some groups: the least cost that any total weight allows, linear between breaks.
 
-    steps: (unit, weight, cost) by which the relaxation goes from each break to the next, best gain per weight first.
+    Attributes:
+        breaks: (B,), total weights at which the slope changes, rising.
+        bounds: (B,), least cost at each of them.
+        steps: (group, weight, cost) that lead from each break to the next, best gain per weight first.
     """
 
     breaks: Floats
@@ -110,7 +120,7 @@ class _Relaxed:
 
 
 def _hull(cost: Floats, weight: Floats) -> list[tuple[float, float]]:
-    """Lower convex hull of one unit's options as (weight, cost), from the lightest on."""
+    """Lower convex hull of one group's options as (weight, cost), from the lightest on."""
     hull: list[tuple[float, float]] = []
     for w, c in sorted(zip(weight.tolist(), cost.tolist(), strict=True)):
         if hull and c >= hull[-1][1]:
@@ -126,7 +136,7 @@ def _hull(cost: Floats, weight: Floats) -> list[tuple[float, float]]:
 
 def _relaxed(hulls: Sequence[list[tuple[float, float]]]) -> _Relaxed:
     steps = [
-        (unit, w1 - w0, c1 - c0) for unit, hull in enumerate(hulls) for (w0, c0), (w1, c1) in itertools.pairwise(hull)
+        (group, w1 - w0, c1 - c0) for group, hull in enumerate(hulls) for (w0, c0), (w1, c1) in itertools.pairwise(hull)
     ]
     steps.sort(key=lambda step: step[2] / step[1])
     start = (sum(hull[0][0] for hull in hulls), sum(hull[0][1] for hull in hulls))
@@ -138,36 +148,36 @@ def _relaxed(hulls: Sequence[list[tuple[float, float]]]) -> _Relaxed:
 
 
 def _reached(relaxed: _Relaxed, limit: float) -> float:
-    """The cost of a choice within the limit: the relaxation's steps that fit, each unit's in order."""
+    """The cost of a choice within the limit, found by taking the relaxation's steps that fit, each group's in order."""
     weight, cost = float(relaxed.breaks[0]), float(relaxed.bounds[0])
     stopped: set[int] = set()
-    for unit, more, gain in relaxed.steps:
-        if unit in stopped or weight + more > limit:
-            stopped.add(unit)
+    for group, more, gain in relaxed.steps:
+        if group in stopped or weight + more > limit:
+            stopped.add(group)
         else:
             weight, cost = weight + more, cost + gain
     return cost
 
 
 def _minimise(costs: Sequence[Floats], weights: Sequence[Floats], limit: float) -> tuple[int, ...]:
-    """Least sum of costs with the sum of weights within the limit."""
+    """The option of each group with the least sum of costs whose sum of weights is within the limit."""
     hulls = [_hull(cost, weight) for cost, weight in zip(costs, weights, strict=True)]
     first = _relaxed(hulls)
-    heaviest, dearest = (sum(float(one.max()) for one in values) for values in (weights, costs))
+    heaviest, dearest = (sum(float(options.max()) for options in values) for values in (weights, costs))
     most = limit + SLACK * heaviest
     if first.breaks[0] > most:
         raise ValueError(f"expected a limit of at least {first.breaks[0]:.6g}, got {limit:.6g}")
     known = _reached(first, most) + SLACK * dearest
     weight, cost = np.zeros(1), np.zeros(1)
     steps: list[tuple[Whole, Whole]] = []
-    for unit, (unit_cost, unit_weight) in enumerate(zip(costs, weights, strict=True)):
-        spent, sums = (weight[:, None] + unit_weight).reshape(-1), (cost[:, None] + unit_cost).reshape(-1)
-        rest = _relaxed(hulls[unit + 1 :])
+    for group, (group_cost, group_weight) in enumerate(zip(costs, weights, strict=True)):
+        spent, sums = (weight[:, None] + group_weight).reshape(-1), (cost[:, None] + group_cost).reshape(-1)
+        rest = _relaxed(hulls[group + 1 :])
         room = most - spent
         promising = (room >= rest.breaks[0]) & (sums + np.interp(room, rest.breaks, rest.bounds) <= known)
         positions = np.flatnonzero(promising)
         kept = positions[_nondominated(spent[positions], sums[positions])]
         weight, cost = spent[kept], sums[kept]
-        steps.append((kept // len(unit_cost), kept % len(unit_cost)))
+        steps.append((kept // len(group_cost), kept % len(group_cost)))
     position = np.array([int(np.argmin(cost))])
     return tuple(int(option) for option in _choices(steps, position)[0])

@@ -1,4 +1,7 @@
-"""Search for scales by the error of a product's output, one operand at a time in turn (Paper A, section 1.4)."""
+"""Search for scales by the error of a product's output, one operand at a time in turn.
+
+Paper A, section 1.4; docs/methods.md, "Interval search".
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,26 +17,37 @@ LOWEST, HIGHEST = 0.5, 1.2  # Paper A: alpha and beta, the search range in units
 # With fewer bits a finer step is worth more clipping than Paper A's alpha allows: of a tail of activations much more.
 LOWEST_ACTIVATION = {7: 0.4, 6: 0.3, 5: 0.2, 4: 0.1, 3: 0.1, 2: 0.1}
 LOWEST_WEIGHT = {2: 0.3}
-OUTPUTS = 256  # columns of a weight that a search looks at: with 384 rows, 10^5 products tell two numbers
+OUTPUTS = 256  # columns of a weight that a search looks at: with 384 rows, 10^5 products decide on two numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How far a search goes: candidates on the grid, and rounds over the two operands at most."""
+    """How far a search goes.
+
+    Attributes:
+        candidates: number of scales tried for an operand in a round.
+        rounds: most passes over the two operands.
+    """
 
     candidates: int = 16
     rounds: int = 2
 
     def grid(self, spec: TensorFormat) -> list[float]:
-        """Multipliers of the min-max scale, evenly spaced over [0.5, 1.2], from lower down for few bits; 1 is among them."""
+        """Multipliers of the min-max scale, evenly spaced over [0.5, 1.2] (lower for few bits); 1 is always among them."""
         lowest = (LOWEST_WEIGHT if spec.symmetric else LOWEST_ACTIVATION).get(spec.bits, LOWEST)
         return sorted({1.0, *np.linspace(lowest, HIGHEST, self.candidates).round(6).tolist()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProductFit:
-    """Parameters of the two operands of a product and the objective they reach, beside min-max's, where the search looked;
-    ``multiplier`` of the right operand's min-max scales.
+    """The result of a search for the two operands of a product.
+
+    Attributes:
+        left: parameters of the left operand (the input of a linear layer).
+        right: parameters of the right operand (the weight of a linear layer).
+        multiplier: of the right operand's min-max scales.
+        loss: the objective with these parameters, on the data that the search looked at.
+        minmax_loss: the objective with min-max parameters, on the same data.
     """
 
     left: QParams
@@ -82,12 +96,12 @@ def fit_linear(
 
 
 def some_outputs(count: int) -> slice:
-    """At most ``OUTPUTS`` of so many, evenly: of every layer that stands beside another, and of every head."""
+    """At most ``OUTPUTS`` of ``count`` columns, evenly spaced, so that every layer and every head is among them."""
     return slice(None, None, -(-count // OUTPUTS))
 
 
 def times(rows: FloatArray, weight: FloatArray) -> FloatArray:
-    """(S, r, I) @ (I, O) as one product: numpy would run S small ones."""
+    """(S, r, I) @ (I, O) -> (S, r, O) as one product: numpy would compute S small ones."""
     return (rows.reshape(-1, rows.shape[-1]) @ weight).reshape(*rows.shape[:-1], -1)
 
 
@@ -119,11 +133,12 @@ def fit_product(
 
 
 def _range_candidate(bounds: tuple[float, float], spec: TensorFormat) -> Candidate:
-    """Multiplier -> parameters: the range times it, as published, at 8 bits; below, where clips go deep, the longer side alone
-    is clipped and the shorter one stays where the clip does not reach it.
+    """The function from a multiplier to parameters.
 
-    Multiplied alike, a GELU's side below zero is clipped away with its tail above (validation agreement of the bundled model
-    and its twin at W3A3: 90.4 and 87.6 % so, 93.3 and 91.7 % this way; at W8A8 the two are equal).
+    At 8 bits the multiplier scales both ends of the range, as published. With fewer bits, where clips go deep, only the
+    longer side is clipped, and the shorter one stays where the clip does not reach it. Multiplied alike, a GELU's side below
+    zero is clipped away with its tail above (validation agreement of the bundled model and its twin at W3A3: 90.4 and 87.6 %
+    so, 93.3 and 91.7 % this way; at W8A8 the two are equal).
     """
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)  # zero is always held: a clip may lie below a range above it
 
@@ -142,7 +157,7 @@ def _alternate(
     loss_of: Callable[[FloatArray, FloatArray], float],
     search: Search,
 ) -> ProductFit:
-    """Fix one operand, search the other, and in turn, until a round changes nothing (or ``search.rounds``).
+    """Search one operand with the other one fixed, in turn, until a round changes nothing (at most ``search.rounds``).
 
     The right operand goes first (the weight, as published). Starts from min-max, which is on the grid: never worse.
     """

@@ -1,11 +1,12 @@
-"""The correction of low rank that takes most of a layer's error away, in closed form.
+"""The low-rank correction that removes the most of a layer's error, in closed form.
 
-A branch z A B beside a quantized product has to put out what the product lacks: R = Y - Q(X) Q(W) - b, the error of the
+A branch z A B beside a quantized product has to compute the product's error: R = Y - Q(X) Q(W) - b, the error of the
 quantized weight *and* of the quantized input. Among the matrices of rank r, the A B that lowers the mean square of R - z A B
 most is a truncated singular value decomposition, not of the regression's coefficients but of them as the inputs see them
 (whitened): reduced-rank regression (Izenman 1975). With H = U diag(v) U^T the damped gram of z about its mean and C the cross
-moments with R, K = v^-1/2 U^T C holds the whole of what can be explained, and each singular value squared is what its rank
-takes off the summed square error. Shapes: I inputs, O outputs, r ranks. Solved in float64, handed back in float32.
+moments with R, K = v^-1/2 U^T C holds everything that a linear function of z can explain, and each singular value squared is
+the amount by which its rank lowers the summed square error. docs/methods.md, "Low-rank branches". Shapes: I inputs, O outputs,
+r ranks. Solved in float64, returned in float32.
 """
 
 import heapq
@@ -22,9 +23,12 @@ DAMPING = 1e-3  # of the gram, in units of its mean diagonal: directions that ha
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LowRank:
-    """A (I, r), B (r, O), and what each rank takes off the summed square error, falling: (r,).
+    """A correction z A B of rank r.
 
-    Every column of z A varies by one about its mean: the one scale that the inner codes have then suits all of them.
+    Attributes:
+        a: A, (I, r). Every column of z A has variance 1, so that one scale suits all of them when z A is quantized.
+        b: B, (r, O).
+        energy: (r,), by how much each rank lowers the summed square error, falling.
     """
 
     a: FloatArray
@@ -32,7 +36,7 @@ class LowRank:
     energy: DoubleArray
 
     def first(self, rank: int) -> "LowRank":
-        """The best correction of a lower rank."""
+        """The best correction of a rank that is lower or equal."""
         return LowRank(a=self.a[:, :rank], b=self.b[:rank], energy=self.energy[:rank])
 
 
@@ -40,10 +44,10 @@ def low_rank(moments: Moments, rank: int, dampings: Sequence[float] = (DAMPING,)
     """The best correction of at most that rank for each damping; fewer ranks where fewer directions explain anything.
 
     Args:
-        moments: of the inputs z that the branch reads and the residuals R that it has to put out. The mean of R is left to
+        moments: of the inputs z that the branch reads and the residuals R that it has to compute. The mean of R is left to
             the layer's bias.
         rank: >= 0.
-        dampings: added to the gram's diagonal, in units of its mean; > 0. The gram is taken apart once for all.
+        dampings: added to the gram's diagonal, in units of its mean; > 0. The gram is decomposed once for all.
 
     Raises:
         ValueError: a negative rank, or a damping <= 0.
@@ -87,15 +91,15 @@ def _strongest(matrix: DoubleArray, rank: int) -> tuple[DoubleArray, DoubleArray
 
 
 def errors_by_rank(judged: Moments, fitted: Moments, fit: LowRank) -> DoubleArray:
-    """Summed square error that the first r columns leave, with the bias that is best on the fitted rows; r from 0 on, (r + 1,).
+    """Summed square error with the first 0, 1... r ranks, each with the bias that is best on the fitted rows: (r + 1,).
 
     All from one product with the gram: for the first r of A and B the error has the term tr(A^T G A B B^T), whose parts
     are sums over the leading r x r blocks.
 
     Args:
-        judged: moments of the rows to judge on.
-        fitted: of those that the bias is for.
-        fit: not rounded yet.
+        judged: moments of the rows to evaluate on.
+        fitted: moments of the rows that the bias is fitted to.
+        fit: the correction, in float.
     """
     inputs, targets = judged.mean_a - fitted.mean_a, judged.mean_t - fitted.mean_t
     a, b = fit.a.astype(np.float64), fit.b.astype(np.float64)
@@ -111,10 +115,11 @@ def errors_by_rank(judged: Moments, fitted: Moments, fit: LowRank) -> DoubleArra
 def share_budget(gains: Mapping[str, DoubleArray], costs: Mapping[str, int], budget: int) -> dict[str, int]:
     """Ranks by layer, most gain a unit of cost first, until the budget is spent.
 
-    As the gains of one layer fall, taking the best next rank everywhere is optimal but for what the last one leaves unspent.
+    As the gains of one layer fall, taking the best next rank everywhere is optimal but for the part of the budget that is
+    left over.
 
     Args:
-        gains: layer -> what each rank gains, falling, in a unit that layers share.
+        gains: layer -> gain of each rank, falling, in a unit that layers share.
         costs: layer -> cost of one rank, > 0 (bytes, say).
         budget: in the unit of ``costs``.
     """

@@ -1,4 +1,4 @@
-"""Second moments of a linear layer's rows, summed batch by batch: all that ridge and rounding need, so no row is kept.
+"""Second moments of a linear layer's rows, summed batch by batch. Ridge regression and rounding need only these, not the rows.
 
 Shapes: N rows, I inputs, O outputs. Everything here is float64: sums of products over 10^4 rows and more lose three or four
 of float32's seven digits, and the error of a good quantizer is what remains after subtracting nearly equal sums. These
@@ -21,11 +21,18 @@ CONSTANT = 1e-12  # variance of an input over its mean square below which it is 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moments:
-    """Weighted second moments about the means, as a free bias leaves them, of rows a (I,) with targets t (O,) and weights w;
-    float64, read-only.
+    """Weighted second moments about the means, of rows a (I,) with targets t (O,) and weights w; float64, read-only.
 
-    gram: (I, I), sum of w (a - mean_a)(a - mean_a)^T. cross: (I, O), sum of w (a - mean_a)(t - mean_t)^T. mean_a: (I,).
-    mean_t: (O,). t2: (O,), sum of w (t - mean_t)^2. mass: sum of w. rows: how many. An input that never varied has zeros.
+    About the means, because a layer's bias is free. An input that never varied has zeros.
+
+    Attributes:
+        gram: (I, I), sum of w (a - mean_a)(a - mean_a)^T.
+        cross: (I, O), sum of w (a - mean_a)(t - mean_t)^T.
+        mean_a: (I,), weighted mean of a.
+        mean_t: (O,), weighted mean of t.
+        t2: (O,), sum of w (t - mean_t)^2.
+        mass: sum of w.
+        rows: number of rows.
     """
 
     gram: DoubleArray
@@ -50,7 +57,16 @@ class Moments:
 
 
 class Sums:
-    """Where moments are summed up. Memory: (I + O) I doubles."""
+    """Sums from which moments are computed. Memory: (I + O) I doubles.
+
+    Args:
+        inputs: I.
+        outputs: O.
+
+    Attributes:
+        mass: sum of the weights so far.
+        rows: number of rows so far.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self._gram = np.zeros((inputs, inputs))  # its blocks on and above the diagonal
@@ -60,11 +76,11 @@ class Sums:
         self.mass, self.rows = 0.0, 0
 
     def add(self, a: FloatArray, t: FloatArray, w: FloatArray) -> None:
-        """The rows of one more batch.
+        """Add the rows of a batch.
 
         Args:
             a: (N, I) inputs, as the quantized layer sees them.
-            t: (N, O) what the layer should put out. Layers that read one input are put side by side along O.
+            t: (N, O) outputs that the layer should have. Layers that read one input are put side by side along O.
             w: (N,) weight of each row, not negative: how much its position matters to the model's output.
 
         Raises:
@@ -78,11 +94,11 @@ class Sums:
         for start in range(0, len(w), CHUNK):
             root = np.sqrt(w[start : start + CHUNK].astype(np.float64))
             x, y = (np.multiply(root[:, None], rows[start : start + CHUNK], dtype=np.float64) for rows in (a, t))
-            for number, one in enumerate(self._blocks):
-                self._cross[one] += x[:, one].T @ y  # (B, n) @ (n, O)
+            for number, block in enumerate(self._blocks):
+                self._cross[block] += x[:, block].T @ y  # (B, n) @ (n, O)
                 for other in self._blocks[number:]:
                     # (B, n) @ (n, B): of a block with itself BLAS does half, and the result is exactly symmetric.
-                    self._gram[one, other] += x[:, one].T @ x[:, other]
+                    self._gram[block, other] += x[:, block].T @ x[:, other]
             self._a += root @ x
             self._t += root @ y
             self._t2 += np.einsum("no,no->o", y, y)
@@ -92,7 +108,7 @@ class Sums:
         self.rows += len(w)
 
     def merge(self, other: "Sums") -> None:
-        """The rows of other sums as well.
+        """Add the rows of other sums.
 
         Raises:
             ValueError: they are of a layer of another shape.
@@ -108,9 +124,9 @@ class Sums:
         self.rows += other.rows
 
     def about_means(self) -> Moments:
-        """The moments; they take the sums' place, to which nothing can be added any more.
+        """The moments. They are computed in place of the sums, to which nothing can be added afterwards.
 
-        An input that never varied keeps the rounding noise of the subtraction; its row and column are zero instead, so that
+        For an input that never varied, the subtraction leaves rounding noise; its row and column are set to zero, so that
         nobody divides noise by noise.
 
         Raises:
@@ -119,12 +135,12 @@ class Sums:
         if not self.mass > 0:
             raise ValueError("no row has weight: there is nothing to fit to")
         mean_a, mean_t, square = self._a / self.mass, self._t / self.mass, self._gram.diagonal().copy()
-        for number, one in enumerate(self._blocks):
-            self._cross[one] -= np.outer(self._a[one], mean_t)
+        for number, block in enumerate(self._blocks):
+            self._cross[block] -= np.outer(self._a[block], mean_t)
             for other in self._blocks[number:]:
-                self._gram[one, other] -= np.outer(self._a[one], self._a[other]) / self.mass
-                if other is not one:
-                    self._gram[other, one] = self._gram[one, other].T
+                self._gram[block, other] -= np.outer(self._a[block], self._a[other]) / self.mass
+                if other is not block:
+                    self._gram[other, block] = self._gram[block, other].T
         constant = self._gram.diagonal() <= CONSTANT * square
         self._gram[constant], self._gram[:, constant], self._cross[constant] = 0.0, 0.0, 0.0
         spread = self._t2 - self._t * mean_t
@@ -140,12 +156,12 @@ class Sums:
 
 
 def output_error(moments: Moments, weight: FloatArray, bias: FloatArray) -> DoubleArray:
-    """Sum over the rows of w (a W + b - t)^2, for each output: (O,) float64, or (B, O) of so many biases.
+    """Sum over the rows of w (a W + b - t)^2, for each output: (O,) float64, or (B, O) for B biases.
 
     The square is expanded about the means, the deviations' part and the mean's part apart: less cancels than in raw sums.
 
     Args:
-        moments: of the rows to judge on, which need not be those of a fit.
+        moments: of the rows to evaluate on, which may be others than those of a fit.
         weight: (I, O).
         bias: (O,), or (B, O).
 

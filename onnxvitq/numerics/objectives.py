@@ -1,4 +1,4 @@
-"""What a search minimises: (reference, approximation) -> float, lower is better, 0 when equal.
+"""Objectives that a search minimises: (reference, approximation) -> float, lower is better, 0 when equal.
 
 Both arrays are (S, ..) with the samples first; a loss is the mean over samples (Paper A, eq. 10).
 """
@@ -18,8 +18,9 @@ OFFSETS = 8  # pairs looked at for each key
 
 
 def _dots(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Inner product of each sample, (S, n) and (S, n) -> (S,): BLAS in float32, whose relative error (1e-6) is far below
-    the differences between candidates.
+    """Inner product of each sample, (S, n) and (S, n) -> (S,).
+
+    By BLAS in float32, whose relative error (1e-6) is far below the differences between candidates.
     """
     return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]
 
@@ -42,7 +43,7 @@ def pearson_loss(reference: FloatArray, approximation: FloatArray) -> float:
 
 
 def against(objective: Objective, reference: FloatArray) -> Callable[[FloatArray], float]:
-    """An objective for many approximations of one reference: what depends on the reference alone is computed once."""
+    """An objective as a function of the approximation; the part that depends on the reference alone is computed once."""
     if objective is not pearson_loss:
         return lambda approximation: objective(reference, approximation)
     standardised = _standardised(reference)

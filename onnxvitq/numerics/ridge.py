@@ -1,8 +1,8 @@
 """Weights and bias that absorb the error of a layer's quantized inputs, in closed form.
 
 Ridge regression against the float model's outputs (ERQ, Zhong et al. 2024, "activation quantization error reduction"), here
-about the start W0 and with a bias that is not penalised. Shapes: I inputs, O outputs. Solved in float64, handed back in
-float32.
+about the start W0 and with a bias that is not penalised. Shapes: I inputs, O outputs. Solved in float64, returned in
+float32. docs/methods.md, "Ridge regression".
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ Affine = tuple[FloatArray, FloatArray]  # weight (I, O) and bias (O,)
 def best_bias(moments: Moments, weight: FloatArray) -> FloatArray:
     """The bias that is best for a given weight: (O,), E[t - a W].
 
-    Paper A's bias correction (Eq. 16), exact: b + E[t - (a W + b)] whatever b was. ``Ridge`` ends in it, and so should
-    whatever changes a weight afterwards, such as rounding.
+    Paper A's bias correction (Eq. 16), exact: b + E[t - (a W + b)] for any b. ``Ridge`` ends with it, and so should
+    every later change of the weight, such as rounding.
 
     Raises:
         ValueError: shapes disagree.
@@ -34,7 +34,7 @@ class Ridge:
     lambda = strength * the mean diagonal of the centred gram, so strength has no unit and does not depend on the number of
     rows. Without a penalty on b the problem falls apart: W - W0 = (G + lambda)^-1 (C - G W0) with G and C about the means,
     then b = E[t - a W]. So a strong lambda leaves W0 with its bias corrected exactly, a weak one is least squares, and the
-    bias that the layer had plays no part. C - G W0, as dear as a solution, is the same for all strengths.
+    bias that the layer had plays no part. C - G W0, as costly as a solution, is the same for all strengths.
 
     Args:
         moments: of the quantized inputs and the float outputs.
@@ -69,7 +69,7 @@ def _check(moments: Moments, weight: FloatArray) -> None:
 
 
 def _penalty(moments: Moments, strength: float) -> float:
-    """lambda; positive also where no input varies, whose every lambda means no change."""
+    """Lambda. It is positive also where no input varies: there any lambda leaves the weight as it is."""
     if not strength >= 0:
         raise ValueError(f"strength: expected >= 0, got {strength}")
     return max(strength, FLOOR) * (float(moments.gram.diagonal().mean()) or 1.0)

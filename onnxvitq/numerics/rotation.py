@@ -1,9 +1,11 @@
-"""Rotations of a residual stream: x Q in place of x, spread over all channels, and the same function.
+"""Rotations of a residual stream: x Q in place of x spreads large channels over all of them, and the function is the same.
+
+docs/methods.md, "Rotation of a residual stream".
 
 A normalisation without gamma and beta commutes with an orthogonal Q that leaves the vector of ones where it is: it moves
-neither the mean of a row (x Q 1 = x 1) nor its length, so norm(x Q) = norm(x) Q. What writes the stream takes Q, what reads
-it takes Q back (QuaRot, Ashkboos et al. 2024, who turn LayerNorm into RMSNorm first; with Q 1 = 1 that is not needed).
-A single channel that is large becomes C channels that are a little larger, which one scale a tensor can serve.
+neither the mean of a row (x Q 1 = x 1) nor its length, so norm(x Q) = norm(x) Q. The layers that write the stream take in Q,
+those that read it take in Q^T (QuaRot, Ashkboos et al. 2024, who turn LayerNorm into RMSNorm first; with Q 1 = 1 that is not
+needed). A single channel that is large becomes C channels that are a little larger, which one scale a tensor can serve.
 Shapes: C channels.
 """
 
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
-STILL = 1e-12  # of the squared length of the vector of ones: nothing is left to reflect
+STILL = 1e-12  # of the squared length of the vector of ones: below it nothing is left to reflect
 
 
 def rotation(width: int, seed: int) -> NDArray[np.float64]:
@@ -53,8 +55,13 @@ def hadamard(order: int) -> NDArray[np.float64] | None:
 def turn(values: Floats, axis: int, matrix: NDArray[np.float64]) -> Floats:
     """``values`` with its vectors v along ``axis`` replaced by v Q, worked out in float64.
 
-    What writes a stream is turned along its output channels. What reads one is turned along its input channels, as
+    A weight that writes a stream is turned along its output channels; one that reads it along its input channels, as
     Q^T W = (W^T Q)^T.
+
+    Args:
+        values: a weight or another constant.
+        axis: its axis of channels.
+        matrix: Q, (C, C).
 
     Raises:
         ValueError: the axis holds another number of channels.

@@ -1,8 +1,9 @@
-"""Rounding of weights by the error of the layer's output: each input's rounding error is made up for by the inputs after it.
+"""Rounding of weights by the error of the layer's output: the inputs after each input compensate its rounding error.
 
 GPTQ (Frantar et al. 2023) in the form of QuIP (Chee et al. 2023: LDLQ, shown there to be the same procedure): the damped gram
 is factored as U D U^T, U unit upper triangular, and w_k + sum_{j<k} U_jk (w_j - q_j) is rounded in place of w_k. Unlike the
-published form it inverts nothing. Shapes: I inputs, O outputs. Solved in float64, handed back in float32.
+published form it inverts nothing. Shapes: I inputs, O outputs. Solved in float64, returned in float32.
+docs/methods.md, "Error feedback".
 """
 
 from collections.abc import Sequence
@@ -18,23 +19,24 @@ from onnxvitq.numerics.pairs import partner, room_beside
 
 BLOCK = 128  # inputs rounded between two matrix products
 DAMPING = 0.01  # of the gram, in units of its mean diagonal
-ROWS_BLOCK, TOGETHER = 64, 8  # of ``RowFeedback``: inputs factored, and of these rounded, at once
+ROWS_BLOCK, TOGETHER = 64, 8  # of ``RowFeedback``: inputs factored at once, and of these inputs rounded at once
 
 Format = tuple[FloatArray, QParams]  # a weight (I, O) and its parameters, per tensor or axis 1
 
 
 def round_with_feedback(weight: FloatArray, params: QParams, gram: DoubleArray, damping: float = DAMPING) -> FloatArray:
-    """Values scale * code with a low (w - q)^T H (w - q), H = gram, for each output.
+    """Values q = scale * code with a low (w - q)^T H (w - q), H = gram, for each output.
 
-    Inputs go in order of decreasing diagonal: those that matter most are rounded while most others can still make up for
-    it. An output whose plain rounding has the lower error keeps that, so none gets worse. A bias should be fitted after
+    Inputs are rounded in order of decreasing diagonal: those that matter most while most others can still compensate for
+    them. An output whose plain rounding has the lower error keeps that, so none gets worse. A bias should be fitted after
     it (``ridge.best_bias``) when the gram is centred.
 
     Args:
         weight: (I, O).
         params: of the weight, per tensor or axis 1; never changed.
         gram: (I, I) of the inputs as the quantized layer sees them; about the means where the bias is free.
-        damping: added to the diagonal, in units of its mean; > 0. A dead input (zero diagonal) is plainly rounded.
+        damping: added to the diagonal, in units of its mean; > 0. An input that never varied (zero diagonal) is rounded to
+            the nearest code.
 
     Returns:
         (I, O) float32; ``affine.quantize`` gives its codes exactly.
@@ -89,7 +91,7 @@ def refit_scale(codes: IntArray, target: FloatArray, gram: DoubleArray, params: 
 
 
 def rounding_error(codes: IntArray, params: QParams, target: FloatArray, gram: DoubleArray) -> DoubleArray:
-    """(w - q)^T H (w - q) for each output, (O,): what both functions here lower."""
+    """(w - q)^T H (w - q) for each output, (O,): the error that ``round_with_feedback`` and ``refit_scale`` lower."""
     return _errors(target, dequantize(codes, params), gram)
 
 
@@ -115,7 +117,7 @@ def _upper(gram: np.ndarray) -> np.ndarray:
 
 
 def _feed_back(weight: Format, upper: DoubleArray, order: NDArray[np.intp]) -> FloatArray:
-    """Round the inputs in that order, each with what those before it left; (I, O)."""
+    """Round the inputs in that order, each with the error that those before it left; (I, O)."""
     columns = _Columns([weight], order, np.float64)
     for start in range(0, len(order), BLOCK):
         block = slice(start, min(start + BLOCK, len(order)))
@@ -127,7 +129,16 @@ def _feed_back(weight: Format, upper: DoubleArray, order: NDArray[np.intp]) -> F
 class _Columns:
     """Weights side by side along O, each column with its own format, that are rounded input by input.
 
-    weight, rounded, error = weight - rounded: (I, O), inputs in the order in which they are rounded.
+    Args:
+        formats: the weights with their parameters.
+        order: (I,), indices of the inputs in the order in which they are rounded.
+        dtype: in which weights and errors are held.
+
+    Attributes:
+        parts: columns of each weight.
+        weight: (I, O), inputs in the order in which they are rounded. Likewise the next two.
+        rounded: (I, O), values of codes.
+        error: (I, O), weight - rounded.
     """
 
     def __init__(self, formats: Sequence[Format], order: NDArray[np.intp], dtype: type[np.floating]) -> None:
@@ -140,13 +151,18 @@ class _Columns:
         self.rounded, self.error = np.empty(self.weight.shape, np.float32), np.empty_like(self.weight)
         bounds = [(params.spec.qmin - params.zero_point, params.spec.qmax - params.zero_point) for _, params in formats]
         self._scale = _along([params.scale for _, params in formats], sizes)
-        self._low, self._high = (_along([one[side] for one in bounds], sizes) for side in (0, 1))
+        self._low, self._high = (_along([bound[side] for bound in bounds], sizes) for side in (0, 1))
         limited = [np.asarray(params.spec.limits_pairs) for _, params in formats]
         self._limited = np.flatnonzero(_along(limited, sizes))
 
     def round(self, block: slice, wanted: np.ndarray, upper: np.ndarray, together: int = 1) -> None:
-        """Round some rows to what they want (B, O), which is overwritten, and what the block's (B, B) factor adds to it from
-        the rows before them; ``together``: rows that are rounded at once, whose pairs are not limited.
+        """Round the rows of a block.
+
+        Args:
+            block: the rows (inputs).
+            wanted: (B, O), values to round, without the feedback from rows of the same block; overwritten.
+            upper: (B, B), by which the errors of rows of the block are fed back to those after them.
+            together: number of rows rounded at once, without feedback among them. Pairs of codes are only limited at 1.
         """
         for start in range(block.start, block.stop, together):
             rows = slice(start, min(start + together, block.stop))
@@ -163,7 +179,7 @@ class _Columns:
             np.subtract(self.weight[rows], rounded, out=self.error[rows])
 
     def _limit(self, row: int, value: np.ndarray) -> None:
-        """Leave to those columns whose codes are limited in pairs the room beside the other of a pair, if that is rounded."""
+        """Limit ``value`` (O,) where codes are limited in pairs and the other code of the pair is rounded already."""
         other = partner(int(self._order[row]))
         if other < len(self._place) and self._place[other] < row:
             scale = self._scale[self._limited]
@@ -171,30 +187,30 @@ class _Columns:
             value[self._limited] = np.clip(value[self._limited], low * scale, high * scale)
 
     def values(self) -> list[FloatArray]:
-        """What was rounded, inputs in their own order; of each weight."""
+        """Each weight's rounded values, (I, O), inputs in their own order."""
         return [self.rounded[self._place, part] + np.float32(0) for part in self.parts]  # no -0
 
 
 def _along(values: Sequence[np.ndarray], sizes: Sequence[int]) -> FloatArray:
-    """() or (O,) of each weight -> one for each column of all."""
+    """A value () or values (O,) of each weight -> one value for each column of all weights."""
     return np.concatenate(
-        [np.broadcast_to(one, size).astype(np.float32) for one, size in zip(values, sizes, strict=True)]
+        [np.broadcast_to(value, size).astype(np.float32) for value, size in zip(values, sizes, strict=True)]
     )
 
 
 class RowFeedback:
-    """``round_with_feedback`` of many weights that read the same inputs, by sampled rows in place of their gram.
+    """``round_with_feedback`` of many weights that read the same inputs, from n sampled rows in place of an (I, I) gram.
 
-    Nothing is (I, I). X: the rows (n, I), scaled so that the damping is 1. What a block of inputs is owed follows from the
-    error R (n, O) of the output that those before it left. With P = (1 + X_> X_>^T)^-1 of the inputs after the block
-    (Woodbury, from the last block up) and 1 + X_b^T P X_b = U D U^T, it wants w + D^-1 U^-1 X_b^T P R, and U serves within
-    it. U and D are made of squares of ``TOGETHER``: so many inputs are rounded at once, without feedback among them, and
-    pairs of codes are limited at the end. To choose by, not to write: errors are 1 to 5 % larger than one by one (MiniLM,
-    bundled model), at all widths alike. For that float32 is enough: no direction of X X^T is more than I / damping times the
-    1 that is added to it.
+    X: the rows (n, I), scaled so that the damping is 1. The feedback to a block of inputs follows from the error R (n, O) of
+    the output that the inputs before it left. With P = (1 + X_> X_>^T)^-1 of the inputs after the block (Woodbury, from the
+    last block up) and 1 + X_b^T P X_b = U D U^T, the values to round are w + D^-1 U^-1 X_b^T P R, and U is the feedback
+    within the block. U and D are made of squares of ``TOGETHER``: so many inputs are rounded at once, without feedback among
+    them, and pairs of codes are limited at the end. The result is for choosing widths, not for writing: errors are 1 to 5 %
+    larger than one by one (MiniLM, bundled model), at all widths alike. For that float32 is enough: no direction of X X^T is
+    more than I / damping times the 1 that is added to it.
 
     Args:
-        rows: (n, I), sampled inputs about their means; fewer than inputs are what this is for.
+        rows: (n, I), sampled inputs about their means; it is meant for n below I.
         damping: as in ``round_with_feedback``.
     """
 
@@ -222,7 +238,11 @@ class RowFeedback:
         self._blocks.reverse()
 
     def round(self, formats: Sequence[Format]) -> list[FloatArray]:
-        """Each weight's values, (I, O) float32."""
+        """Each weight's rounded values, (I, O) float32.
+
+        Args:
+            formats: weights (I, O) with their parameters.
+        """
         if self._dead:
             return [fake_quantize(weight, params) for weight, params in formats]
         columns = _Columns(formats, self._order, np.float32)

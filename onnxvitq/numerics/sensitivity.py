@@ -1,9 +1,9 @@
-"""What a layer loses with fewer bits: Paper A's Omega, and the error of a layer's own output.
+"""How much a layer loses with fewer bits: Paper A's Omega, and the error of a layer's own output.
 
 Paper A (eq. 18; docs/methods.md, "Nuclear norm criterion"):
 Omega_i = sum_j sigma_j(Y_i) * ||Y^_i - Y_i||_2^2, the nuclear norm of a module's
-feature times its squared quantization error, where Y is the attention map of an attention and the output of an MLP. What the
-paper leaves open is reconstructed: the module alone is quantized; the attention map is the softmax's output; norms and errors
+feature times its squared quantization error, where Y is the attention map of an attention and the output of an MLP. Where the
+paper leaves a choice open, ours is: the module alone is quantized; the attention map is the softmax's output; norms and errors
 are means over images (and sums over heads, which are blocks of one block-diagonal map).
 """
 
@@ -34,8 +34,12 @@ def omega(features: FloatArray, quantized: FloatArray) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rounded:
-    """A linear layer's weight rounded alone: its values (I, O), each a code's, what its bias (O,) has to change by, and the
-    mean squared error of each output on held-out rows, (O,).
+    """A linear layer's weight after rounding.
+
+    Attributes:
+        values: (I, O), values of codes.
+        shift: (O,), change of the bias that makes up for the mean error.
+        errors: (O,), mean squared error of each output on held-out rows.
     """
 
     values: FloatArray
@@ -46,13 +50,13 @@ class Rounded:
 class Rounder:
     """Rounds linear layers' weights that read the same inputs, plainly or with feedback of the error.
 
-    With feedback it is what is left when weights are solved again. That is 1 to 15 dB better than plain rounding at 4 bits,
-    layer by layer (bundled model): bits that are chosen by plain errors go where solving helps anyway.
+    With feedback, the error is that which weight reconstruction leaves. That is 1 to 15 dB better than plain rounding at 4
+    bits, layer by layer (bundled model): bits chosen by plain errors go to layers that reconstruction would help anyway.
 
     Args:
-        rows: (n, I) sampled inputs, to fit to.
-        held: (m, I) others, to judge.
-        feedback: with it, the bias makes up for the mean error as well.
+        rows: (n, I), sampled inputs to fit to.
+        held: (m, I), held-out inputs to evaluate on.
+        feedback: round with feedback, and let the bias make up for the mean error.
     """
 
     def __init__(self, rows: FloatArray, held: FloatArray, *, feedback: bool) -> None:
@@ -60,7 +64,7 @@ class Rounder:
         self._feedback = RowFeedback(rows - self._mean) if feedback else None
 
     def __call__(self, formats: Sequence[Format]) -> list[Rounded]:
-        """Weights (I, O), each with its parameters: symmetric, per tensor or a scale an output channel."""
+        """Round weights (I, O), each with its parameters: symmetric, per tensor or with a scale an output channel."""
         if self._feedback is not None:
             values = self._feedback.round(formats)
         else:

@@ -1,18 +1,18 @@
 """Exact reparametrisations: the same function in float from tensors that are easier to quantize.
 
 Pure functions of small arrays; each returns new ones, in the dtype of what it rewrites, worked out in float64. Which shift
-and scale is worth having is a matter for who measures (docs/methods.md, "Channel scaling").
+and scale to use is for the caller to measure (docs/methods.md, "Channel scaling").
 Shapes: C channels, I inputs, O outputs, H heads, D channels a head. Weights are (I, O), rows are (N, I).
 
-Throughout u' = (u - shift) / scale is what is quantized in place of u, channel by channel; its producer makes u' at no cost
-and its consumer puts u back into its weight.
+Throughout u' = (u - shift) / scale is what is quantized in place of u, channel by channel; its producer computes u' at no cost,
+and its consumer undoes the change in its weight.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
-Linear = tuple[Floats, Floats]  # weight (I, O) and bias (O,)
+WeightBias = tuple[Floats, Floats]  # (I, O) and (O,) of a linear layer
 
 LOWEST, HIGHEST = 1e-2, 1e2  # a scale further off costs the weight what the activation gains
 
@@ -71,12 +71,12 @@ def balance_query_key(query_spread: Floats, key_spread: Floats) -> Floats:
 
 
 def fold_into_norm(gamma: Floats, beta: Floats, shift: Floats, scale: Floats) -> tuple[Floats, Floats]:
-    """gamma', beta' (C,) of a normalisation that puts out (u - shift) / scale in place of u."""
+    """gamma', beta' (C,) of a normalisation whose output is (u - shift) / scale in place of u; arguments all (C,)."""
     return fold_into_outputs(gamma, beta, shift, scale)
 
 
-def fold_into_outputs(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> Linear:
-    """weight', bias' of a linear layer that puts out (u - shift) / scale in place of u.
+def fold_into_outputs(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> WeightBias:
+    """weight', bias' of a linear layer whose output is (u - shift) / scale in place of u.
 
     Args:
         weight: (I, O), or (O,) where the layer multiplies channel by channel (gamma, LayerScale).
@@ -92,7 +92,7 @@ def fold_into_outputs(weight: Floats, bias: Floats, shift: Floats, scale: Floats
     return (weight / divisor).astype(weight.dtype), ((bias.astype(np.float64) - shift) / divisor).astype(bias.dtype)
 
 
-def fold_into_linear(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> Linear:
+def fold_into_linear(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> WeightBias:
     """weight', bias' with u' W' + b' = u W + b for u' = (u - shift) / scale: W' = scale W by rows, b' = b + shift W.
 
     Args:
@@ -110,7 +110,7 @@ def fold_into_linear(weight: Floats, bias: Floats, shift: Floats, scale: Floats)
     return scaled.astype(weight.dtype), moved.astype(bias.dtype)
 
 
-def query_to_key(query: Linear, key: Linear, shift: Floats, scale: Floats) -> tuple[Linear, Linear]:
+def query_to_key(query: WeightBias, key: WeightBias, shift: Floats, scale: Floats) -> tuple[WeightBias, WeightBias]:
     """query', key' with q' = q / scale and k' = (k - shift) * scale: the same attention weights.
 
     q' k'^T = q k^T - q shift^T, and softmax does not see what is constant along a row. With rotary positions after the
@@ -126,7 +126,7 @@ def query_to_key(query: Linear, key: Linear, shift: Floats, scale: Floats) -> tu
     return balanced, fold_into_outputs(*key, shift, 1.0 / scale.astype(np.float64))
 
 
-def value_to_proj(value: Linear, proj: Linear, shift: Floats, scale: Floats) -> tuple[Linear, Linear]:
+def value_to_proj(value: WeightBias, proj: WeightBias, shift: Floats, scale: Floats) -> tuple[WeightBias, WeightBias]:
     """value', proj' with v' = (v - shift) / scale: the same output of the attention.
 
     A v' = (A v - shift) / scale where the rows of A sum to one, so the projection takes back both. Needs a softmax with
@@ -141,9 +141,9 @@ def value_to_proj(value: Linear, proj: Linear, shift: Floats, scale: Floats) -> 
     return fold_into_outputs(*value, shift, scale), fold_into_linear(*proj, shift, scale)
 
 
-def _spreads(one: Floats, other: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both in float64, checked."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
+def _spreads(first: Floats, second: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both in float64, checked to be finite, not negative and of one shape."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
     if a.shape != b.shape or not (np.isfinite(a) & np.isfinite(b)).all() or (a < 0).any() or (b < 0).any():
         raise ValueError(f"expected finite spreads >= 0 of one shape, got {a.shape} and {b.shape}")
     return a, b

@@ -11,11 +11,11 @@ from onnxvitq.calibration.observers import (
     QUERIES,
     ROWS,
     WHOLE_BYTES,
-    Channels,
-    Operand,
-    Range,
-    Rows,
-    Whole,
+    ChannelObserver,
+    OperandObserver,
+    RangeObserver,
+    RowObserver,
+    WholeObserver,
     operand_samples,
 )
 
@@ -31,7 +31,7 @@ def numbered(sample: int, rows: int, features: int = 3) -> np.ndarray:
 
 def results(samples: int, rows: int) -> Iterator[np.ndarray]:
     """The result after each of so many samples."""
-    observer = Rows(0)
+    observer = RowObserver(0)
     for sample in range(samples):
         assert observer.update(numbered(sample, rows), sample)
         yield observer.result()
@@ -39,21 +39,21 @@ def results(samples: int, rows: int) -> Iterator[np.ndarray]:
 
 def last(samples: int, rows: int, seed: int = 0) -> np.ndarray:
     """The result after all of them."""
-    observer = Rows(seed)
+    observer = RowObserver(seed)
     for sample in range(samples):
         assert observer.update(numbered(sample, rows), sample)
     return observer.result()
 
 
 def test_range_over_samples_of_any_shape() -> None:
-    observer = Range()
+    observer = RangeObserver()
     for sample, values in enumerate(([[1.0, -2.0]], [0.5], [[[3.0]], [[-1.0]]])):
         assert observer.update(np.array(values, np.float32), sample)
     assert observer.result() == (-2.0, 3.0)
 
 
 def test_range_of_nothing_is_empty() -> None:
-    observer = Range()
+    observer = RangeObserver()
     assert observer.update(np.zeros((0, 4), np.float32), 0)
     low, high = observer.result()
     assert low > high
@@ -61,7 +61,7 @@ def test_range_of_nothing_is_empty() -> None:
 
 @BAD
 def test_range_refuses_what_is_not_finite(bad: float) -> None:
-    observer = Range()
+    observer = RangeObserver()
     assert observer.update(np.array([1.0, 2.0], np.float32), 0)
     values = np.zeros(1000, np.float32)
     values[700] = bad
@@ -72,7 +72,7 @@ def test_range_refuses_what_is_not_finite(bad: float) -> None:
 @BAD
 @pytest.mark.parametrize("kind", ["rows", "left", "right"])
 def test_samplers_refuse_what_is_not_finite(kind: Literal["rows", "left", "right"], bad: float) -> None:
-    observer = Rows(0) if kind == "rows" else Operand(0, kind)
+    observer = RowObserver(0) if kind == "rows" else OperandObserver(0, kind)
     values = np.zeros((2, 4, 4), np.float32)
     assert observer.update(values, 0)
     values[1, 2, 3] = bad
@@ -120,25 +120,25 @@ def test_small_samples_are_kept_whole_until_the_bound() -> None:
 
 
 def test_the_sample_with_fewest_rows_sets_how_many() -> None:
-    observer = Rows(0)
+    observer = RowObserver(0)
     for sample, rows in enumerate((20, 7, 30)):
         observer.update(numbered(sample, rows), sample)
     assert observer.result().shape == (3, 7, 3)
 
 
 def test_rows_join_the_leading_axes() -> None:
-    observer = Rows(0)
+    observer = RowObserver(0)
     observer.update(np.arange(24, dtype=np.float32).reshape(2, 3, 4), 0)
     assert sorted(observer.result()[0, :, 0].tolist()) == [0, 4, 8, 12, 16, 20]
 
 
 def test_rows_of_nothing() -> None:
-    assert Rows(0).result().shape == (0, 0, 0)
+    assert RowObserver(0).result().shape == (0, 0, 0)
 
 
 @pytest.mark.parametrize("samples", [3, 40, ROWS + 50])
 def test_two_tensors_with_as_many_rows_give_the_same_rows(samples: int) -> None:
-    narrow, wide = Rows(5), Rows(5)
+    narrow, wide = RowObserver(5), RowObserver(5)
     for sample in range(samples):
         values = numbered(sample, 100, 9)
         narrow.update(values[..., :2], sample)
@@ -163,7 +163,12 @@ def test_rows_are_drawn_evenly() -> None:
 
 def test_the_observed_array_may_be_reused() -> None:
     # onnxruntime may hand out one buffer again: what was kept must be a copy.
-    rows, operand, whole, buffer = Rows(0), Operand(0, "right"), Whole(), np.ones((2, 4, 4), np.float32)
+    rows, operand, whole, buffer = (
+        RowObserver(0),
+        OperandObserver(0, "right"),
+        WholeObserver(),
+        np.ones((2, 4, 4), np.float32),
+    )
     rows.update(buffer, 0)
     operand.update(buffer, 0)
     whole.update(buffer, 0)
@@ -184,7 +189,7 @@ def product(sample: int, heads: int, tokens: int) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize(("heads", "tokens"), [(2, 5), (3, 50), (40, 5), (40, 50)])
 @pytest.mark.parametrize("samples", [1, IMAGES, 3 * IMAGES])
 def test_operands_of_a_product_are_sampled_alike(heads: int, tokens: int, samples: int) -> None:
-    left, right, whole = Operand(3, "left"), Operand(3, "right"), Operand(3, "left")
+    left, right, whole = OperandObserver(3, "left"), OperandObserver(3, "right"), OperandObserver(3, "left")
     for sample in range(samples):
         for observer, values in zip((left, right, whole), product(sample, heads, tokens), strict=True):
             assert observer.update(values, sample)
@@ -198,7 +203,7 @@ def test_operands_of_a_product_are_sampled_alike(heads: int, tokens: int, sample
 
 
 def test_operands_keep_different_samples_and_rows() -> None:
-    operand = Operand(0, "left")
+    operand = OperandObserver(0, "left")
     for sample in range(IMAGES):
         operand.update(numbered(sample, 100)[None], sample)
     result = operand.result()
@@ -211,7 +216,7 @@ def test_operands_keep_different_samples_and_rows() -> None:
 def test_operands_past_the_bound_are_a_sample_of_all() -> None:
     seen: set[float] = set()
     for seed in range(30):
-        operand = Operand(seed, "right")
+        operand = OperandObserver(seed, "right")
         for sample in range(40):
             operand.update(np.full((1, 2, 2), sample, np.float32), sample)
         numbers = operand.result()[:, 0, 0, 0].tolist()
@@ -222,7 +227,7 @@ def test_operands_past_the_bound_are_a_sample_of_all() -> None:
 
 def test_samples_of_another_size_are_left_out_of_both_operands() -> None:
     # More tokens change the keys' shape, and would not show in the queries', of which QUERIES are kept.
-    left, right = Operand(0, "left"), Operand(0, "right")
+    left, right = OperandObserver(0, "left"), OperandObserver(0, "right")
     for sample, tokens in enumerate((50, 65, 50)):
         queries, keys, _ = product(sample, 2, tokens)
         left.update(queries, sample)
@@ -236,7 +241,7 @@ def test_samples_of_another_size_are_left_out_of_both_operands() -> None:
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 40])
 def test_the_samples_that_operands_are_kept_of_are_known_beforehand(count: int) -> None:
     for seed in range(5):
-        every, few = Operand(seed, "right"), Operand(seed, "right")
+        every, few = OperandObserver(seed, "right"), OperandObserver(seed, "right")
         kept = operand_samples(seed, count)
         for sample in range(count):
             values = np.full((1, 2, 2), sample, np.float32)
@@ -249,17 +254,17 @@ def test_the_samples_that_operands_are_kept_of_are_known_beforehand(count: int) 
 
 
 def test_bounds_of_channels_over_samples_of_any_size() -> None:
-    observer = Channels()
+    observer = ChannelObserver()
     for values in ([[1, -2, 3]], [[0, 5, 3], [2, 1, -1]]):
         assert observer.update(np.array([values], np.float32), 0)
     assert observer.update(np.zeros((1, 0, 3), np.float32), 2)
     np.testing.assert_array_equal(observer.result(), [[0, -2, -1], [2, 5, 3]])
     assert not observer.update(np.array([[1, np.nan, 0]], np.float32), 3)
-    assert Channels().result().shape == (2, 0)
+    assert ChannelObserver().result().shape == (2, 0)
 
 
 def test_whole_tensors_are_kept_from_the_first_until_the_bound() -> None:
-    observer, size = Whole(), WHOLE_BYTES // 4 // 4  # a quarter of the bound each
+    observer, size = WholeObserver(), WHOLE_BYTES // 4 // 4  # a quarter of the bound each
     for sample in range(6):
         assert observer.update(np.full((1, size), sample, np.float32), sample)
     assert observer.update(np.zeros((1, 1), np.float32), 6)  # a small one behind a gap is not taken
@@ -269,7 +274,7 @@ def test_whole_tensors_are_kept_from_the_first_until_the_bound() -> None:
 
 
 def test_one_whole_tensor_is_kept_however_large() -> None:
-    observer = Whole()
+    observer = WholeObserver()
     for sample in range(2):
         assert observer.update(np.zeros(WHOLE_BYTES // 4 + 1, np.float32), sample)
     assert len(observer.result()) == 1
@@ -277,7 +282,7 @@ def test_one_whole_tensor_is_kept_however_large() -> None:
 
 @BAD
 def test_a_whole_tensor_that_is_not_finite_is_refused(bad: float) -> None:
-    assert not Whole().update(np.array([0.0, bad], np.float32), 0)
+    assert not WholeObserver().update(np.array([0.0, bad], np.float32), 0)
 
 
 @pytest.mark.parametrize("kind", ["rows", "left"])
@@ -287,7 +292,7 @@ def test_rows_come_as_often_as_their_token_weighs(kind: str) -> None:
     values = np.tile(np.arange(64, dtype=np.float32)[:, None], (2, 1, 3))  # two heads, tokens numbered
     counts = np.zeros(64)
     for seed in range(50):
-        observer = Rows(seed, weights) if kind == "rows" else Operand(seed, "left", weights)
+        observer = RowObserver(seed, weights) if kind == "rows" else OperandObserver(seed, "left", weights)
         assert observer.update(values, 0)
         counts += np.bincount(observer.result()[..., 0].reshape(-1).astype(int), minlength=64)
     share = counts / counts.sum()
@@ -297,7 +302,10 @@ def test_rows_come_as_often_as_their_token_weighs(kind: str) -> None:
 
 def test_weights_of_other_tokens_change_nothing() -> None:
     values = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
-    plain, weighed = Rows(1), Rows(1, np.array([9.0, 1.0, 1.0], np.float32))  # ten rows are not tokens by three
+    plain, weighed = (
+        RowObserver(1),
+        RowObserver(1, np.array([9.0, 1.0, 1.0], np.float32)),
+    )  # ten rows are not tokens by three
     for observer in (plain, weighed):
         observer.update(values, 0)
     np.testing.assert_array_equal(plain.result(), weighed.result())

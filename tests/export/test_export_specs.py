@@ -13,7 +13,7 @@ import torch
 from onnxvitq.core.errors import ExportError
 from onnxvitq.export import factories
 from onnxvitq.export.foreign import quiet
-from onnxvitq.export.source import Source, check_inputs, with_batch
+from onnxvitq.export.source import ExportSource, check_inputs, with_batch
 from onnxvitq.export.specs import load_source
 from onnxvitq.export.torch_exporters import seeded
 
@@ -55,7 +55,7 @@ def vit_config(**changes: Any) -> transformers.ViTConfig:
     return transformers.ViTConfig(**(sizes | labels | changes))
 
 
-def shapes(source: Source) -> list[tuple[int, ...]]:
+def shapes(source: ExportSource) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in source.inputs]
 
 

@@ -29,7 +29,7 @@ class _Linear:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
+class _SplitLinear:
     """One of the linear layers into which a packed one is split.
 
     Attributes:
@@ -82,7 +82,7 @@ def _linear_of(node: gs.Node, graph: gs.Graph) -> _Linear | None:
     return _Linear(node.inputs[0], weight, None, output)
 
 
-def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
+def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_SplitLinear] | None:
     """Parts of ``Reshape [.., 3, H, D] -> (Transpose) -> ranges of one of the new axes``."""
     split = only_reader(output, graph)
     if split is None or split.op != "Reshape" or output.shape is None or split.outputs[0].shape is None:
@@ -106,13 +106,13 @@ def _picked_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
         return None  # rule 1: the picked axis must come from the weight's columns
     order = np.arange(int(np.prod(inner))).reshape(inner)
     sizes = [*leading, *inner]
-    parts: list[_Part] = []
+    parts: list[_SplitLinear] = []
     for pick in picks:
         columns = np.take(order, range(pick.start, pick.stop), axis - lead).reshape(-1)
         dropped = axis if pick.squeezed else None
         target = [pick.stop - pick.start if i == axis else size for i, size in enumerate(sizes) if i != dropped]
         kept = [i if dropped is None or i < dropped else i - 1 for i in perm if i != dropped]
-        parts.append(_Part(columns, target, None if kept == sorted(kept) else kept, pick.result))
+        parts.append(_SplitLinear(columns, target, None if kept == sorted(kept) else kept, pick.result))
     return parts
 
 
@@ -206,20 +206,20 @@ def _ranges(node: gs.Node, tensor: gs.Tensor) -> list[tuple[int, int, int, gs.Te
     return [(axis % rank, start, stop, node.outputs[0])]
 
 
-def _sliced_parts(output: gs.Tensor, graph: gs.Graph) -> list[_Part] | None:
+def _sliced_parts(output: gs.Tensor, graph: gs.Graph) -> list[_SplitLinear] | None:
     """Parts of ``Split`` or ``Slice`` along the last axis of the linear's output."""
     if output.shape is None or any(output is kept for kept in graph.outputs) or not output.outputs:
         return None
-    parts: list[_Part] = []
+    parts: list[_SplitLinear] = []
     for node in output.outputs:
         ranges = _ranges(node, output)
         if not ranges or any(axis != len(output.shape) - 1 for axis, _, _, _ in ranges):
             return None
-        parts.extend(_Part(np.arange(start, stop), None, None, part) for _, start, stop, part in ranges)
+        parts.extend(_SplitLinear(np.arange(start, stop), None, None, part) for _, start, stop, part in ranges)
     return parts
 
 
-def _write_parts(edit: Editor, node: gs.Node, linear: _Linear, parts: list[_Part]) -> None:
+def _write_parts(edit: Editor, node: gs.Node, linear: _Linear, parts: list[_SplitLinear]) -> None:
     for number, part in enumerate(parts):
         name = f"{node.name}_part{number}"
         matrix = edit.constant(f"{name}_weight", np.ascontiguousarray(linear.weight[:, part.columns]))

@@ -33,7 +33,7 @@ def join_rows(graph: gs.Graph, kept_apart: frozenset[str] = frozenset()) -> int:
         graph: edited in place.
         kept_apart: operators of which rule 4 speaks.
     """
-    writer, count = _Writer(Editor(graph)), 0
+    writer, count = _ReshapeWriter(Editor(graph)), 0
     leads = {id(node): lead for node in graph.nodes if (lead := _lead(node, graph, kept_apart)) is not None}
     for node in list(graph.nodes):
         if id(node) not in leads:
@@ -91,7 +91,7 @@ def _varying(node: gs.Node) -> list[gs.Variable]:
     return [tensor for tensor in node.inputs if tensor.name and not isinstance(tensor, gs.Constant)]
 
 
-class _Writer:
+class _ReshapeWriter:
     """Writes Reshapes; equal targets share one constant."""
 
     def __init__(self, edit: Editor) -> None:
@@ -119,7 +119,7 @@ class _Region:
         nodes: those of the region.
     """
 
-    writer: _Writer
+    writer: _ReshapeWriter
     lead: Sizes
     nodes: Sequence[gs.Node]
 

@@ -49,7 +49,7 @@ def pick_early(graph: gs.Graph) -> int:
     2. The tensors between are read by picked nodes alone, and are no outputs of the graph.
     3. At least one product or normalisation is between: else nothing is saved.
     """
-    return sum(_Walk(graph, node).apply() for node in list(graph.nodes) if _picks(node))
+    return sum(_PickWalk(graph, node).apply() for node in list(graph.nodes) if _picks(node))
 
 
 def _picks(node: gs.Node) -> bool:
@@ -65,7 +65,7 @@ def _axis(node: gs.Node, tensor: gs.Tensor, default: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
+class _PickWalk:
     """The walk from one Gather towards the inputs, over the nodes that can work on one position.
 
     Attributes:
