@@ -55,8 +55,9 @@ from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.noise import random_feed
 from onnxvitq.runtime.profile import OperatorTime
 from onnxvitq.runtime.session import Session
-from onnxvitq.targets.ort_cpu.kernels import Audit, audit
-from onnxvitq.targets.ort_cpu.layout import apply_plan
+from onnxvitq.targets.ort_cpu.kernels import Audit
+from onnxvitq.targets.registry import target_of
+from onnxvitq.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Result:
     report: Mapping[str, Any]
 
 
-def quantize(
+def quantize(  # noqa: PLR0913  three are needed, the others are named
     model: str | Path,
     data: str | Path | Iterable[Any],
     output: str | Path,
@@ -92,6 +93,7 @@ def quantize(
     *,
     preprocess: PreprocessOptions | None = None,
     progress: Progress | None = None,
+    target: Target | None = None,
 ) -> Result:
     """Quantize ``model`` with ``data`` and write ``output``.
 
@@ -106,6 +108,7 @@ def quantize(
         preprocess: how images become inputs; resolved from the model and its files where not said.
         progress: called with (stage, done, total); last, with ("finish", 1, 1), when only the output's place is left to
             be taken.
+        target: a runtime to write for; the one that the options name when None.
 
     Raises:
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
@@ -126,7 +129,11 @@ def quantize(
     with watch("calibrate"):
         cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
         count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
-        context = replace(FitContext.of(loaded, feeds, config, progress, cache), checkpoint=checkpoint)
+        context = replace(
+            FitContext.of(loaded, feeds, config, progress, cache),
+            checkpoint=checkpoint,
+            target=target or target_of(config),
+        )
         steps = steps_of(config)
         state, context = calibrate(graph, context, steps, count)
     if judge is not None:
@@ -134,12 +141,12 @@ def quantize(
             context = replace(context, decisions=read_decisions(model, judge, feeds.digests, config.threads))
     with watch("fit"):
         fitted = fit(state, context, steps)
-        decisions = context.decisions
+        decisions, target = context.decisions, context.target
         del context  # it holds all float outputs
         give_back()
     with watch("write"):
         metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
-        proto = to_proto(apply_plan(fitted.graph, fitted.layers, fitted.plan, packed=True), metadata, to_load=True)
+        proto = to_proto(target.write(fitted.graph, fitted.layers, fitted.plan, packed=True), metadata, to_load=True)
         data_file = data_beside(proto, output, asked=config.external_data)
     sizes = {"float": loaded.size / 1e6}
     blockmap, plan = fitted.layers.blockmap, fitted.plan
@@ -154,7 +161,7 @@ def quantize(
             del proto
             give_back()
         with watch("audit"):
-            audited = audit(temporary, blockmap, plan, config.threads)
+            audited = target.audit(temporary, blockmap, plan, config.threads)
         with watch("compare"):
             compared = compare(
                 (model, temporary),
@@ -169,6 +176,7 @@ def quantize(
         "report_version": reports.REPORT_VERSION,
         "model": str(model),
         "output": str(output),
+        "target": target.name,
         **reports.describe_graph(blockmap),
         **reports.describe_audit(audited),
         "bits": bits,

@@ -11,7 +11,7 @@ from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.handover import Handover
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
-from onnxvitq.evaluation.saturation import describe_saturation, estimate_linears
+from onnxvitq.evaluation.saturation import describe_saturation
 from onnxvitq.fit.acceptance import Verdict, decide
 from onnxvitq.fit.exact_changes import try_change
 from onnxvitq.fit.state import FitContext, FitState
@@ -52,7 +52,7 @@ def fit(started: Handover[FitState], context: FitContext, steps: Sequence[Step])
         OnnxVitqError: a step cannot go on; nothing was written.
     """
     state, records, sections = run_steps(started, context, steps)
-    saturation = estimate_linears(state.layers, state.plan, state.statistics, context.config.threads, context.target)
+    saturation = context.target.estimate_saturation(state.layers, state.plan, state.statistics, context.config.threads)
     return Fitted(
         graph=state.graph,
         layers=state.layers,

@@ -91,6 +91,7 @@ class PromiseKeeper:
             feeds=self._samples.feeds,
             references=self._samples.references,
             threads=self._threads,
+            target=self._network.target,
         )
         return drop_of(evaluator.outputs(plan, self._decisions.feeds), self._decisions)
 

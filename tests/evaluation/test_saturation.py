@@ -6,8 +6,9 @@ import pytest
 from fitted_cases import Case, build_case, correlated, seeded_transformer
 
 from onnxvitq.core.formats import weight_format
-from onnxvitq.evaluation.saturation import describe_saturation, estimate_linears
+from onnxvitq.evaluation.saturation import describe_saturation
 from onnxvitq.numerics.affine import params_from_weight, quantize
+from onnxvitq.targets.ort_cpu.limits import estimate_linears
 
 
 @pytest.fixture(scope="module")
