@@ -1,16 +1,15 @@
-"""What each step is worth: the default without it, on four models, judged on samples that nothing was fitted to.
+"""What each step is worth: the default without it, on four models, evaluated on samples that nothing was fitted to.
 
     python tools/ablation.py [--only MODEL ...] [--settings NAME ...] [--samples 64] [--draws 3] [--folder bench_accuracy]
-        [--write]
+        [--write [NAME]]
 
-Models and data are those of tools/bench_accuracy.py. Each draw of samples calibrates in turn, and the next one judges, which is
-disjoint; no test sample is looked at. Figures are means over the draws. Of the recogniser's probabilities the logarithms are
-judged, as in the fit: three time steps of 8000 make nine tenths of the error of the probabilities themselves. The last column
+Models and data are those of tools/bench_accuracy.py. Each draw of samples calibrates in turn, and the next one evaluates, which
+is disjoint; no test sample is looked at. Figures are means over the draws. Of the recogniser's probabilities the logarithms are
+compared, as in the fit: three time steps of 8000 make nine tenths of the error of the probabilities themselves. The last column
 is the mean over the models: a step that is not below zero there does not help.
-Needs torch. With --write the table also goes to tools/results/ablation.md.
+Needs torch.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_models import BENCHES, DRAWS, Bench, infer
+from bench_models import BENCHES, DRAWS, Bench
+from command import save_feeds
+from running import infer
+from tables import Results, Shown, Table, columns, finish, parser_of, provenance
 
 from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig
@@ -29,7 +29,6 @@ from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.reading import load_model
 
-RESULTS = Path(__file__).parent / "results" / "ablation.md"
 SETTINGS = {
     "min-max": QuantConfig(objective="minmax", skip=("bias",)),
     "default": QuantConfig(),
@@ -44,45 +43,38 @@ SETTINGS = {
 
 def sqnr(model: Bench, config: QuantConfig, samples: int, fitted: int) -> float:
     """Output SQNR in dB on a draw of samples after a fit to the one before it; of probabilities that of their logarithms."""
-    judged = model.calibration(samples, (fitted + 1) % DRAWS)
+    others = model.calibration(samples, (fitted + 1) % DRAWS)
     with tempfile.TemporaryDirectory() as name:
         data, output = Path(name) / "calibration.npz", Path(name) / "int8.onnx"
-        np.savez(data, **model.calibration(samples, fitted))
+        save_feeds(data, model.calibration(samples, fitted))
         quantize(model.model, data, output, config)
         probabilities = is_probabilities(load_model(model.model).graph.outputs[0])
         difference = OutputDifference(probabilities=probabilities)
-        difference.update(infer(model.model, judged), infer(output, judged))
+        difference.update(infer(model.model, others), infer(output, others))
         return difference.sqnr_db
 
 
-def table(rows: Mapping[str, Mapping[str, float]], samples: int, draws: int) -> str:
+def table_of(rows: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a setting: dB a model for the default and min-max, differences from the default for the others."""
-    names = list(next(iter(rows.values())))
-    lines = [
-        f"W8A8, {samples} calibration samples; dB of the output's SQNR on {samples} others, mean over {draws} draws;"
-        " of the recogniser's probabilities the logarithms; differences from the default",
-        "",
-        "| | " + " | ".join(names) + " | mean |",
-        "|---|" + "---|" * (len(names) + 1),
-    ]
-    default = rows["default"]
+    names, default = list(next(iter(rows.values()))), rows["default"]
+    table = Table(columns=columns("", *((name, "{:.2f}") for name in (*names, "mean"))))
     for setting, row in rows.items():
-        differences = setting not in {"default", "min-max"}
-        values = [row[name] - default[name] if differences else row[name] for name in names]
-        form = "{:+.2f}" if differences else "{:.2f}"
-        lines.append(f"| {setting} | " + " | ".join(form.format(v) for v in (*values, float(np.mean(values)))) + " |")
-    return "\n".join(lines) + "\n"
+        values = [row[name] for name in names]
+        form = "{:.2f}"
+        if setting not in {"default", "min-max"}:
+            values, form = [row[name] - default[name] for name in names], "{:+.2f}"
+        table.add(setting, *(Shown(value, form) for value in (*values, float(np.mean(values)))))
+    return table
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "ablation")
     parser.add_argument("--only", nargs="+", choices=list(BENCHES), default=list(BENCHES))
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--draws", type=int, choices=range(1, DRAWS + 1), default=DRAWS)
     parser.add_argument("--folder", type=Path, default=Path("bench_accuracy"))
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
     models = {name: BENCHES[name](args.folder, None) for name in args.only}
@@ -92,11 +84,13 @@ def main() -> None:
             name: float(np.mean([sqnr(model, SETTINGS[setting], args.samples, draw) for draw in range(args.draws)]))
             for name, model in models.items()
         }
-        print(setting, {name: round(value, 2) for name, value in rows[setting].items()}, flush=True)
-    text = table(rows, args.samples, args.draws)
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+        print(setting, {name: round(value, 2) for name, value in rows[setting].items()}, file=sys.stderr, flush=True)
+    about = (
+        f"W8A8, {args.samples} calibration samples; dB of the output's SQNR on {args.samples} others, mean over {args.draws} "
+        "draws; of the recogniser's probabilities the logarithms; differences from the default"
+    )
+    results = Results(name="ablation", tables=[table_of(rows)], made=provenance(["torch"]), about=[about])
+    finish(results, args.write)
 
 
 if __name__ == "__main__":

@@ -11,24 +11,24 @@ the closed form. Branches are fitted within the budget of bytes, whatever time t
 Models and data are those of tools/bench_accuracy.py: a seed is a draw of 64 calibration images and the seed of every random
 draw. Figures are of the test images, mean and spread (largest minus smallest) over the seeds: top-1, the SQNR of the outputs,
 and 1000 times the Kullback-Leibler divergence from the float model's answers. --validation takes images that neither trained,
-nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed as it comes; --write
-puts the tables into tools/results/aiqvit.md, or the name given, after every row what there is.
+nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What was measured is printed, and with
+--write written, as it comes.
 """
 
 import argparse
 import math
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_models import BENCHES, IMAGE_DRAWS, Bench, data
+from bench_models import BENCHES, IMAGE_DRAWS, Bench
+from fashion import data
+from running import infer
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
@@ -48,11 +48,14 @@ from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
-from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.branches import branch_bytes
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 
-RESULTS = Path(__file__).parent / "results"
+COLUMNS = columns(
+    *("", "draws", ("top-1 %", "{:.2f}"), ("spread", "{:.2f}"), ("loss", "{:.2f}"), ("SQNR dB", "{:.2f}")),
+    *(("divergence x1000", "{:.1f}"), ("branches KB", "{:.1f}")),
+)
+MEANS = ("sqnr_db", "divergence", "kilobytes")
 BATCH = 100
 ANY = 1e9  # a budget that limits nothing
 
@@ -117,15 +120,7 @@ class Start:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.layers, plan), {}), path)
-            return outputs(path, model)
-
-
-def outputs(path: Path, model: Bench) -> np.ndarray:
-    """Of all test images; nothing in these models depends on what else is in a batch."""
-    session = Session(path, threads=1)
-    count = len(next(iter(model.test.values())))
-    parts = ({name: v[i : i + BATCH] for name, v in model.test.items()} for i in range(0, count, BATCH))
-    return np.concatenate([session.run(part)[0] for part in parts])
+            return infer(path, model.test, BATCH)
 
 
 Row = Callable[[Start], QuantPlan]
@@ -194,7 +189,7 @@ def measured(
     model: Bench, bits: str, seeds: list[int], wanted: list[str], iterations: int
 ) -> Iterator[tuple[str, Figure]]:
     """(row, figure) as they come."""
-    reference = outputs(model.model, model)
+    reference = infer(model.model, model.test, BATCH)
     for seed in seeds:
         starts: dict[str, Start] = {}
         for name in wanted:
@@ -206,7 +201,7 @@ def measured(
             yield (
                 name,
                 Figure(
-                    top1=model.judge(answers),
+                    top1=model.evaluate(answers),
                     sqnr_db=10 * math.log10(float(np.sum(reference**2) / np.sum((answers - reference) ** 2))),
                     divergence=1e3 * divergence(reference, answers),
                     kilobytes=sum(branch_bytes(branch) for branch in plan.branches.values()) / 1e3,
@@ -220,78 +215,63 @@ def divergence(reference: np.ndarray, answers: np.ndarray) -> float:
     return float(torch.nn.functional.kl_div(other, one, reduction="batchmean", log_target=True))
 
 
-def table(title: str, figures: Figures, float_top1: float) -> str:
-    """One table in Markdown; rows that were not measured yet are not in it."""
-    lines = [
-        f"\n{title}; float {float_top1:.2f} %\n",
-        "| | draws | top-1 % | spread | loss | SQNR dB | divergence x1000 | branches KB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table_of(title: str, figures: Figures, float_top1: float) -> Table:
+    """One table; rows that were not measured yet are not in it."""
+    table = Table(columns=COLUMNS, title=f"{title}; float {float_top1:.2f} %")
     for name, found in figures.items():
         if not found:
             continue
-        top1 = [one.top1 for one in found]
-        means = [
-            float(np.mean([getattr(one, part) for one in found])) for part in ("sqnr_db", "divergence", "kilobytes")
-        ]
-        cells = [
-            len(found),
-            f"{np.mean(top1):.2f}",
-            f"{max(top1) - min(top1):.2f}",
-            f"{float_top1 - np.mean(top1):.2f}",
-        ]
-        cells += [f"{means[0]:.2f}", f"{means[1]:.1f}", f"{means[2]:.1f}"]
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        top1 = [figure.top1 for figure in found]
+        means = [float(np.mean([getattr(figure, part) for figure in found])) for part in MEANS]
+        mean = float(np.mean(top1))
+        table.add(name, len(found), mean, max(top1) - min(top1), float_top1 - mean, *means)
+    return table
 
 
 def on_validation(model: Bench) -> Bench:
-    """Judged on training images that neither trained nor calibrated."""
+    """Evaluated on training images that neither trained nor calibrated."""
     images, labels = data.read("train")
     validation = data.split_indices(len(images))[2]
     truth = labels[validation]
     return replace(
         model,
         test={"input": data.normalise(images[validation])},
-        judge=lambda logits: 100 * float(np.mean(logits.argmax(axis=-1) == truth)),
+        evaluate=lambda logits: 100 * float(np.mean(logits.argmax(axis=-1) == truth)),
     )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, "aiqvit")
     parser.add_argument("--models", nargs="+", default=["bundled", "outliers"], choices=["bundled", "outliers"])
     parser.add_argument("--bits", nargs="+", default=["w4a4", "w3a3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], choices=range(IMAGE_DRAWS))
     parser.add_argument("--iterations", type=int, default=QuantConfig().iterations)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
     parser.add_argument("--limit", type=int, help="test images")
-    parser.add_argument("--validation", action="store_true", help="judge on validation images")
-    parser.add_argument("--write", nargs="?", const="aiqvit", metavar="NAME", help="into tools/results/NAME.md")
+    parser.add_argument("--validation", action="store_true", help="evaluate on validation images")
     args = parser.parse_args()
-    tables: dict[str, str] = {}
+    tables: dict[str, Table] = {}
+    made = provenance(["torch"])
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             model = BENCHES[name](Path(folder), args.limit)
             model = on_validation(model) if args.validation else model
-            float_top1 = model.judge(outputs(model.model, model))
+            float_top1 = model.evaluate(infer(model.model, model.test, BATCH))
             for bits in args.bits:
                 title = f"{model.title}, {bits}"
                 figures: Figures = {row: [] for row in args.rows}
                 for row, figure in measured(model, bits, args.seeds, args.rows, args.iterations):
                     figures[row].append(figure)
-                    tables[title] = table(title, figures, float_top1)
-                    print(f"{name} {bits} {row}: {figure}", flush=True)
-                    if args.write:
-                        (RESULTS / f"{args.write}.md").write_text(text(tables, model, args))
-    print(text(tables, model, args))
+                    tables[title] = table_of(title, figures, float_top1)
+                    results = Results(name="aiqvit", tables=[*tables.values()], made=made, about=[about(model, args)])
+                    finish(results, args.write)
 
 
-def text(tables: Mapping[str, str], model: Bench, args: argparse.Namespace) -> str:
-    """All tables, and what they are of."""
+def about(model: Bench, args: argparse.Namespace) -> str:
+    """What all tables are of."""
     images = f"{len(next(iter(model.test.values())))} {'validation' if args.validation else 'test'} images"
-    about = f"{images}, 64 calibration images, draws {args.seeds}, {args.iterations} iterations a block"
-    return f"{about}\n{''.join(tables.values())}"
+    return f"{images}, 64 calibration images, draws {args.seeds}, {args.iterations} iterations a block"
 
 
 if __name__ == "__main__":

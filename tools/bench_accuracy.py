@@ -11,8 +11,7 @@ torch. Each quantization is a process of its own. What was measured stays in the
 unless --redo says so; the tables hold all of it.
 
 Needs torch. --limit takes the first test images only, of the first two models. --untimed leaves times out of the tables: of
-records made beside other work they tell nothing. With --write the tables also go to tools/results/bench_accuracy.md, or the
-name given.
+records made beside other work they tell nothing.
 """
 
 import argparse
@@ -28,17 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_models import BENCHES, DRAWS, LARGEST_DRAW, Bench, infer
+from bench_models import BENCHES, DRAWS, LARGEST_DRAW, Bench
 from bench_tools import TOOLS
+from command import save_feeds
+from running import infer
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
-from onnxvitq.report.build import environment
 
-RESULTS = Path(__file__).parent / "results"
+TOOLS_SCRIPT = Path(__file__).parent.resolve() / "bench_tools.py"
 RUNS = 21
 PATIENCE = 3600  # seconds for one quantization
 OURS = "onnxvitq"
@@ -77,11 +76,11 @@ def interpreter(module: str, others: tuple[str, ...]) -> str | None:
 
 
 def measure(model: Bench, case: Case, python: str, reference: np.ndarray) -> Record:
-    """Quantize and judge; where that fails, the first line of the error."""
+    """Quantize and evaluate; where that fails, the first line of the error."""
     with tempfile.TemporaryDirectory() as name:
         data, output = Path(name) / "calibration.npz", Path(name) / "int8.onnx"
-        np.savez(data, **model.calibration(case.samples or LARGEST_DRAW, case.draw))
-        command = [python, str(Path(__file__).parent / "bench_tools.py"), case.tool, model.model, data, output]
+        save_feeds(data, model.calibration(case.samples or LARGEST_DRAW, case.draw))
+        command = [python, str(TOOLS_SCRIPT), case.tool, str(model.model.resolve()), str(data), str(output)]
         try:
             # There, because some tools leave files in the current folder.
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=name)
@@ -90,10 +89,10 @@ def measure(model: Bench, case: Case, python: str, reference: np.ndarray) -> Rec
         if done.returncode:
             return {"error": first_line(done.stderr) or f"exit code {done.returncode}"}
         try:
-            judged = judge(model, output, reference)
+            figures = evaluate(model, output, reference)
         except OnnxVitqError as error:
-            judged = {"error": str(error).replace(f"{name}/", "")}
-        return {**json.loads(done.stdout.splitlines()[-1]), **judged}
+            figures = {"error": str(error).replace(f"{name}/", "")}
+        return {**json.loads(done.stdout.splitlines()[-1]), **figures}
 
 
 def first_line(stderr: str) -> str:
@@ -102,7 +101,7 @@ def first_line(stderr: str) -> str:
     return next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
 
 
-def judge(model: Bench, output: Path, reference: np.ndarray) -> Record:
+def evaluate(model: Bench, output: Path, reference: np.ndarray) -> Record:
     """Accuracy over the test samples; latency of one, beside the float model's."""
     outputs = infer(output, model.test)
     difference = OutputDifference()
@@ -112,7 +111,7 @@ def judge(model: Bench, output: Path, reference: np.ndarray) -> Record:
     return {
         "sqnr_db": difference.sqnr_db,
         "agreement": 100 * float(np.mean(model.decide(reference) == model.decide(outputs))),
-        "metric": model.judge(outputs),
+        "metric": model.evaluate(outputs),
         "times_float": timings[1].speedup,
         "float_ms": timings[0].median_ms,
         "ms": timings[1].median_ms,
@@ -149,76 +148,80 @@ def run(model: Bench, name: str, tools: Sequence[str], reference: np.ndarray, ar
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def table(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespace) -> Iterator[str]:
-    """The lines of one model's table: every tool and number of samples of which the folder holds something."""
-    columns = ("tool", "samples", "draws", "SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")
-    columns += () if args.untimed else ("seconds", "times float")
-    yield f"#### {model.title[0].upper()}{model.title[1:]}"
-    yield ""
-    yield f"{model.about[0].upper()}{model.about[1:]}."
-    yield ""
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-    metric = model.judge(reference)
-    yield f"| float | | | | | | | {metric:.2f} | {metric:.2f} |{'' if args.untimed else ' | 1.00 |'}"
+def recorded(name: str, tool: str, args: argparse.Namespace) -> dict[int, list[Record]]:
+    """Number of samples -> the records of its draws that the folder holds."""
+    groups: dict[int, list[Record]] = {}
+    for case in cases(name, tool, args):
+        if (args.folder / case.file).exists():
+            groups.setdefault(case.samples, []).append(json.loads((args.folder / case.file).read_text()))
+    return groups
+
+
+def table_of(model: Bench, name: str, reference: np.ndarray, args: argparse.Namespace) -> Table:
+    """One model's table: every tool and number of samples of which the folder holds something."""
+    figures = [(title, "{:.2f}") for title in ("SQNR dB", "worst", "agreement %", "worst", model.metric, "worst")]
+    times = () if args.untimed else (("seconds", "{:.1f}"), ("times float", "{:.2f}"))
+    table = Table(
+        columns=columns("tool", "samples", "draws", *figures, *times),
+        title=f"{model.title[0].upper()}{model.title[1:]}",
+        about=f"{model.about[0].upper()}{model.about[1:]}.",
+    )
+    metric = model.evaluate(reference)
+    table.add("float", *[None] * 6, metric, metric, *(() if args.untimed else (None, 1.0)))
     for tool, about in TOOLS.items():
-        groups: dict[int, list[Record]] = {}
-        for case in cases(name, tool, args):
-            if (args.folder / case.file).exists():
-                groups.setdefault(case.samples, []).append(json.loads((args.folder / case.file).read_text()))
-        for samples, records in groups.items():
-            cells = _cells(records, timed=not args.untimed)
-            yield f"| {about.title} | {samples or ''} | {len(records)} | {' | '.join(cells)} |"
+        for samples, records in recorded(name, tool, args).items():
+            table.add(about.title, samples or None, len(records), *_cells(records, timed=not args.untimed))
+    table.notes.extend(margins(name, args))
+    return table
 
 
-def _cells(records: Sequence[Record], *, timed: bool) -> list[str]:
+def _cells(records: Sequence[Record], *, timed: bool) -> list[Any]:
     """Mean and worst over the draws; the error where one failed."""
     errors = [record["error"] for record in records if "error" in record]
     if errors:
-        text = textwrap.shorten(errors[0].replace("|", "/"), 160)
-        return [f"{len(errors)} of {len(records)} failed: {text}", *[""] * (7 if timed else 5)]
-    cells = []
+        text = f"{len(errors)} of {len(records)} failed: {textwrap.shorten(errors[0], 160)}"
+        return [text, *[None] * (7 if timed else 5)]
+    cells: list[Any] = []
     for key in ("sqnr_db", "agreement", "metric"):
         values = [record[key] for record in records]
-        cells += [f"{np.mean(values):.2f}", f"{min(values):.2f}"]
+        cells += [float(np.mean(values)), min(values)]
     if timed:
-        cells.append(f"{np.mean([record['seconds'] for record in records]):.1f}")
-        cells.append(f"{np.median([record['times_float'] for record in records]):.2f}")
+        cells.append(float(np.mean([record["seconds"] for record in records])))
+        cells.append(float(np.median([record["times_float"] for record in records])))
     return cells
 
 
-def margin(name: str, args: argparse.Namespace) -> Iterator[str]:
-    """How many dB the default is above the best other tool, by samples."""
+def margins(name: str, args: argparse.Namespace) -> Iterator[str]:
+    """How many dB each setting of ours is above the best other tool, for each number of samples that others were given, too.
+
+    A tool that takes no samples stands beside every number of them.
+    """
     for samples in args.samples:
         means: dict[str, float] = {}
         for tool in TOOLS:
-            records = [
-                json.loads((args.folder / case.file).read_text())
-                for case in cases(name, tool, args)
-                if case.samples in {0, samples} and (args.folder / case.file).exists()
-            ]
+            groups = recorded(name, tool, args)
+            records = groups.get(samples if TOOLS[tool].calibrated else 0, [])
             if records and not any("error" in record for record in records):
                 means[tool] = float(np.mean([record["sqnr_db"] for record in records]))
         others = {tool: value for tool, value in means.items() if not tool.startswith(OURS)}
-        if OURS in means and others:
-            best = max(others, key=lambda tool: others[tool])
-            yield ""
-            for ours in (tool for tool in means if tool.startswith(OURS)):
-                gain = f"{means[ours] - others[best]:+.2f} dB"
-                yield f"* {samples} samples, {TOOLS[ours].title}: {gain} against the best other, {TOOLS[best].title}."
+        if not any(TOOLS[tool].calibrated for tool in others):
+            continue
+        best = max(others, key=others.__getitem__)
+        for ours in (tool for tool in means if tool.startswith(OURS)):
+            gain = f"{means[ours] - others[best]:+.2f} dB"
+            yield f"* {samples} samples, {TOOLS[ours].title}: {gain} against the best other, {TOOLS[best].title}."
 
 
-def versions(folder: Path) -> str:
-    """Of the tools that the records are from, and of what ran the models."""
+def peers(folder: Path) -> dict[str, str]:
+    """Versions of the tools that the records are from."""
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    tools = ", ".join(sorted({record["version"] for record in records if "version" in record}))
-    env = environment(1)
-    return f"{tools}; run by onnxruntime {env['onnxruntime']}, {env['processor']}, Python {env['python']}"
+    named = sorted({record["version"] for record in records if "version" in record})
+    return dict(text.rsplit(" ", 1) for text in named)
 
 
 def main() -> None:
     """Measure what is missing, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "bench_accuracy")
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="MODEL")
     parser.add_argument("--tools", nargs="+", default=[""], metavar="NAME", help=f"of {', '.join(TOOLS)}")
     parser.add_argument(
@@ -231,7 +234,6 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="of what the folder holds; nothing is measured")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PYTHON")
     parser.add_argument("--untimed", action="store_true", help="tables without times")
-    parser.add_argument("--write", nargs="?", const="bench_accuracy", metavar="NAME", help="into tools/results/NAME.md")
     args = parser.parse_args()
     whole, begun = set(args.tools) & set(TOOLS), tuple(name for name in args.tools if name not in TOOLS)
     chosen = [tool for tool in TOOLS if tool in whole or tool.startswith(begun)]
@@ -239,24 +241,17 @@ def main() -> None:
         parser.error(f"no tool begins with {' or '.join(args.tools)}: {', '.join(TOOLS)}")
     args.folder, args.peer_python = args.folder.resolve(), [str(Path(python).absolute()) for python in args.peer_python]
     args.folder.mkdir(parents=True, exist_ok=True)
-    tables: list[str] = []
+    tables: list[Table] = []
     for name in args.only:
         model = BENCHES[name](args.folder, args.limit)
         reference = infer(model.model, model.test)
         if not args.tables:
             run(model, name, chosen, reference, args)
-        tables += ["", *table(model, name, reference, args), *margin(name, args)]
+        tables.append(table_of(model, name, reference, args))
     times = f"; seconds to quantize; speed against float on one thread, batch 1, median of {RUNS} interleaved runs"
-    lines = [
-        f"W8A8. Mean and worst over the draws of calibration samples{'' if args.untimed else times}.",
-        "",
-        versions(args.folder),
-        *tables,
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.write:
-        (RESULTS / f"{args.write}.md").write_text(text)
+    about = f"W8A8. Mean and worst over the draws of calibration samples{'' if args.untimed else times}."
+    made = provenance(peers(args.folder))
+    finish(Results(name="bench_accuracy", tables=tables, made=made, about=[about]), args.write)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The models of tools/bench_accuracy.py, with the data that each is calibrated and judged on.
+"""The models of tools/bench_accuracy.py, with the data that each is calibrated and evaluated on.
 
 Every set of calibration samples is a part of a pool that is cut into draws: a draw of fewer samples is the beginning of the
 same draw of more. Draw 0 is what the other tools here calibrate on. Pool, validation and test samples have nothing in common.
@@ -11,7 +11,7 @@ import pydoc
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,9 @@ import numpy as np
 import ocr_recogniser as ocr
 import onnx
 import onnx.version_converter
-from objective_table import BUNDLED, build, data, export, with_outliers
+from command import save_feeds
+from fashion import MODEL, data, export_twin
+from running import infer, input_name
 
 LARGEST_DRAW, DRAWS = 64, 3
 POOL = LARGEST_DRAW * DRAWS
@@ -36,10 +38,10 @@ Feeds = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """A float model, its data, and how its outputs are judged.
+    """A float model, its data, and how its outputs are evaluated.
 
     pool: calibration samples of every draw. test: what all figures are from. metric: name of the task's metric, in percent.
-    judge: the metric of all test outputs. decide: the decisions in them, to be compared with the float model's.
+    evaluate: the metric of all test outputs. decide: the decisions in them, to be compared with the float model's.
     """
 
     title: str
@@ -48,7 +50,7 @@ class Bench:
     pool: Feeds
     test: Feeds
     metric: str
-    judge: Callable[[np.ndarray], float]
+    evaluate: Callable[[np.ndarray], float]
     decide: Callable[[np.ndarray], np.ndarray]
 
     def calibration(self, samples: int, draw: int) -> Feeds:
@@ -67,14 +69,14 @@ def _largest(outputs: np.ndarray) -> np.ndarray:
 def bundled(folder: Path, limit: int | None) -> Bench:
     """The Fashion-MNIST model of this repository."""
     del folder
-    return _fashion("the bundled model (Fashion-MNIST)", BUNDLED / "model.onnx", limit)
+    return _fashion("the bundled model (Fashion-MNIST)", MODEL, limit)
 
 
 def outliers(folder: Path, limit: int | None) -> Bench:
-    """The same function with outlier channels (see tools/objective_table.py)."""
+    """The same function with outlier channels (see tools/fashion.py)."""
     path = folder / "outliers.onnx"
     if not path.exists():
-        export(with_outliers(build(), np.random.default_rng(0)), path)
+        export_twin(path)
     return _fashion("its twin with outlier channels", path, limit)
 
 
@@ -91,7 +93,7 @@ def _fashion(title: str, model: Path, limit: int | None) -> Bench:
         pool={"input": data.normalise(images[drawn])},
         test={"input": data.normalise(tests)},
         metric="top-1 %",
-        judge=lambda logits: 100 * float(np.mean(logits.argmax(axis=-1) == truth)),
+        evaluate=lambda logits: 100 * float(np.mean(logits.argmax(axis=-1) == truth)),
         decide=_largest,
     )
 
@@ -109,9 +111,9 @@ def recogniser(folder: Path, limit: int | None) -> Bench:
     calibration = ocr.make_lines(POOL, ocr.CALIBRATION[1], fonts)
     test = ocr.make_lines(*ocr.TEST, fonts, frozenset(calibration.texts))
     characters = ocr.dictionary(original)
-    name = ocr.Session(model).input_specs[0].name
+    name = input_name(model)
 
-    def judge(probabilities: np.ndarray) -> float:
+    def evaluate(probabilities: np.ndarray) -> float:
         texts = [ocr.decode(row, characters).strip() for row in probabilities.argmax(axis=-1)]
         return ocr.accuracy(test.texts, texts)
 
@@ -123,7 +125,7 @@ def recogniser(folder: Path, limit: int | None) -> Bench:
         pool={name: calibration.inputs},
         test={name: test.inputs},
         metric="characters %",
-        judge=judge,
+        evaluate=evaluate,
         decide=_largest,
     )
 
@@ -155,7 +157,7 @@ def encoder(folder: Path, limit: int | None) -> Bench:
         pool=part("first", "others"),
         test=test,
         metric="cosine %",
-        judge=lambda embeddings: 100 * float(np.mean(_cosine(reference, embeddings))),
+        evaluate=lambda embeddings: 100 * float(np.mean(_cosine(reference, embeddings))),
         decide=_nearest,
     )
 
@@ -196,7 +198,7 @@ def _prepare_encoder(path: Path, tokens: Path) -> None:
     options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "np"}
     encoded = AutoTokenizer.from_pretrained(source)(_sentences()[:last], **options)
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    np.savez(tokens, **inputs)
+    save_feeds(tokens, inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation, and traced constants
         torch.onnx.export(
@@ -236,17 +238,6 @@ def _sentences_of(module: ModuleType) -> list[str]:
         for sentence in re.split(r"(?<=[.])\s+", " ".join(text.split()))
     ]
     return [sentence for sentence in sentences if 30 < len(sentence) < 200 and sentence[0].isupper()]
-
-
-# ------------------------------------------------------------------------------------------------------------- running
-
-
-def infer(model: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The first output for all samples, one at a time: a batch would share the ranges of dynamic activations."""
-    session = ocr.Session(model, threads=1)
-    count = len(next(iter(feeds.values())))
-    rows = [session.run({name: values[i : i + 1] for name, values in feeds.items()})[0] for i in range(count)]
-    return np.concatenate(rows)
 
 
 BENCHES: dict[str, Callable[[Path, int | None], Bench]] = {

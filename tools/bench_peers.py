@@ -1,7 +1,7 @@
 """Speed of onnxvitq and of other quantizers, W8A8, on four geometries (random weights) from both exporters.
 
     python tools/bench_peers.py [--geometries T S B W] [--exporters dynamo torchscript] [--tools NAME ...] [--threads 1 2]
-        [--batches 1 8] [--runs 15] [--folder bench_peers] [--peer-python PYTHON ...] [--write FILE.md]
+        [--batches 1 8] [--runs 15] [--folder bench_peers] [--peer-python PYTHON ...] [--write [NAME]]
 
 T: DeiT-T, S: ViT-S, B: ViT-B, W: Swin-T, from Hugging Face configurations, batch dynamic. Tools: see tools/bench_tools.py. A
 tool that is not installed beside onnxvitq is looked for in the interpreters of --peer-python (pip install nncf). Models stay
@@ -11,26 +11,24 @@ running, in fresh processes on one thread: medians of seven, and the largest pea
 a second file (--external-data), too. Random weights: this measures time, never accuracy.
 """
 
-import argparse
 import json
 import subprocess
-import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_accuracy import first_line, interpreter
+from bench_accuracy import TOOLS_SCRIPT, first_line, interpreter
 from bench_tools import TOOLS
-from vit_s import CONFIG, onnxvitq
+from command import onnxvitq, save_feeds
+from tables import Results, Table, columns, finish, parser_of, provenance
+from vit_s import CONFIG
 
 from onnxvitq.core.errors import OnnxVitqError
 from onnxvitq.evaluation.bench import Timing, bench, footprints
 from onnxvitq.graph.writing import atomic_model, data_beside, save_model
-from onnxvitq.report.build import environment
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
 OURS = ["onnxvitq-minmax", "onnxvitq-minmax-dynamic"]  # the written layout does not depend on how scales are chosen
@@ -92,9 +90,8 @@ def quantize(model: Path, tool: str, others: tuple[str, ...]) -> Path | str:
     with tempfile.TemporaryDirectory() as name:
         data, made = Path(name) / "calibration.npz", Path(name) / "int8.onnx"
         noise = np.random.default_rng(0).normal(size=(SAMPLES, 3, 224, 224)).astype(np.float32)
-        np.savez(data, **{INPUT: noise})
-        script = Path(__file__).parent.resolve() / "bench_tools.py"
-        command = [python, script, tool, model.resolve(), data, made]
+        save_feeds(data, {INPUT: noise})
+        command = [python, str(TOOLS_SCRIPT), tool, str(model.resolve()), str(data), str(made)]
         # There, because some tools leave files in the current folder.
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=name)
         if done.returncode:
@@ -117,18 +114,14 @@ def measure(models: dict[str, Path], setting: Setting, runs: int) -> dict[str, T
     return {**dict(zip(sound, timings, strict=True)), **found}
 
 
-def rows(setting: Setting, measured: dict[str, Timing | str], failed: dict[str, str]) -> list[str]:
-    """A line of the table for each model."""
-    title = GEOMETRIES[setting.geometry][0]
-    lead = f"| {title} | {setting.exporter} | {setting.threads} | {setting.batch} |"
-    lines = []
-    for name, found in {**measured, **failed}.items():
+def add_rows(table: Table, setting: Setting, measured: Mapping[str, Timing | str]) -> None:
+    """A row of the table for each model; why there are no figures where there are none."""
+    lead = (GEOMETRIES[setting.geometry][0], setting.exporter, setting.threads, setting.batch)
+    for name, found in measured.items():
         if isinstance(found, str):
-            lines.append(f"{lead} {name} | fails: {found} | | |")
+            table.add(*lead, name, f"fails: {found}", None, None)
         else:
-            spread = f"{found.lower_ms:.1f} to {found.upper_ms:.1f}"
-            lines.append(f"{lead} {name} | {found.median_ms:.1f} | {spread} | {found.speedup:.2f} |")
-    return lines
+            table.add(*lead, name, found.median_ms, (found.lower_ms, found.upper_ms), found.speedup)
 
 
 def in_two_files(model: Path) -> Path:
@@ -141,21 +134,20 @@ def in_two_files(model: Path) -> Path:
     return path
 
 
-def loads(geometry: str, exporter: str, models: dict[str, Path]) -> list[str]:
-    """A line of the second table for each model; a model that does not load is not in ``models``."""
+def add_loads(table: Table, geometry: str, exporter: str, models: dict[str, Path]) -> None:
+    """A row of the second table for each model; a model that does not load is not in ``models``."""
     feed = {INPUT: np.random.default_rng(1).normal(size=(1, 3, 224, 224)).astype(np.float32)}
     taken = footprints(list(models.values()), [feed] * len(models), threads=1)
-    first, lead = taken[0], f"| {GEOMETRIES[geometry][0]} | {exporter} |"
-    return [
-        f"{lead} {name} | {one.load_ms:.0f} | {100 * one.load_ms / first.load_ms:.0f} % | {one.peak_mb:.0f} | "
-        f"{100 * one.peak_mb / first.peak_mb:.0f} % | {one.largest_mb:.0f} |"
-        for name, one in zip(models, taken, strict=True)
-    ]
+    first = taken[0]
+    for name, footprint in zip(models, taken, strict=True):
+        shares = (100 * footprint.load_ms / first.load_ms, 100 * footprint.peak_mb / first.peak_mb)
+        lead = (GEOMETRIES[geometry][0], exporter, name)
+        table.add(*lead, footprint.load_ms, shares[0], footprint.peak_mb, shares[1], footprint.largest_mb)
 
 
 def main() -> None:
     """Make the models, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "peers_speed")
     parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
     parser.add_argument("--exporters", nargs="+", default=["dynamo", "torchscript"])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*PEERS, *OURS])
@@ -164,22 +156,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--folder", type=Path, default=Path("bench_peers"))
     parser.add_argument("--peer-python", nargs="*", default=[])
-    parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    env = environment(1)
-    lines = [
-        f"onnxruntime {env['onnxruntime']}, onnx {env['onnx']}, {env['processor']}; medians and quartiles of {args.runs}"
-        " interleaved runs",
-        "",
-        "| model | exporter | threads | batch | quantizer | ms | quartiles | times float |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    weighed = [
-        "",
-        "| model | exporter | quantizer | cold load ms | of float | peak MB | of float | largest MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    speed = Table(
+        columns=columns(
+            *(
+                "model",
+                "exporter",
+                "threads",
+                "batch",
+                "quantizer",
+                ("ms", "{:.1f}"),
+                ("quartiles", "{:.1f} to {:.1f}"),
+            ),
+            ("times float", "{:.2f}"),
+        )
+    )
+    loading = Table(
+        columns=columns(
+            *("model", "exporter", "quantizer", ("cold load ms", "{:.0f}"), ("of float", "{:.0f} %")),
+            *(("peak MB", "{:.0f}"), ("of float", "{:.0f} %"), ("largest MB", "{:.0f}")),
+        )
+    )
     for geometry in args.geometries:
         for exporter in args.exporters:
             model = export(args.folder, geometry, exporter)
@@ -190,18 +188,22 @@ def main() -> None:
                 for batch in args.batches:
                     setting = Setting(geometry=geometry, exporter=exporter, threads=threads, batch=batch)
                     measured = measure(models, setting, args.runs)
-                    found = rows(setting, measured, failed)
-                    print("\n".join(found), flush=True)
-                    lines += found
+                    add_rows(speed, setting, {**measured, **failed})
             sound = {name: path for name, path in models.items() if not isinstance(measured[name], str)}
             ours = TOOLS[OURS[0]].title
             if ours in sound:
                 sound[f"{ours} --external-data"] = in_two_files(sound[ours])
-            found = loads(geometry, exporter, sound)
-            print("\n".join(found), flush=True)
-            weighed += found
-            if args.write:
-                args.write.write_text("\n".join([*lines, *weighed]) + "\n")
+            add_loads(loading, geometry, exporter, sound)
+    about = f"Medians and quartiles of {args.runs} interleaved runs"
+    finish(
+        Results(
+            name="peers_speed",
+            tables=[speed, loading],
+            made=provenance(["torch", "transformers", "nncf"]),
+            about=[about],
+        ),
+        args.write,
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ quantizes once in a process of its own and prints the seconds it took as JSON; i
 outside the functions, so that a tool may live in another interpreter than onnxvitq.
 """
 
+import argparse
+import functools
 import importlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import save_feeds
 
 Feeds = dict[str, np.ndarray]
 Quantize = Callable[[Path, Feeds, Path], None]
@@ -29,9 +31,9 @@ class Tool:
     """One way to quantize. package: what pip calls it; imports: loaded before the clock starts."""
 
     title: str
-    package: str
-    imports: str
     prepare: Callable[[], Quantize]
+    package: str = "onnxruntime"
+    imports: str = "onnxruntime.quantization"
     calibrated: bool = True
 
 
@@ -41,11 +43,11 @@ def _samples(feeds: Feeds) -> list[Feeds]:
     return [{name: values[index : index + 1] for name, values in feeds.items()} for index in range(count)]
 
 
-def _reader(feeds: Feeds) -> Any:
+def reader(feeds: Feeds) -> Any:
     """The samples as onnxruntime's calibration, and Quark's, reads them."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
         def __init__(self) -> None:
             self.rewind()
 
@@ -64,7 +66,7 @@ def _reader(feeds: Feeds) -> Any:
 def _static_defaults() -> Quantize:
     from onnxruntime.quantization import quantize_static
 
-    return lambda model, feeds, output: quantize_static(model, output, _reader(feeds))
+    return lambda model, feeds, output: quantize_static(model, output, reader(feeds))
 
 
 def _prepared(model: Path, folder: Path) -> Path:
@@ -93,7 +95,7 @@ def _static_best(calibration: str, *, outputs: bool = True) -> Quantize:
             quantize_static(
                 _prepared(model, Path(folder)),
                 output,
-                _reader(feeds),
+                reader(feeds),
                 op_types_to_quantize=PRODUCTS,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -162,7 +164,7 @@ def _quark() -> Quantize:
         OpTypesToQuantize=["Conv", *PRODUCTS],
         OpTypesToExcludeOutputQuantization=["Conv", *PRODUCTS],
     )
-    return lambda model, feeds, output: ModelQuantizer(config).quantize_model(str(model), str(output), _reader(feeds))
+    return lambda model, feeds, output: ModelQuantizer(config).quantize_model(str(model), str(output), reader(feeds))
 
 
 def _aimet() -> Quantize:
@@ -205,69 +207,70 @@ def _onnxvitq(**options: Any) -> Quantize:
     def quantize(model: Path, feeds: Feeds, output: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "calibration.npz"
-            np.savez(data, **feeds)
+            save_feeds(data, feeds)
             onnxvitq.api.quantize(model, data, output, QuantConfig(**options))
 
     return quantize
 
 
-_ORT = {"package": "onnxruntime", "imports": "onnxruntime.quantization"}
-TOOLS = {
-    "quantize_static": Tool(title="quantize_static, defaults", prepare=_static_defaults, **_ORT),
+RECIPES = {
+    "minmax": ("min-max", "MinMax"),
+    "entropy": ("entropy", "Entropy"),
+    "percentile": ("percentile", "Percentile"),
+}
+OURS: dict[str, tuple[str, dict[str, str]]] = {
+    "onnxvitq": ("onnxvitq", {}),
+    "onnxvitq-minmax": ("onnxvitq --objective minmax", {"objective": "minmax"}),
+    "onnxvitq-minmax-dynamic": (
+        "onnxvitq --objective minmax --activations dynamic",
+        {"objective": "minmax", "activations": "dynamic"},
+    ),
+    "onnxvitq-minmax-token": (
+        "onnxvitq --objective minmax --activations token",
+        {"objective": "minmax", "activations": "token"},
+    ),
+    "onnxvitq-fast": ("onnxvitq --effort fast", {"effort": "fast"}),
+    "onnxvitq-best": ("onnxvitq --effort best", {"effort": "best"}),
+    "onnxvitq-accuracy": ("onnxvitq --preset accuracy", {"preset": "accuracy"}),
+}
+TOOLS: dict[str, Tool] = {
+    "quantize_static": Tool(title="quantize_static, defaults", prepare=_static_defaults),
     **{
         f"quantize_static-{name}": Tool(
-            title=f"quantize_static, best recipe, {title}", prepare=lambda member=member: _static_best(member), **_ORT
+            title=f"quantize_static, best recipe, {title}", prepare=functools.partial(_static_best, member)
         )
-        for name, title, member in (
-            ("minmax", "min-max", "MinMax"),
-            ("entropy", "entropy", "Entropy"),
-            ("percentile", "percentile", "Percentile"),
-        )
+        for name, (title, member) in RECIPES.items()
     },
     "quantize_static-inputs": Tool(
         title="quantize_static, best recipe, min-max, only inputs of products",
         prepare=lambda: _static_best("MinMax", outputs=False),
-        **_ORT,
     ),
-    "quantize_dynamic": Tool(title="quantize_dynamic, per channel", prepare=_dynamic, calibrated=False, **_ORT),
+    "quantize_dynamic": Tool(title="quantize_dynamic, per channel", prepare=_dynamic, calibrated=False),
     "nncf": Tool(title="NNCF, transformer", package="nncf", imports="nncf", prepare=_nncf),
     "quark": Tool(title="Quark, smoothing, bias correction", package="amd-quark", imports="quark.onnx", prepare=_quark),
     "aimet": Tool(title="AIMET, tf_enhanced", package="aimet-onnx", imports="aimet_onnx", prepare=_aimet),
     **{
-        name: Tool(
-            title=title, package="onnxvitq", imports="onnxvitq", prepare=lambda options=options: _onnxvitq(**options)
-        )
-        for name, title, options in (
-            ("onnxvitq", "onnxvitq", {}),
-            ("onnxvitq-minmax", "onnxvitq --objective minmax", {"objective": "minmax"}),
-            (
-                "onnxvitq-minmax-dynamic",
-                "onnxvitq --objective minmax --activations dynamic",
-                {"objective": "minmax", "activations": "dynamic"},
-            ),
-            (
-                "onnxvitq-minmax-token",
-                "onnxvitq --objective minmax --activations token",
-                {"objective": "minmax", "activations": "token"},
-            ),
-            ("onnxvitq-fast", "onnxvitq --effort fast", {"effort": "fast"}),
-            ("onnxvitq-best", "onnxvitq --effort best", {"effort": "best"}),
-            ("onnxvitq-accuracy", "onnxvitq --preset accuracy", {"preset": "accuracy"}),
-        )
+        name: Tool(title=title, package="onnxvitq", imports="onnxvitq", prepare=functools.partial(_onnxvitq, **options))
+        for name, (title, options) in OURS.items()
     },
 }
 
 
 def main() -> None:
     """Quantize with one tool; only JSON goes to standard output."""
-    name, model, data, output = sys.argv[1:]
-    tool = TOOLS[name]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tool", choices=TOOLS)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path, help="calibration samples, .npz")
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    tool = TOOLS[args.tool]
     importlib.import_module(tool.imports)
     quantize = tool.prepare()
-    with np.load(data) as file:
+    with np.load(args.data) as file:
         feeds = {key: file[key] for key in file.files}
     start = time.perf_counter()
-    quantize(Path(model), feeds, Path(output))
+    quantize(args.model, feeds, args.output)
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "version": f"{tool.package} {version(tool.package)}"}))
 

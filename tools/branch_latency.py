@@ -1,21 +1,22 @@
 """What branches of low rank cost on ViT-S geometry: bytes, time, and whether every Gemm of theirs is an integer kernel.
 
-    python tools/branch_latency.py [--folder vit_s] [--bits w4a4] [--latency 0.04 0.08 1000] [--runs 60] [--write]
+    python tools/branch_latency.py [--folder vit_s] [--bits w4a4] [--latency 0.04 0.08 1000] [--runs 60]
+        [--write [NAME]]
 
 The float model is the static one of tools/vit_s.py, which makes it. Its weights are random, so no branch gains anything: gains
 are drawn that fall with the rank and are alike for all layers, and the ranks are what the budgets of 10 % of the weights'
 bytes and of the time then allow; values of the factors are noise. Timed interleaved on one thread, in processor time of that
 thread, so that other work on the machine is not in it; the ratio is that of the medians of all runs and, as a check, of the
-fastest runs. With --write the table also goes to tools/results/branch_latency.md.
+fastest runs.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from tables import Results, Shown, Table, columns, finish, parser_of, provenance
 from vit_s import export, prepare
 
 from onnxvitq.blocks.find import find_blocks
@@ -37,7 +38,6 @@ from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.kernels import audit
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 
-RESULTS = Path(__file__).parent / "results" / "branch_latency.md"
 SIZE = 0.1
 TOKENS = 197
 
@@ -60,7 +60,7 @@ def ranks(layers: Layers, plan: QuantPlan, latency: float) -> dict[str, int]:
     found = []
     for tensor, group in readers_by_input(layers.blockmap.linears).items():
         if all(planned_linear(plan, one) and one.kind == "linear" for one in group):
-            gains = rng.uniform(0.5, 1.0) * 0.9 ** np.arange(MAX_RANK)
+            gains = rng.uniform(0.5, 1.0) * 0.9 ** np.arange(MAX_RANK, dtype=np.float64)
             outputs, rows = sum(one.out_features for one in group), 1 if group[0].role == "head" else TOKENS
             able = {one.name: noise(one.in_features, one.out_features, 1, rng) for one in group}
             gain = FittedBranches(
@@ -113,12 +113,11 @@ def timed(models: list[Path], feed: dict[str, np.ndarray], runs: int) -> np.ndar
 
 def main() -> None:
     """Write, audit, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, "branch_latency")
     parser.add_argument("--folder", type=Path, default=Path("vit_s"))
     parser.add_argument("--bits", default="w4a4")
     parser.add_argument("--latency", nargs="+", type=float, default=[0.04, 0.08, 1000.0])
     parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--write", action="store_true", help="into tools/results/branch_latency.md")
     args = parser.parse_args()
     source = export(prepare(args.folder, 1)[0], "dynamo", "static")
     loaded = load_model(source)
@@ -137,31 +136,28 @@ def main() -> None:
         counts = [audit(model, blockmap, one, 1).branches for model, one in zip(models, plans, strict=True)]
         times = timed(models, random_feed(loaded.inputs, 1, 0), args.runs)
     medians, least = np.median(times, axis=0), times.min(axis=0)
-    lines = [
-        f"ViT-S geometry, {args.bits}, one thread, {args.runs} runs interleaved, "
-        f"{1e3 * medians[0]:.1f} ms of processor time without branches\n",
-        "| budget of time | branches beside | Gemms | on integer kernels | file | over the weights' bytes | time, medians "
-        "| time, fastest |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    table = Table(
+        columns=columns(
+            *("budget of time", ("branches beside", "{} of {} linears"), "Gemms", "on integer kernels"),
+            *(("file", "{:+.0f} kB"), ("over the weights' bytes", "{:.1f} %")),
+            *(("time, medians", "{:+.1f} %"), ("time, fastest", "{:+.1f} %")),
+        )
+    )
     packed = weight_bytes(layers, plan)
     for index, latency in enumerate(args.latency, start=1):
         more = sizes[index] - sizes[0]
-        cells = [
-            f"{100 * latency:.0f} %" if latency < 1 else "none",
-            f"{len(plans[index].branches)} of {len(blockmap.linears)} linears",
-            counts[index].found,
-            counts[index].integer_kernels,
-            f"+{more / 1e3:.0f} kB",
-            f"{100 * more / packed:.1f} %",
-            f"{100 * (medians[index] / medians[0] - 1):+.1f} %",
-            f"{100 * (least[index] / least[0] - 1):+.1f} %",
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+        table.add(
+            Shown(100 * latency, "{:.0f} %") if latency < 1 else "none",
+            (len(plans[index].branches), len(blockmap.linears)),
+            *(counts[index].found, counts[index].integer_kernels, more / 1e3, 100 * more / packed),
+            *(100 * float(values[index] / values[0] - 1) for values in (medians, least)),
+        )
+    about = (
+        f"ViT-S geometry, {args.bits}, one thread, {args.runs} runs interleaved, "
+        f"{1e3 * medians[0]:.1f} ms of processor time without branches"
+    )
+    results = Results(name="branch_latency", tables=[table], made=provenance(["torch"]), about=[about])
+    finish(results, args.write)
 
 
 if __name__ == "__main__":

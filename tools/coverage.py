@@ -1,26 +1,22 @@
 """Vision Transformers of transformers through both of torch's exporters: what onnxvitq finds of what torch computes.
 
-    python tools/coverage.py [--only NAME] [--exporter both] [--folder coverage] [--reuse] [--write]
+    python tools/coverage.py [--only NAME] [--exporter both] [--folder coverage] [--reuse] [--write [NAME]]
 
 For each architecture (coverage_architectures.py) and exporter: export, quantize on random normal inputs, and hold what was
 found against what torch itself ran (coverage_counts.py). A batch of any size where the exporter can, else a batch of one.
-Random weights: this measures what is found and which kernels run it, never accuracy. Prints a row as each is done; with
---write the table also goes to tools/results/coverage.md. With --folder the graphs stay there, each with a .json of the
-expected counts, and --reuse takes them from there. Exit status 1 when anything expected is missing. Needs torch,
-transformers and scipy.
+Random weights: this measures what is found and which kernels run it, never accuracy. Prints a row as each is done. With
+--folder the graphs stay there, each with a .json of the expected counts, and --reuse takes them from there. Exit status 1
+when anything expected is missing. Needs torch, transformers and scipy.
 """
 
-import argparse
 import json
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +24,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parent))
 from coverage_architectures import ARCHITECTURES
 from coverage_counts import Expected, Layer, count
 from coverage_models import Architecture, Wrapped, build, example
+from rich.console import Console
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq import api
 from onnxvitq.core.config import QuantConfig
@@ -41,7 +36,6 @@ from onnxvitq.core.errors import ExportError, OnnxVitqError
 from onnxvitq.export.foreign import quiet
 from onnxvitq.export.torch_exporters import EXPORTERS, Request, run_exporter
 
-RESULTS = Path(__file__).parent / "results" / "coverage.md"
 SHORT = {"dynamo": "dynamo", "torchscript": "ts"}
 INPUT = "image"
 SAMPLES = 8
@@ -278,33 +272,28 @@ def _more(what: str, number: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- table
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, with what they were made with."""
-    packages = ("onnxvitq", "torch", "transformers", "onnx", "onnxruntime")
-    versions = [f"{name} {version(name).partition('+')[0]}" for name in packages]  # without torch's build tag
+def results_of(rows: Sequence[Row]) -> Results:
+    """All rows, and what they come to."""
     quantized = [row for row in rows if row.quantized]
     names = {row.cells[0] for row in quantized if row.passed}
-    lines = [
+    about = (
         f"{len(rows)} graphs: {len(quantized)} quantized, {sum(not row.passed for row in rows)} with something missing; "
-        f"{len(names)} architectures with everything found from at least one exporter.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{'---|' * len(COLUMNS)}",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row.cells)} |" for row in rows),
-        "",
-        f"{', '.join(versions)}; {SAMPLES} random images, scales by min-max.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"{len(names)} architectures with everything found from at least one exporter."
+    )
+    table = Table(columns=columns(*COLUMNS), rows=[row.cells for row in rows])
+    notes = [f"{SAMPLES} random images, scales by min-max."]
+    return Results(
+        name="coverage", tables=[table], made=provenance(["torch", "transformers"]), about=[about], notes=notes
+    )
 
 
 def main() -> int:
     """Go through the architectures, print, and say whether everything expected was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "coverage")
     parser.add_argument("--only", action="append", metavar="NAME", help="architectures, by name or pattern; repeatable")
     parser.add_argument("--exporter", choices=(*EXPORTERS, "both"), default="both")
     parser.add_argument("--folder", type=Path, help="keep the exported graphs here")
     parser.add_argument("--reuse", action="store_true", help="take graphs from the folder where they are there")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     exporters = tuple(EXPORTERS) if args.exporter == "both" else (args.exporter,)
     chosen = [one for one in ARCHITECTURES if not args.only or any(fnmatch(one.name, name) for name in args.only)]
@@ -319,10 +308,10 @@ def main() -> int:
                 start = time.perf_counter()
                 rows.append(measure(architecture, exporter, export(architecture, exporter, folder, args.reuse)))
                 show(console, rows[-1], time.perf_counter() - start)
-    text = table(rows)
-    console.print(text.splitlines()[0])
+    results = results_of(rows)
+    console.print(results.about[0])
     if args.write:
-        RESULTS.write_text(text)
+        finish(results, args.write)
     return 0 if all(row.passed for row in rows) else 1
 
 

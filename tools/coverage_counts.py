@@ -80,7 +80,7 @@ class _Trace(TorchDispatchMode):
     """Records every operator; a value is known by its storage, so that views and writes in place need no care."""
 
     def __init__(self, where: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.calls: list[_Call] = []
         self._where = where
         self._alive: list[torch.Tensor] = []  # or a storage's address would be given out again

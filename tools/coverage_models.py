@@ -115,5 +115,6 @@ def draw(model: nn.Module) -> None:
             else:
                 parameter.normal_(0, 0.3)  # biases, tokens, positions, tables
         if isinstance(getattr(module, "running_var", None), torch.Tensor):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 1.5)
+            statistics: Any = module
+            statistics.running_mean.normal_(0, 0.3)
+            statistics.running_var.uniform_(0.5, 1.5)

@@ -1,24 +1,21 @@
 """The bundled model calibrated on what it will never see: crops of photographs in place of Fashion-MNIST.
 
-    python tools/domain_shift.py [--images 64] [--bits w8a8 ...] [--write]
+    python tools/domain_shift.py [--images 64] [--bits w8a8 ...] [--write [NAME]]
 
 Photographs are those that scikit-image ships (pip install scikit-image); crops are drawn by a fixed seed, grey, 28 x 28. Top-1
-and SQNR are on the 10,000 Fashion-MNIST test images (Debian's dataset-fashion-mnist). With --write the table also goes to
-tools/results/domain_shift.md.
+and SQNR are on the 10,000 Fashion-MNIST test images (Debian's dataset-fashion-mnist). Needs torch.
 """
 
-import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from command import onnxvitq
+from fashion import CALIBRATION, MODEL, PREPARED, test_file
+from objective_table import ACCURACY, accuracy
 from PIL import Image
+from tables import Results, Table, columns, finish, parser_of, provenance
 
-sys.path.insert(0, str(Path(__file__).parent))
-from objective_table import BUNDLED, data, onnxvitq
-
-RESULTS = Path(__file__).parent / "results" / "domain_shift.md"
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "coins", "rocket", "page", "moon")
 SIDE, CROP = 28, (56, 300)  # of what the model reads; shortest and longest side of a crop
 
@@ -38,35 +35,23 @@ def crops(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Quantize twice for each width and print top-1."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "domain_shift")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w6a6"])
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    lines = [
-        f"10,000 test images, {args.images} calibration images",
-        "",
-        "| bits | calibrated on | SQNR dB | agreement % | top-1 % | float top-1 % |",
-        "|---|---|---|---|---|---|",
-    ]
+    table = Table(columns=columns("bits", "calibrated on", *ACCURACY))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        test, photos, output = folder / "test.npz", folder / "photos", folder / "int8.onnx"
-        images, labels = data.read("t10k")
-        np.savez(test, x=images, y=labels)
+        test, photos, output = test_file(folder), folder / "photos", folder / "int8.onnx"
         photos.mkdir()
         crops(photos, args.images)
         for bits in args.bits:
-            for title, calibration in (("Fashion-MNIST", BUNDLED / "calib"), ("photographs", photos)):
-                options = ("--bits", bits, "--num-samples", args.images)
-                onnxvitq(BUNDLED / "model.onnx", "--calib", calibration, "-o", output, *options)
-                found = onnxvitq("evaluate", BUNDLED / "model.onnx", output, "--data", test)
-                figures = [found["sqnr_db"], 100 * found["agreement"], found["top1_quantized"], found["top1_reference"]]
-                lines.append(f"| {bits} | {title} | " + " | ".join(f"{value:.2f}" for value in figures) + " |")
-                print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    if args.write:
-        RESULTS.write_text(text)
+            for title, calibration in (("Fashion-MNIST", CALIBRATION), ("photographs", photos)):
+                options = ("--bits", bits, "--num-samples", args.images, *PREPARED)
+                onnxvitq(MODEL, "--calib", calibration, "-o", output, *options)
+                table.add(bits, title, *accuracy(MODEL, output, test)[1])
+    about = f"10,000 test images, {args.images} calibration images"
+    finish(Results(name="domain_shift", tables=[table], made=provenance(["scikit-image"]), about=[about]), args.write)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whether the lower end b1 of AIQViT's focusing quantizer pays: the error of A V for the best [0, b2] against [b1, b2].
 
-    python tools/focus_interval.py [--models bundled outliers encoder] [--bits 8 4 3] [--samples 32] [--write]
+    python tools/focus_interval.py [--models bundled outliers encoder] [--bits 8 4 3] [--samples 32]
+        [--write [NAME]]
 
 The quantizer sets what is below b1 to b1 and what is above b2 to b2 and is uniform between them: code 0 stands for b1. With
 b1 > 0 that is no pair of QuantizeLinear and DequantizeLinear: A - b1 has to be quantized, and b1 times the column sums of V
@@ -8,22 +9,19 @@ added to the product, an addition over an (H, T, D) tensor at run time. Both int
 error of A V against the float one's, and judged on odd ones; V stays float. One quantizer an attention, as it is written,
 heads share it. "divided late" is what is written at few bits: the rows of A over their largest value are quantized, and the
 product is divided by the sums of the codes' rows, so that their sum is one again without b1.
-Models and calibration data are those of tools/bench_accuracy.py. --write puts the table into tools/results/focus_interval.md.
+Models and calibration data are those of tools/bench_accuracy.py.
 """
 
-import argparse
 import itertools
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from bench_models import BENCHES, Bench
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.layers import Attention
@@ -35,7 +33,6 @@ from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 
-RESULTS = Path(__file__).parent / "results" / "focus_interval.md"
 UPPER = (*(step / 10 for step in range(1, 10)), 1.0)  # b2 over the largest probability
 LOWER = (0.0, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)  # b1 over b2
 Interval = tuple[float, float]
@@ -96,24 +93,24 @@ def _tensors(attention: Attention) -> tuple[str, str]:
     return attention.probs, attention.value
 
 
-def _summary(gains: list[Gain]) -> tuple[int, str]:
-    """How many chose b1 > 0, and the mean gain."""
-    return sum(one.share > 0 for one in gains), f"{np.mean([one.db for one in gains]):.2f}"
+def _summary(gains: list[Gain]) -> tuple[int, float]:
+    """How many chose b1 > 0, and the mean gain in dB."""
+    return sum(one.share > 0 for one in gains), float(np.mean([one.db for one in gains]))
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, "focus_interval")
     parser.add_argument("--models", nargs="+", default=["bundled", "outliers", "encoder"], choices=list(BENCHES))
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 3])
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--write", action="store_true", help="into tools/results/focus_interval.md")
     args = parser.parse_args()
-    lines = [
-        f"error of A V on held-out samples, {args.samples} calibration samples; dB that b1 > 0 gains over b1 = 0\n",
-        "| model | bits | attentions | b1 > 0 chosen | mean dB | divided late: chosen | mean dB | largest dB | b1 / b2 up to |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    table = Table(
+        columns=columns(
+            *("model", "bits", "attentions", "b1 > 0 chosen", ("mean dB", "{:.2f}"), "divided late: chosen"),
+            *(("mean dB", "{:.2f}"), ("largest dB", "{:.2f}"), ("b1 / b2 up to", "{:.3f}")),
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             model = BENCHES[name](Path(folder), 1)
@@ -121,14 +118,11 @@ def main() -> None:
             for bits in args.bits:
                 alone = [gain(a, v, bits, late=False) for a, v in pairs]
                 late = [gain(a, v, bits, late=True) for a, v in pairs]
-                cells = [model.title, bits, len(pairs), *_summary(alone), *_summary(late)]
-                cells += [f"{max(one.db for one in late):.2f}", f"{max(one.share for one in late):.3f}"]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
-                print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+                largest = (max(one.db for one in late), max(one.share for one in late))
+                table.add(model.title, bits, len(pairs), *_summary(alone), *_summary(late), *largest)
+    about = f"error of A V on held-out samples, {args.samples} calibration samples; dB that b1 > 0 gains over b1 = 0"
+    results = Results(name="focus_interval", tables=[table], made=provenance(["torch"]), about=[about])
+    finish(results, args.write)
 
 
 if __name__ == "__main__":

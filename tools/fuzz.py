@@ -1,14 +1,14 @@
 """Random one-node edits of valid graphs: is what onnxvitq writes still the edited graph, or refused with a reason?
 
-    python tools/fuzz.py --folder GRAPHS [--edits 200] [--seed 0] [--kind KIND] [--keep FOLDER] [--write]
+    python tools/fuzz.py --folder GRAPHS [--edits 200] [--seed 0] [--kind KIND] [--keep FOLDER]
+        [--write [NAME]]
 
 Takes float graphs from a folder in turn (tools/coverage.py --folder makes some), changes one node at random
 (tests/graph_edits.py) and holds the canonical form and the integer model against the edited graph (tests/edit_judge.py).
 The two modules live in tests, which must not need tools: tests/e2e/test_fuzz.py does the same with small graphs. Graphs
-that fail are kept with --keep. With --write the table also goes to tools/results/fuzz.md. Exit status 1 when any fails.
+that fail are kept with --keep. Exit status 1 when any fails.
 """
 
-import argparse
 import re
 import resource
 import sys
@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from rich.console import Console
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from edit_judge import PLENTY_DB, Verdict, blame, judge
 from graph_edits import EDITS, Edited, draw, observe, prepared
 
 MEMORY = 4 * 2**30  # bytes; an edit that folds the batch into the positions makes onnxruntime ask for far more
-RESULTS = Path(__file__).parent / "results" / "fuzz.md"
 MAX_BYTES = 4 * 2**20  # of a graph: larger ones take a minute each
 NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|[\w./:-]*[\d_/][\w./:-]*")
 
@@ -96,41 +96,35 @@ def show(console: Console, case: Case, keep: Path | None, seconds: float) -> Non
     console.print(f"      kept as {name}; pass: {culprit or 'none'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def table(done: Sequence[Case]) -> str:
+def results_of(done: Sequence[Case]) -> Results:
     """What was edited, what was refused and why, and the worst figures."""
     written = [case.verdict for case in done if not case.verdict.refusal]
     reasons = Counter(NAMES.sub("...", case.verdict.refusal) for case in done if case.verdict.refusal)
     kinds = Counter(case.edited.kind for case in done)
     failed = sum(bool(case.verdict.problems) for case in done)
     worst = max((verdict.gap for verdict in written), default=0.0)
-    lines = [
+    about = (
         f"{len(done)} edits of {len({case.graph for case in done})} graphs: {len(written)} written, "
         f"{len(done) - len(written)} refused, {failed} wrong.",
-        "",
         f"Largest difference of a canonical form {max((v.canonical for v in written), default=0.0):.1e} of the largest "
         f"output; written models at most {worst:.1f} dB worse than plain quantization (beyond {PLENTY_DB:.0f} dB "
         "counts as equal).",
-        "",
-        "| edit | graphs |",
-        "|---|---|",
-        *(f"| {kind} | {count} |" for kind, count in kinds.most_common()),
-        "",
-        "| refused because | graphs |",
-        "|---|---|",
-        *(f"| {reason.replace('|', '/')} | {count} |" for reason, count in reasons.most_common()),
-    ]
-    return "\n".join(lines) + "\n"
+    )
+    tables = (
+        Table(columns=columns("edit", "graphs"), rows=list(kinds.most_common())),
+        Table(columns=columns("refused because", "graphs"), rows=list(reasons.most_common())),
+    )
+    return Results(name="fuzz", tables=tables, made=provenance(), about=about)
 
 
 def main() -> int:
     """Draw, judge, print; whether all went well."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "fuzz")
     parser.add_argument("--folder", type=Path, action="append", required=True, help="of .onnx files; repeatable")
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=tuple(EDITS), default="", help="only this kind of edit")
     parser.add_argument("--keep", type=Path, help="folder for the graphs that fail")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     files = sorted(path for folder in args.folder for path in folder.glob("*.onnx") if path.stat().st_size < MAX_BYTES)
@@ -141,10 +135,7 @@ def main() -> int:
         done.append(case)
         show(console, case, args.keep, time.perf_counter() - start)
         start = time.perf_counter()
-    text = table(done)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-    if args.write:
-        RESULTS.write_text(text)
+    finish(results_of(done), args.write)
     return 1 if any(case.verdict.problems for case in done) else 0
 
 

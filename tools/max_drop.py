@@ -1,6 +1,7 @@
 """Whether --max-drop keeps its promise on images that nothing has seen: five draws of calibration images, three budgets.
 
-    python tools/max_drop.py [--write] [--images IMAGES.npz] [--bits w4a4] [--budgets 0.5% 1% 2%] [--seeds 5] [--judged N ...]
+    python tools/max_drop.py [--images IMAGES.npz] [--bits w4a4] [--budgets 0.005 0.01 0.02] [--seeds 5] [--judged N ...]
+        [--write [NAME]]
 
 Each seed shuffles the bundled calibration and test images, or those of a .npz file (x, y). The first 64 calibrate the bundled
 model, the next ones judge the promise where the table says so (--eval, with labels; otherwise held-out calibration images
@@ -11,28 +12,35 @@ with labels what top-1 falls by. A promise is kept there where that is at most t
 The fit is the fast one (--effort fast): what keeps the promise comes after it.
 """
 
-import argparse
-import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fashion import CALIBRATION, MODEL, PREPROCESSOR_CONFIG, TEST, data
 from PIL import Image
+from running import infer
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq import api
 from onnxvitq.core.config import QuantConfig
-from onnxvitq.runtime.session import Session
 
-TOOLS = Path(__file__).parent
-BUNDLED = TOOLS.parent / "models" / "fashion_vit"
-RESULTS = TOOLS / "results" / "max_drop.md"
-sys.path.insert(0, str(BUNDLED))
-import data
-
+COLUMNS = columns(
+    *(
+        "evaluated on",
+        "seed",
+        ("budget %", "{:g}"),
+        ("lost", "{} of {}"),
+        ("expected %", "{:.2f}"),
+        ("at most %", "{:.2f}"),
+    ),
+    *("raised", "float", "stated as kept", ("unseen %", "{:.2f} +- {:.2f}"), "kept there"),
+)
 CALIBRATED = 64
+INPUT = "input"
 CERTAIN = 1.645  # standard errors of what is measured on the rest
-PREPROCESS = api.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
+PREPROCESS = api.PreprocessOptions(config_file=PREPROCESSOR_CONFIG)
 
 
 def images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +49,8 @@ def images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
         arrays = np.load(path)
         pixels, labels = arrays["x"], arrays["y"]
     else:
-        arrays = np.load(BUNDLED / "test.npz")
-        files = sorted((BUNDLED / "calib").glob("*.png"))
+        arrays = np.load(TEST)
+        files = sorted(CALIBRATION.glob("*.png"))
         pixels = np.concatenate([arrays["x"], np.stack([np.asarray(Image.open(file)) for file in files])])
         labels = np.concatenate([arrays["y"], [data.CLASSES.index(file.stem.partition("_")[2]) for file in files]])
     if pixels.dtype == np.uint8:
@@ -52,76 +60,71 @@ def images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 def lost(models: tuple[Path, Path], pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """(N,) 1 where a decision is lost, -1 where one is gained."""
-    batches = [pixels[index : index + 64] for index in range(0, len(pixels), 64)]
-    sessions = [Session(model) for model in models]
-    before, after = (
-        np.concatenate([one.run({one.input_specs[0].name: batch})[0] for batch in batches]).argmax(axis=1)
-        for one in sessions
-    )
+    before, after = (infer(model, {INPUT: pixels}, 64).argmax(axis=1) for model in models)
     if labels is None:
         return (before != after).astype(np.float64)
     return (before == labels).astype(np.float64) - (after == labels)
 
 
-def row(case: tuple[np.ndarray, np.ndarray], judged: int, config: QuantConfig, folder: Path) -> tuple[str, bool, bool]:
-    """One run: its line but for the seed, whether the promise is kept on the rest, and whether within the error of that."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """One run: its cells but for where and by which seed, whether the promise is kept on the rest, or within its error."""
+
+    cells: tuple[Any, ...]
+    kept: bool
+    within: bool
+
+
+def promise(case: tuple[np.ndarray, np.ndarray], judged: int, config: QuantConfig, folder: Path) -> Promise:
+    """Quantize with a promise and hold it against the images that nothing has seen."""
     pixels, labels = case
-    judge, output, model = folder / "judge.npz", folder / "int8.onnx", BUNDLED / "model.onnx"
+    others, output = folder / "others.npz", folder / "int8.onnx"
     stop = CALIBRATED + judged
-    np.savez(judge, x=pixels[CALIBRATED:stop], y=labels[CALIBRATED:stop])
-    config = QuantConfig.from_dict({**config.to_dict(), "judged_on": str(judge) if judged else None})
-    report: Any = api.quantize(model, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report
-    quality = report["quality"]
-    found = lost((model, output), pixels[stop:], labels[stop:] if judged else None)
-    share, error = found.mean(), found.std() / np.sqrt(len(found))
+    np.savez(others, x=pixels[CALIBRATED:stop], y=labels[CALIBRATED:stop])
+    config = QuantConfig.from_dict({**config.to_dict(), "judged_on": str(others) if judged else None})
+    report = api.quantize(MODEL, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report
+    quality: Any = report["quality"]
+    found = lost((MODEL, output), pixels[stop:], labels[stop:] if judged else None)
+    share, error = float(found.mean()), float(found.std() / np.sqrt(len(found)))
     assert config.max_drop is not None  # main gave one
-    kept, within = bool(share <= config.max_drop), bool(share - CERTAIN * error <= config.max_drop)
-    verdict = "yes" if kept else "within the error" if within else "NO"
+    kept, within = share <= config.max_drop, share - CERTAIN * error <= config.max_drop
     actions = [change["action"] for change in quality["changes"]]
-    text = (
-        f"{100 * config.max_drop:g} | {quality['lost']} of {quality['samples']} | {100 * quality['expected']:.2f} "
-        f"| {100 * quality['bound']:.2f} | {actions.count('raise')} | {actions.count('float')} "
-        f"| {'yes' if quality['kept'] else 'no'} | {100 * share:.2f} +- {100 * error:.2f} | {verdict} |"
+    cells = (
+        *(100 * config.max_drop, (quality["lost"], quality["samples"]), 100 * quality["expected"]),
+        *(100 * quality["bound"], actions.count("raise"), actions.count("float")),
+        *("yes" if quality["kept"] else "no", (100 * share, 100 * error)),
+        "yes" if kept else "within the error" if within else "NO",
     )
-    return text, kept, within
+    return Promise(cells=cells, kept=kept, within=within)
 
 
 def main() -> None:
     """The table, a row as soon as it is known."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "max_drop")
     parser.add_argument("--images", type=Path, help="labelled images (.npz) in place of the bundled ones")
     parser.add_argument("--bits", default="w4a4")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="shares")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--judged", type=int, nargs="+", default=[0, 400], help="images that judge; 0: held-out ones")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    lines = [
-        "| judged on | seed | budget % | lost | expected % | at most % | raised | float | stated as kept | unseen % "
-        "| kept there |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    tables: list[Table] = []
     pixels, labels = images(args.images)
     for judged in args.judged:
-        kept = []
+        tables.append(Table(columns=COLUMNS))
+        promises: list[Promise] = []
         for seed in range(args.seeds):
             order = np.random.default_rng(seed).permutation(len(pixels))
             for budget in args.budgets:
                 config = QuantConfig(bits=args.bits, effort="fast", max_drop=budget, threads=args.threads)
                 with tempfile.TemporaryDirectory() as folder:
-                    text, *found = row((pixels[order], labels[order]), judged, config, Path(folder))
-                kept.append(found)
-                lines.append(f"| {judged or 'held-out'} | {seed} | {text}")
-                print(lines[-1], flush=True)
-        exact, within = np.sum(kept, axis=0)
+                    promises.append(promise((pixels[order], labels[order]), judged, config, Path(folder)))
+                tables[-1].add(judged or "held-out", seed, *promises[-1].cells)
         source = f"{judged} other images with labels" if judged else "held-out calibration images"
-        verdict = f"kept {exact} of {len(kept)}, {within} within the error of what was not seen"
-        lines += ["", f"Judged on {source}: {verdict}.", ""]
-        print("\n".join(lines[-3:]), flush=True)
-    if args.write:
-        RESULTS.write_text("\n".join(lines) + "\n")
+        exact, within = (sum(getattr(one, name) for one in promises) for name in ("kept", "within"))
+        verdict = f"kept {exact} of {len(promises)}, {within} within the error of what was not seen"
+        tables[-1].notes.append(f"Evaluated on {source}: {verdict}.")
+    finish(Results(name="max_drop", tables=tables, made=provenance()), args.write)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Uniform against mixed precision on the bundled model and its outlier twin, and how far predictions can be trusted.
 
-    python tools/mixed_precision.py [--write] [--validation VALIDATION.npz] [--bits 8 7 6 5 4] [--model NAME] [--worth 0.75]
+    python tools/mixed_precision.py [--validation VALIDATION.npz] [--bits 8 7 6 5 4] [--model NAME] [--worth 0.75]
+        [--write [NAME]]
 
 Every row is a whole run: 64 calibration images, default fit, weights of that many bits on average (patch embedding and head
 keep 8), activations of 8 bits. "size" is the file's. Accuracy is on the bundled test images, or on labelled images that are
@@ -19,15 +20,17 @@ error is measured on 64 images that nothing else has seen. Needs torch, for the 
 
 import argparse
 import itertools
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from fashion import CALIBRATION, PREPROCESSOR_CONFIG, TEST, data, export_bundled, export_twin
+from objective_table import ACCURACY
+from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq import api
 from onnxvitq.calibration.dataset import CalibrationDataset
@@ -47,66 +50,96 @@ from onnxvitq.precision.trial import ChoiceTrial
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 
-TOOLS = Path(__file__).parent
-sys.path.insert(0, str(TOOLS))
-from objective_table import BUNDLED, RESULTS, build, data, export, with_outliers
-
-FORMS = tuple(itertools.product(("module", "layer"), ("nuclear", "measured")))
+Granularity = Literal["module", "layer"]
+Criterion = Literal["nuclear", "measured"]
+CHOICES = columns(
+    *(
+        "model",
+        "bits",
+        "granularity",
+        "criterion",
+        ("predicted gain dB", "{:.1f}"),
+        ("measured gain dB, unfitted", "{:.1f}"),
+    ),
+    *(("passes", "{:.2f}"), ("s", "{:.1f}"), "written", ("size MB", "{:.3f}"), *ACCURACY),
+)
+RANKINGS = columns(
+    *("model", "granularity", "criterion", "draws", ("Spearman", "{:.3f}")),
+    *(("measured SQNR dB, from", "{:.1f}"), ("to", "{:.1f}")),
+)
+FORMS: tuple[tuple[Granularity, Criterion], ...] = (
+    *(("module", "nuclear"), ("module", "measured"), ("layer", "nuclear"), ("layer", "measured")),
+)
+Written = Callable[[QuantConfig, bool], tuple[float, ...]]  # the figures of what is written: mixed or uniform
 DRAWS, SEEN, WIDTHS = 60, 64, (3, 4, 5, 6, 7, 8)
-PREPROCESS = api.PreprocessOptions(config_file=BUNDLED / "preprocessor_config.json")
+PREPROCESS = api.PreprocessOptions(config_file=PREPROCESSOR_CONFIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A network after the exact steps, its held-out samples, and samples of the test images."""
+
+    network: PlannedNetwork
+    held: Samples
+    unseen: Samples
 
 
 def models(folder: Path, wanted: str | None) -> Iterator[tuple[str, Path]]:
     """The bundled model and its twin."""
-    for name, model in (("bundled", build()), ("twin", with_outliers(build(), np.random.default_rng(0)))):
+    for name, make in (("bundled", export_bundled), ("twin", export_twin)):
         if wanted in (None, name):
-            path = folder / f"{name}.onnx"
-            export(model, path)
-            yield name, path
+            yield name, make(folder / f"{name}.onnx")
 
 
-def row(model: Path, folder: Path, images: Path, config: QuantConfig) -> str:
+def figures_of(model: Path, folder: Path, images: Path, config: QuantConfig) -> tuple[float, ...]:
     """Size, SQNR, agreement and top-1 of one run."""
     output = folder / "int8.onnx"
-    report: Any = api.quantize(model, BUNDLED / "calib", output, config, preprocess=PREPROCESS).report
+    report = api.quantize(model, CALIBRATION, output, config, preprocess=PREPROCESS).report
     found, _ = api.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
-    size = report["size_mb"]["quantized"]
-    figures = (
-        f"{found.sqnr_db:.2f} | {100 * found.agreement:.2f} | {found.top1_quantized:.2f} | {found.top1_reference:.2f}"
+    return (
+        report["size_mb"]["quantized"],
+        found.sqnr_db,
+        100 * found.agreement,
+        found.top1_quantized,
+        found.top1_reference,
     )
-    return f"{size:.3f} | {figures}"
 
 
-def comparison(folder: Path, images: Path, bits: list[int], wanted: str | None, threads: int) -> list[str]:
+def add_form(table: Table, lead: tuple[str, int], prepared: Prepared, config: QuantConfig, written: Written) -> None:
+    """A row of the first table: what one way of choosing proposes and what that comes to."""
+    begun = time.perf_counter()
+    report = BitAllocator(prepared.network, prepared.held, config).choose()[1]
+    seconds, passes = time.perf_counter() - begun, report.runs / prepared.network.statistics.count
+    assert report.proposed.measured_db is not None  # both are evaluated
+    assert report.uniform.measured_db is not None
+    predicted = report.proposed.predicted_db - report.uniform.predicted_db
+    measured = report.proposed.measured_db - report.uniform.measured_db
+    state = "mixed" if report.mixed else "uniform"
+    cells = (config.granularity, config.criterion, predicted, measured, passes, seconds, state)
+    table.add(*lead, *cells, *written(config, report.mixed))
+
+
+def comparison(folder: Path, images: Path, args: argparse.Namespace) -> Table:
     """The first table."""
-    lines = [
-        "| model | bits | granularity | criterion | predicted gain dB | measured gain dB, unfitted | passes | s | written "
-        "| size MB | SQNR dB | agreement % | top-1 % | float top-1 % |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, model in models(folder, wanted):
-        for width in bits:
-            uniform = row(model, folder, images, QuantConfig(bits=f"w{width}a8", threads=threads))
-            lines.append(f"| {name} | {width} | | | | | | | uniform | {uniform} |")
-            print(lines[-1], flush=True)
-            start = QuantConfig(bits=f"w{width}a8", threads=threads, skip=("scales", "bias", "weights"))
-            network, held, _ = prepared(model, folder, start)
+    table = Table(columns=CHOICES)
+    for name, model in models(folder, args.model):
+        for width in args.bits:
+            uniform = figures_of(model, folder, images, QuantConfig(bits=f"w{width}a8", threads=args.threads))
+            table.add(name, width, *[None] * 6, "uniform", *uniform)
+            start = QuantConfig(bits=f"w{width}a8", threads=args.threads, skip=("scales", "bias", "weights"))
+            made = prepared(model, folder, start)
+
+            def written(
+                config: QuantConfig, mixed: bool, model: Path = model, uniform: tuple[float, ...] = uniform
+            ) -> tuple[float, ...]:
+                return figures_of(model, folder, images, config) if mixed else uniform
+
             for granularity, criterion in FORMS:
-                config = QuantConfig(average_bits=width, granularity=granularity, criterion=criterion, threads=threads)
-                begun = time.perf_counter()
-                report = BitAllocator(network, held, config).choose()[1]
-                seconds, passes = time.perf_counter() - begun, report.runs / network.statistics.count
-                assert report.proposed.measured_db is not None  # both are evaluated
-                assert report.uniform.measured_db is not None
-                gains = (
-                    report.proposed.predicted_db - report.uniform.predicted_db,
-                    report.proposed.measured_db - report.uniform.measured_db,
+                config = QuantConfig(
+                    average_bits=width, granularity=granularity, criterion=criterion, threads=args.threads
                 )
-                written = f"mixed | {row(model, folder, images, config)}" if report.mixed else f"uniform | {uniform}"
-                figures = f"{gains[0]:.1f} | {gains[1]:.1f} | {passes:.2f} | {seconds:.1f}"
-                lines.append(f"| {name} | {width} | {granularity} | {criterion} | {figures} | {written} |")
-                print(lines[-1], flush=True)
-    return lines
+                add_form(table, (name, width), made, config, written)
+    return table
 
 
 def ranks(values: list[float]) -> np.ndarray:
@@ -114,22 +147,17 @@ def ranks(values: list[float]) -> np.ndarray:
     return np.argsort(np.argsort(values))
 
 
-def rankings(folder: Path, wanted: str | None, threads: int) -> list[str]:
+def rankings(folder: Path, wanted: str | None, threads: int) -> Table:
     """The second table."""
-    lines = [
-        "| model | granularity | criterion | draws | Spearman | measured SQNR dB, from | to |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    table = Table(columns=RANKINGS)
     for name, path in models(folder, wanted):
-        config = QuantConfig(average_bits=5.0, threads=threads)
-        network, held, unseen = prepared(
-            path, folder, QuantConfig(bits="w5a8", threads=threads, skip=("scales", "bias", "weights"))
-        )
+        start = QuantConfig(bits="w5a8", threads=threads, skip=("scales", "bias", "weights"))
+        made = prepared(path, folder, start)
         for granularity, criterion in FORMS:
-            form = replace(config, granularity=granularity, criterion=criterion)
-            allocator = BitAllocator(network, held, form)
+            config = QuantConfig(average_bits=5.0, threads=threads, granularity=granularity, criterion=criterion)
+            allocator = BitAllocator(made.network, made.held, config)
             _, costs = allocator.costs()
-            trial = ChoiceTrial(network, allocator.groups, allocator.rounding, unseen, threads=threads)
+            trial = ChoiceTrial(made.network, allocator.groups, allocator.rounding, made.unseen, threads=threads)
             for kind in ("any", "equal"):
                 rng = np.random.default_rng(0)
                 drawn = list(itertools.islice(draws(rng, [group.size for group in allocator.groups], kind), DRAWS))
@@ -137,10 +165,8 @@ def rankings(folder: Path, wanted: str | None, threads: int) -> list[str]:
                 predicted = [-costs.error(choice) for choice in options]
                 measured = [trial.sqnr_db(costs.bits(choice)) for choice in options]
                 spearman = float(np.corrcoef(ranks(predicted), ranks(measured))[0, 1])
-                figures = f"{spearman:.3f} | {min(measured):.1f} | {max(measured):.1f}"
-                lines.append(f"| {name} | {granularity} | {criterion} | {kind} | {figures} |")
-                print(lines[-1], flush=True)
-    return lines
+                table.add(name, granularity, criterion, kind, spearman, min(measured), max(measured))
+    return table
 
 
 def draws(rng: np.random.Generator, sizes: list[int], kind: str) -> Iterator[list[int]]:
@@ -151,10 +177,10 @@ def draws(rng: np.random.Generator, sizes: list[int], kind: str) -> Iterator[lis
             yield choice
 
 
-def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[PlannedNetwork, Samples, Samples]:
+def prepared(path: Path, folder: Path, config: QuantConfig) -> Prepared:
     """The model after the exact steps, its held-out samples, and samples of the test images."""
     loaded = load_model(path)
-    source, _, _ = api._open(loaded, BUNDLED / "calib", config, PREPROCESS)
+    source, _, _ = api._open(loaded, CALIBRATION, config, PREPROCESS)
     bring_to_canonical_form(loaded, config.threads)
     steps = steps_of(config)
     context = FitContext.of(loaded, CalibrationDataset(source, again=True), config)
@@ -163,17 +189,22 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> tuple[PlannedNetw
     exact = folder / "exact.onnx"
     save_for_session(to_proto(state.graph.copy(), {}), exact)
     session, name = Session(exact, threads=config.threads), loaded.inputs[0].name
-    pixels = np.load(BUNDLED / "test.npz")["x"][:SEEN, None].astype(np.float32)
+    pixels = np.load(TEST)["x"][:SEEN, None].astype(np.float32)
     images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
+<<<<<<< HEAD
     network = PlannedNetwork(graph=state.graph, layers=state.layers, plan=state.plan, statistics=state.statistics)
-    return network, context.held_out(), unseen
+    return Prepared(network=network, held=context.held_out(), unseen=unseen)
+=======
+    network = PlannedNetwork(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, statistics=fitter._stats)
+    return Prepared(network=network, held=fitter._held_out(), unseen=unseen)
+>>>>>>> 8e482a3 (One printer for every tool's table, one module for its data, one for processes and sessions)
 
 
 def main() -> None:
     """Both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "mixed_precision")
     parser.add_argument("--validation", type=Path, help="labelled images (.npz) in place of the test images")
     parser.add_argument("--bits", type=int, nargs="*", default=[8, 7, 6, 5, 4])
     parser.add_argument("--model", choices=("bundled", "twin"))
@@ -181,16 +212,13 @@ def main() -> None:
         "--worth", type=float, default=budget.WORTH_DB, help="dB that a choice must be predicted to gain"
     )
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     asked, budget.WORTH_DB = budget.WORTH_DB, args.worth
     head = f"Mixed bits are written where {args.worth:g} dB are predicted to be gained (onnxvitq asks for {asked:g})."
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = comparison(folder, args.validation or BUNDLED / "test.npz", args.bits, args.model, args.threads)
-        table += ["", *rankings(folder, args.model, args.threads)]
-    if args.write:
-        (RESULTS / "mixed_precision.md").write_text("\n".join([head, "", *table]) + "\n")
+        tables = [comparison(folder, args.validation or TEST, args), rankings(folder, args.model, args.threads)]
+    finish(Results(name="mixed_precision", tables=tables, made=provenance(["torch"]), about=[head]), args.write)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,26 @@
 
     pip install --no-deps rapidocr-onnxruntime          # holds the model, written by paddle2onnx
     apt install fonts-dejavu fonts-liberation fonts-freefont-ttf
-    python tools/ocr_recogniser.py [--model FILE] [--fonts FOLDER ...] [--runs 31] [--write]
+    python tools/ocr_recogniser.py [--model FILE] [--fonts FOLDER ...] [--runs 31] [--write [NAME]]
 
 The lines are rendered here: English words, numbers and punctuation from a fixed seed, the fonts in turn, with varying size,
 colours, blur and noise. Calibration and test lines have other seeds and no text in common. Accuracy is 1 - edit distance /
 characters. Nearly all errors are spaces read into the margins, so the table has both: as read, and with outer spaces
-stripped. Prints a table; with --write it also goes to tools/results/ocr.md.
+stripped.
 """
 
-import argparse
-import importlib.metadata
 import importlib.util
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from running import infer, input_name
+from tables import Results, Table, columns, finish, installed, parser_of, provenance
 
 from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig
@@ -30,7 +30,17 @@ from onnxvitq.evaluation.bench import bench
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session
 
-RESULTS = Path(__file__).parent / "results" / "ocr.md"
+COLUMNS = columns(
+    *(
+        "model",
+        ("characters %", "{:.2f}"),
+        ("lines %", "{:.1f}"),
+        ("stripped: characters %", "{:.2f}"),
+        ("lines %", "{:.1f}"),
+    ),
+    *(("lines as float %", "{:.1f}"), ("SQNR dB", "{:.2f}"), ("size MB", "{:.2f}"), ("ms", "{:.1f}")),
+    *(("times float", "{:.2f}"), "integer kernels"),
+)
 PACKAGE, MODEL = "rapidocr-onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx"
 HEIGHT, WIDTH, BATCH = 48, 320, 20
 CALIBRATION, TEST = (64, 1), (200, 2)  # lines, seed
@@ -209,10 +219,7 @@ def find_model() -> Path:
 
 def read(model: Path, characters: Sequence[str], inputs: np.ndarray) -> Reading:
     """Run a model and decode what it says."""
-    session = Session(model)
-    name = session.input_specs[0].name
-    outputs = [session.run({name: inputs[start : start + BATCH]})[0] for start in range(0, len(inputs), BATCH)]
-    probabilities = np.concatenate(outputs)
+    probabilities = infer(model, {input_name(model): inputs}, BATCH)
     return Reading(
         texts=tuple(decode(row, characters) for row in probabilities.argmax(-1)), probabilities=probabilities
     )
@@ -260,35 +267,32 @@ def sqnr(reference: np.ndarray, other: np.ndarray) -> float:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def table(test: Lines, model: Path, made: Sequence[tuple[str, Path, str]], runs: int) -> Iterator[str]:
-    """The lines of the table: the float model, then each (objective, file, kernels)."""
+def table_of(test: Lines, model: Path, made: Sequence[tuple[str, Path, str]], runs: int) -> Table:
+    """The float model, then each (objective, file, kernels)."""
     characters = dictionary(model)
     reference = read(model, characters, test.inputs)
     files = [model, *(file for _, file, _ in made)]
-    name = Session(model).input_specs[0].name
+    name = input_name(model)
     timings = bench(files, [{name: test.inputs[:1]}] * len(files), threads=1, runs=runs)
-    accuracies = ("characters %", "lines %", "stripped: characters %", "lines %", "lines as float %", "SQNR dB")
-    columns = ("model", *accuracies, "size MB", "ms", "times float", "integer kernels")
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
+    table = Table(columns=COLUMNS)
     for (title, file, kernels), timing in zip([("float", model, ""), *made], timings, strict=True):
         reading = reference if file == model else read(file, characters, test.inputs)
-        same = "" if file == model else f"{equal_share(reference.texts, reading.texts):.1f}"
-        noise = "" if file == model else f"{sqnr(reference.probabilities, reading.probabilities):.2f}"
-        right = f"{accuracy(test.texts, reading.texts):.2f} | {equal_share(test.texts, reading.texts):.1f}"
+        same = None if file == model else equal_share(reference.texts, reading.texts)
+        noise = None if file == model else sqnr(reference.probabilities, reading.probabilities)
+        right = (accuracy(test.texts, reading.texts), equal_share(test.texts, reading.texts))
         stripped = [text.strip() for text in reading.texts]
-        inside = f"{accuracy(test.texts, stripped):.2f} | {equal_share(test.texts, stripped):.1f}"
-        time = f"{file.stat().st_size / 1e6:.2f} | {timing.median_ms:.1f} | {timing.speedup:.2f}"
-        yield f"| {title} | {right} | {inside} | {same} | {noise} | {time} | {kernels} |"
+        inside = (accuracy(test.texts, stripped), equal_share(test.texts, stripped))
+        time = (file.stat().st_size / 1e6, timing.median_ms, timing.speedup)
+        table.add(title, *right, *inside, same, noise, *time, kernels)
+    return table
 
 
 def main() -> None:
     """Render, quantize, read, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "ocr")
     parser.add_argument("--model", type=Path, help=f"default: the one in {PACKAGE}")
     parser.add_argument("--fonts", type=Path, action="append", default=[], metavar="FOLDER")
     parser.add_argument("--runs", type=int, default=31)
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     model = args.model or find_model()
     fonts = find_fonts(args.fonts)
@@ -307,25 +311,16 @@ def main() -> None:
                 f"{products['integer_kernels']} of {products['found']} products"
             )
             made.append((f"int8, {objective}", output, kernels))
-        rows = list(table(test, model, made, args.runs))
-    env = report["environment"]
-    source = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}" if args.model is None else "a file"
-    timed = f"1 thread, batch 1, median of {args.runs} interleaved runs"
-    versions = f"onnx {env['onnx']}, onnxruntime {env['onnxruntime']}, {env['processor']}, {timed}"
-    about = [
-        f"`{model.name}` from {source}; {versions}",
-        "",
+        table = table_of(test, model, made, args.runs)
+    source = f"{PACKAGE} {installed(PACKAGE)}" if args.model is None else "a file"
+    about = (
+        f"`{model.name}` from {source}; 1 thread, batch 1, median of {args.runs} interleaved runs",
         f"{TEST[0]} test lines (seed {TEST[1]}, {sum(map(len, test.texts))} characters), {CALIBRATION[0]} calibration lines "
         f"(seed {CALIBRATION[1]}), {HEIGHT} x {WIDTH} pixels; {report['blocks']} blocks, {report['attention']} attentions",
-        "",
-        *rows,
-        "",
-        f"Fonts: {', '.join(file.stem for file in fonts)}",
-    ]
-    text = "\n".join(about) + "\n"
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+    )
+    notes = [f"Fonts: {', '.join(file.stem for file in fonts)}"]
+    results = Results(name="ocr", tables=[table], made=provenance([PACKAGE]), about=about, notes=notes)
+    finish(results, args.write)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tools/same_bytes.py --record tools/results/same_bytes.json   # at the commit before the change
     python tools/same_bytes.py --against tools/results/same_bytes.json  # after it: exit code 1 where a digest differs
 
-The bundled model in ten settings, its twin with outlier channels (see tools/objective_table.py) and a small Swin by
+The bundled model in ten settings, its twin with outlier channels (see tools/fashion.py) and a small Swin by
 torch.export with the defaults. The metadata names the version and the options, which may change; all else (graph, weights,
 scales, a file of weights beside the model) is compared. The float models stay in --folder, so that both runs read the same
 files; a digest depends on the processor and on the versions of the packages, which are recorded and compared, too. With
@@ -20,19 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-
-sys.path.insert(0, str(Path(__file__).parent))
-from objective_table import BUNDLED, build, export, with_outliers
+from fashion import CALIBRATION, MODEL, PREPROCESSOR_CONFIG, export_twin
+from tables import ROOT, provenance
 
 from onnxvitq.report.build import environment
 
-ROOT = Path(__file__).parent.parent.resolve()
-CALIBRATION = BUNDLED / "calib"
-PREPROCESSING = BUNDLED / "preprocessor_config.json"
+IMAGE = 56  # pixels along a side of what the Swin reads
 SWIN = {
     "architectures": ["SwinForImageClassification"],
     "model_type": "swin",
-    "image_size": 56,
+    "image_size": IMAGE,
     "patch_size": 2,
     "embed_dim": 48,
     "depths": [2, 2],
@@ -63,7 +60,7 @@ def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     twin, swin, noise = folder / "twin.onnx", folder / "swin.onnx", folder / "swin.npz"
     if not twin.exists():
-        export(with_outliers(build(), np.random.default_rng(0)), twin)
+        export_twin(twin)
     if not swin.exists():
         config = folder / "swin.json"
         config.write_text(json.dumps(SWIN))
@@ -71,9 +68,9 @@ def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
             [sys.executable, "-m", "onnxvitq", "export", config, "-o", swin], check=True, capture_output=True
         )
     if not noise.exists():
-        images = np.random.default_rng(0).normal(size=(SWIN_SAMPLES, 3, SWIN["image_size"], SWIN["image_size"]))
+        images = np.random.default_rng(0).normal(size=(SWIN_SAMPLES, 3, IMAGE, IMAGE))
         np.savez(noise, pixel_values=images.astype(np.float32))
-    return {"bundled": (BUNDLED / "model.onnx", CALIBRATION), "twin": (twin, CALIBRATION), "swin": (swin, noise)}
+    return {"bundled": (MODEL, CALIBRATION), "twin": (twin, CALIBRATION), "swin": (swin, noise)}
 
 
 def digest(path: Path) -> str:
@@ -92,7 +89,7 @@ def run(source: Path, folder: Path, title: str, models: dict[str, tuple[Path, Pa
     name, options = RUNS[title]
     model, data = models[name]
     output = folder / f"{title.replace(' ', '_')}.int8.onnx"
-    prepared = () if name == "swin" else ("--preprocessor-config", PREPROCESSING)
+    prepared = () if name == "swin" else ("--preprocessor-config", PREPROCESSOR_CONFIG)
     command = [sys.executable, "-m", "onnxvitq", model.resolve(), "--calib", data.resolve(), "-o", output.resolve()]
     command += [*prepared, *options, "--quiet"]
     environment_of_run = {**os.environ, "PYTHONPATH": str(source)}
@@ -102,7 +99,7 @@ def run(source: Path, folder: Path, title: str, models: dict[str, tuple[Path, Pa
 
 def main() -> None:
     """Write what is there, or compare with what was written."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--record", type=Path)
     what.add_argument("--against", type=Path)
@@ -130,9 +127,10 @@ def main() -> None:
         print(f"{title:20} {found[title]} {verdict}", flush=True)
     if args.record is not None:
         args.record.write_text(
-            json.dumps({"environment": machine, "inputs": inputs, "digests": found}, indent=2) + "\n"
+            json.dumps({**provenance().to_dict(), "environment": machine, "inputs": inputs, "digests": found}, indent=2)
+            + "\n"
         )
-    elif any(known["digests"][title] != found[title] for title in found):
+    elif known is not None and any(known["digests"][title] != found[title] for title in found):
         raise SystemExit(1)
 
 

@@ -3,6 +3,7 @@
 python tools/summary_table.py
 """
 
+import argparse
 import re
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def fill(readme: str) -> str:
     return MARKER.sub(lambda found: f"{found[1]}{summary()}\n{found[2]}", readme)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the README anew."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     path = ROOT / "README.md"
     path.write_text(fill(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

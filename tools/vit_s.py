@@ -1,20 +1,19 @@
 """ViT-S geometry from a Hugging Face configuration (random weights): exported four ways, quantized, audited, timed.
 
-    python tools/vit_s.py [--folder vit_s] [--runs 15] [--threads 1] [--write]
+    python tools/vit_s.py [--folder vit_s] [--runs 15] [--threads 1] [--write [NAME]]
 
-Prints a table; with --write it also goes to tools/results/vit_s.md. The models stay in the folder, so that other tools can
+The models stay in the folder, so that other tools can
 time the very same files. Random weights: this measures size, kernels and time, never accuracy.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from command import onnxvitq, onnxvitq_json
+from tables import Results, Table, columns, finish, parser_of, provenance
 
-RESULTS = Path(__file__).parent / "results" / "vit_s.md"
 CONFIG = {
     "architectures": ["ViTForImageClassification"],
     "model_type": "vit",
@@ -27,12 +26,6 @@ CONFIG = {
     "num_labels": 1000,
 }
 FORMS = [(exporter, batch) for exporter in ("dynamo", "torchscript") for batch in ("dynamic", "static")]
-
-
-def onnxvitq(*arguments: object) -> str:
-    """Run the command line; its standard output."""
-    command = [sys.executable, "-m", "onnxvitq", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def prepare(folder: Path, images: int) -> tuple[Path, Path]:
@@ -53,44 +46,53 @@ def export(config: Path, exporter: str, batch: str) -> Path:
     return path
 
 
+def timed(models: list[Path], runs: int, threads: int) -> list[dict[str, Any]]:
+    """Of each model what ``onnxvitq bench`` measures, interleaved."""
+    found: list[dict[str, Any]] = onnxvitq_json("bench", *models, "--runs", runs, "--threads", threads)["models"]
+    return found
+
+
+def counts(report: dict[str, Any], kind: str) -> tuple[int, int]:
+    """(on integer kernels, found) of a report's linears or products."""
+    return report[kind]["integer_kernels"], report[kind]["found"]
+
+
+def conditions(runs: int, threads: int) -> str:
+    """What times were taken under."""
+    return f"ViT-S geometry, {threads} thread(s), batch 1, median of {runs} interleaved runs"
+
+
 def main() -> None:
     """Make the models, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "vit_s")
     parser.add_argument("--folder", type=Path, default=Path("vit_s"))
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     config, data = prepare(args.folder, 8)
-    rows, timed = [], []
+    reports: list[dict[str, Any]] = []
+    models: list[Path] = []
     for exporter, batch in FORMS:
         path = export(config, exporter, batch)
         output = path.with_name(f"{path.stem}_int8.onnx")
-        report = json.loads(onnxvitq(path, "--calib", data, "-o", output, "--json", "--objective", "minmax"))
-        rows.append((exporter, batch, report))
-        timed += [path, output]
-    bench = json.loads(onnxvitq("bench", *timed, "--runs", args.runs, "--threads", args.threads, "--json"))["models"]
-    env = rows[0][2]["environment"]
-    lines = [
-        f"onnxruntime {env['onnxruntime']}, {env['processor']}, {args.threads} thread(s), batch 1, "
-        f"median of {args.runs} interleaved runs",
-        "",
-        "| exporter | batch | integer linears | integer products | size MB | of float | float ms | int8 ms | times float |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for index, (exporter, batch, report) in enumerate(rows):
-        reference, quantized = bench[2 * index]["median_ms"], bench[2 * index + 1]["median_ms"]
-        linears, products, size = report["linears"], report["attention_products"], report["size_mb"]["quantized"]
-        share = 100 * size / report["size_mb"]["float"]
-        lines.append(
-            f"| {exporter} | {batch} | {linears['integer_kernels']} of {linears['found']} "
-            f"| {products['integer_kernels']} of {products['found']} | {size:.2f} "
-            f"| {share:.1f} % | {reference:.1f} | {quantized:.1f} | {reference / quantized:.2f} |"
+        reports.append(onnxvitq_json(path, "--calib", data, "-o", output, "--objective", "minmax"))
+        models += [path, output]
+    bench = timed(models, args.runs, args.threads)
+    table = Table(
+        columns=columns(
+            *("exporter", "batch", ("integer linears", "{} of {}"), ("integer products", "{} of {}")),
+            *(("size MB", "{:.2f}"), ("of float", "{:.1f} %"), ("float ms", "{:.1f}"), ("int8 ms", "{:.1f}")),
+            ("times float", "{:.2f}"),
         )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+    )
+    for index, (form, report) in enumerate(zip(FORMS, reports, strict=True)):
+        reference, quantized = bench[2 * index]["median_ms"], bench[2 * index + 1]["median_ms"]
+        size = report["size_mb"]
+        kernels = (counts(report, "linears"), counts(report, "attention_products"))
+        share = 100 * size["quantized"] / size["float"]
+        table.add(*form, *kernels, size["quantized"], share, reference, quantized, reference / quantized)
+    made = provenance(["torch", "transformers"])
+    finish(Results(name="vit_s", tables=[table], made=made, about=[conditions(args.runs, args.threads)]), args.write)
 
 
 if __name__ == "__main__":
