@@ -193,13 +193,8 @@ def prepared(path: Path, folder: Path, config: QuantConfig) -> Prepared:
     images = (pixels / np.float32(255) - np.float32(data.MEAN)) / np.float32(data.STD)
     feeds = [{name: images[index : index + 16]} for index in range(0, SEEN, 16)]
     unseen = Samples(feeds=feeds, references=[session.run(feed)[0] for feed in feeds])
-<<<<<<< HEAD
     network = PlannedNetwork(graph=state.graph, layers=state.layers, plan=state.plan, statistics=state.statistics)
     return Prepared(network=network, held=context.held_out(), unseen=unseen)
-=======
-    network = PlannedNetwork(graph=fitted.graph, layers=fitted.layers, plan=fitted.plan, statistics=fitter._stats)
-    return Prepared(network=network, held=fitter._held_out(), unseen=unseen)
->>>>>>> 8e482a3 (One printer for every tool's table, one module for its data, one for processes and sessions)
 
 
 def main() -> None:

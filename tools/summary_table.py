@@ -37,7 +37,8 @@ HEAD = [
 
 def table_rows(text: str) -> list[dict[str, str]]:
     """Every row of the Markdown tables in a text, by its column's first title."""
-    rows, names = [], []
+    rows: list[dict[str, str]] = []
+    names: list[str] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if not cells:
