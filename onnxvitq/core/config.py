@@ -49,7 +49,7 @@ class QuantConfig(RunningOptions, OutputOptions, PrecisionOptions, FormatOptions
     in_files = True
 
     @property
-    def judged(self) -> bool:
+    def evaluated(self) -> bool:
         """Whether a step's proposals are evaluated by the model's output on held-out samples.
 
         The baseline "minmax" stays quick: it searches and changes nothing, and its bias correction is accepted layer by
@@ -75,7 +75,7 @@ class QuantConfig(RunningOptions, OutputOptions, PrecisionOptions, FormatOptions
         fit is to be quick.
         """
         form = self.product_form
-        return form == "mixed" or (form == "auto" and self.judged and self.effort != "fast")
+        return form == "mixed" or (form == "auto" and self.evaluated and self.effort != "fast")
 
     @property
     def product_form(self) -> Products:

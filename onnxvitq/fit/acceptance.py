@@ -90,7 +90,7 @@ def _decided(state: FitState, context: FitContext, proposal: Proposal, plan: Qua
     """The step has evaluated; other formats are no worse or better than before, the score starts anew."""
     after = state
     if plan is not state.plan:
-        always = proposal.evaluated or context.config.judged
+        always = proposal.evaluated or context.config.evaluated
         after = state.restarted(plan, context.evaluator(state).difference(plan) if always else None)
     return Verdict(
         state=after,
@@ -105,7 +105,7 @@ def _decided(state: FitState, context: FitContext, proposal: Proposal, plan: Qua
 def _all_or_nothing(state: FitState, context: FitContext, proposal: Proposal, plan: QuantPlan) -> Verdict:
     score = context.evaluator(state).difference(plan)
     accepted = does_no_harm(state, score, DOUBTS[proposal.acceptance])
-    after = state.scored(plan, score if context.config.judged else None) if accepted else state
+    after = state.scored(plan, score if context.config.evaluated else None) if accepted else state
     return Verdict(
         state=after,
         accepted=accepted,

@@ -176,7 +176,7 @@ class FitContext:
 
     def score(self, state: FitState, plan: QuantPlan) -> OutputDifference | None:
         """A plan's output against the float model's; None where plans are not evaluated."""
-        return self.evaluator(state).difference(plan) if self.config.judged else None
+        return self.evaluator(state).difference(plan) if self.config.evaluated else None
 
     def sampling(self, state: FitState) -> Sampling:
         """How rows of the state's tensors are drawn."""

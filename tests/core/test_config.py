@@ -190,8 +190,8 @@ STEPS = get_args(StepName)
 def test_the_baseline_runs_none_of_what_is_not_published_with_it() -> None:
     config = QuantConfig(objective="minmax")
     assert [step for step in STEPS if config.runs(step)] == ["bias"]
-    assert not config.judged
-    assert QuantConfig().judged
+    assert not config.evaluated
+    assert QuantConfig().evaluated
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_effort_says_what_runs_and_how_far_the_search_goes() -> None:
     assert [step for step in STEPS if not (default.runs(step) and best.runs(step))] == ["rotation", "bias"]
     assert default.search < best.search
     assert QuantConfig(effort="best", candidates=3).search == (3, best.search[1])
-    assert not QuantConfig(acceptance="always").judged
+    assert not QuantConfig(acceptance="always").evaluated
 
 
 @pytest.mark.parametrize("effort", get_args(Effort))
