@@ -287,7 +287,9 @@ class PrecisionOptions(Options):
         if self.average_bits is not None and self.target_size is not None:
             raise ConfigError("target_size", "expected one budget, got average_bits as well")
         if self.judged_on is not None and self.max_drop is None:
-            raise ConfigError("judged_on (--eval)", "expected max_drop as well: nothing else is evaluated on these data")
+            raise ConfigError(
+                "judged_on (--eval)", "expected max_drop as well: nothing else is evaluated on these data"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
