@@ -26,7 +26,7 @@ from onnxvitq.data.images import fits, is_image_input, printable
 from onnxvitq.data.preprocess import Preprocessing, preprocess_image
 
 Array = NDArray[Any]
-# Input name -> the values of one sample, without the batch axis; and of one batch, with it.
+# Input name -> values: of one sample, without the batch axis; of a feed, with it.
 Sample = dict[str, Array]
 Feed = dict[str, Array]
 
@@ -79,14 +79,14 @@ class ArrayReader:
         return len(self._array)
 
     def row(self, index: int) -> Array:
-        """One sample as it was given."""
+        """One sample, unchanged."""
         return np.asarray(self._array[index])
 
     def sample(self, index: int) -> Array:
-        """One sample as the model takes it, without the batch axis.
+        """One sample as the model reads it, without the batch axis.
 
         Raises:
-            DataError: a value is NaN or infinite, or preprocessing leaves the image at a size the model does not take.
+            DataError: a value is NaN or infinite, or preprocessing gives a size that the model does not take.
         """
         row = self.row(index)
         if self._images is None:
@@ -107,12 +107,12 @@ class ArrayReader:
         return sample.astype(self._spec.dtype)
 
     def check_values(self, indices: Sequence[int]) -> None:
-        """Raises what `sample` would for any of these; a pass over floats, one sample of images of equal size."""
+        """Raise what ``sample`` would raise for any of these samples; of images, all of one size, only the first is checked."""
         for index in indices[:1] if self._images is not None else indices:
             self.sample(index)
 
     def _find_channels(self, preprocessing: Preprocessing) -> int:
-        """The channel axis of an array of images; the rank of the array where it has none."""
+        """The channel axis of an array of images (N, ..); the array's rank, 3, where it has none."""
         shape, hint = self._array.shape, "give (N, H, W), (N, H, W, C) or (N, C, H, W)"
         channels = set(CHANNELS.values())
         # (H, W, 3) would otherwise be read as H grey images, 3 pixels wide.
@@ -152,7 +152,7 @@ class ArrayReader:
 def read_arrays(
     arrays: Mapping[str, Any], inputs: Sequence[InputSpec], preprocessing: Preprocessing | None, where: str
 ) -> dict[str, ArrayReader]:
-    """A reader for each input, from the arrays of a file or of the caller; those of other names are passed over.
+    """A reader for each input, from the arrays of a file or of the caller; arrays of other names are ignored.
 
     Raises:
         DataError: an array is missing or does not fit, or they do not all have the same number of samples.
@@ -171,10 +171,10 @@ def read_arrays(
 
 
 def as_array(value: Any, where: str) -> Array:
-    """The numpy view of an array of any library that offers one (``__array__``).
+    """A numpy array from an array of any library that offers ``__array__``.
 
     Raises:
-        DataError: it is none, or has no first axis.
+        DataError: the value is no array, or has no first axis.
     """
     if not hasattr(value, "__array__"):
         raise DataError(where, f"expected an array, got {type(value).__name__}", "a feed is a dictionary of arrays")
@@ -188,7 +188,7 @@ def as_array(value: Any, where: str) -> Array:
 
 
 def array_keys(names: Collection[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
-    """Which array belongs to which input: of its name; for a one-input model else ``x``, or the only array there is.
+    """Input name -> name of its array: its own; for a one-input model, else ``x``, or the only array there is.
 
     Raises:
         DataError: an input has no array.
@@ -204,7 +204,7 @@ def array_keys(names: Collection[str], inputs: Sequence[InputSpec], where: str) 
 
 
 def load_npz(path: Path, inputs: Sequence[InputSpec], *, also: Collection[str] = ()) -> dict[str, Array]:
-    """The inputs' arrays of a .npz file, and those named in ``also``; nothing pickled is ever loaded.
+    """The arrays of a .npz file for the inputs, and those named in ``also``; nothing pickled is ever loaded.
 
     Raises:
         DataError: the file is damaged or holds Python objects, or an array is missing.
@@ -228,7 +228,7 @@ def load_npz(path: Path, inputs: Sequence[InputSpec], *, also: Collection[str] =
 
 
 def load_npy(path: Path) -> Array:
-    """The array of a .npy file, left on disk and read as it is used.
+    """The array of a .npy file; it is mapped into memory, and read from disk when it is used.
 
     Raises:
         DataError: the file is damaged or holds Python objects.
@@ -247,7 +247,7 @@ def load_npy(path: Path) -> Array:
 
 
 def static_batch(inputs: Sequence[InputSpec]) -> int | None:
-    """The model's batch size; None where it is dynamic.
+    """The model's batch size, the first size of its inputs; None where it is dynamic.
 
     Raises:
         DataError: there is no input, or the inputs do not agree.
@@ -262,14 +262,14 @@ def static_batch(inputs: Sequence[InputSpec]) -> int | None:
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Runs of ``size`` items, the last one shorter; nothing is taken from ``items`` ahead of its run."""
+    """Lists of ``size`` consecutive items, the last one shorter; no item is taken before its list is asked for."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
 def sample_digests(feed: Feed) -> list[bytes]:
-    """SHA-256 of each sample of a feed, of what the model reads of it: whatever file it came from."""
+    """SHA-256 of each sample of a feed, over the values that the model reads; the file it came from does not matter."""
     named = sorted(feed.items())
     return [
         hashlib.sha256(b"".join(name.encode() + b"\0" + values[row].tobytes() for name, values in named)).digest()
@@ -278,7 +278,7 @@ def sample_digests(feed: Feed) -> list[bytes]:
 
 
 def stack(samples: Sequence[Sample], size: int) -> Feed:
-    """One feed of ``size`` samples; fewer samples are repeated from the first on until it is full.
+    """One feed with a batch of ``size``; fewer samples are repeated from the first on until it is full.
 
     Raises:
         DataError: the samples differ in shape.

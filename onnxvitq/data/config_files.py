@@ -1,7 +1,7 @@
 """Preprocessing as other tools write it: Hugging Face's preprocessor_config.json and timm's config.json.
 
-Both are read into the field names of `preprocess.Preprocessing`; a field that the file does not speak of is left out,
-so that the next source can fill it. A step that onnxvitq does not do is refused, never left out silently: the
+Both are read into the field names of `preprocess.Preprocessing`; a field that the file does not state is left out,
+so that the next source can state it. A step that onnxvitq does not do is refused, never left out silently: the
 statistics would be those of other images than the model will see.
 """
 
@@ -83,10 +83,10 @@ def document_fields(document: Mapping[str, object], where: str) -> Fields:
 
 
 def own_fields(document: object, where: str) -> Fields:
-    """Checked copy of onnxvitq's own dictionary, which may state any part of the fields.
+    """A checked copy of a dictionary in onnxvitq's own field names; it need not state all fields.
 
     Raises:
-        ConfigError: not a dictionary, or a key that is no field.
+        ConfigError: it is not a dictionary, or a key is no field.
     """
     if not isinstance(document, Mapping):
         raise ConfigError(where, f"expected a dictionary, got {type(document).__name__}")
@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def _is_timm(path: Path) -> bool:
-    # Many tools write a config.json: one that is not timm's, or not even JSON, is simply not what is looked for.
+    # Many tools write a config.json: one that is not timm's, or not even JSON, is no preprocessing file.
     try:
         return "pretrained_cfg" in read_json(path)
     except ConfigError:

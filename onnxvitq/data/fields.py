@@ -1,4 +1,4 @@
-"""The values that a preprocessing field may take, however written: in Python, in JSON, or as an option's text."""
+"""The values that a preprocessing field may take, written in Python, in JSON or as the text of an option."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Layout = Literal["NCHW", "NHWC"]
 
 CHANNELS: Mapping[Mode, int] = {"L": 1, "RGB": 3}
-# A side beyond this is a slip or an attack: three such channels are 768 MB before the conversion to float.
+# Pixels of a side. More is a mistake or an attack: three such channels are 768 MB before the conversion to float.
 MAX_SIDE = 16384
-# What normalises pixels is within these; beyond them float32 values overflow or vanish.
+# Bounds of scales, means and standard deviations; beyond them float32 values overflow or vanish.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 

@@ -1,4 +1,4 @@
-"""Image files: which ones a folder holds, and the model-ready sample of each, or the reason why there is none."""
+"""Image files: those in a folder, and the model-ready sample of each, or the reason why there is none."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from onnxvitq.data.preprocess import Preprocessing, preprocess_image
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # The formats that these files may hold, whatever their suffix says. PIL knows others; some of them run other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# PIL has no common error for broken files: its decoders raise whatever their parsing ran into.
+# PIL has no common error for broken files: its decoders raise the error in which their parsing ended.
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -39,20 +39,20 @@ DECODER_ERRORS = (
 
 
 def is_image_input(spec: InputSpec) -> bool:
-    """Whether an input takes preprocessed images: float and of rank 4."""
+    """Whether a model's input is an image: floating point, of rank 4."""
     return len(spec.shape) == 4 and np.issubdtype(np.dtype(spec.dtype), np.floating)
 
 
 def fits(takes: Sequence[int | None], gives: Sequence[int]) -> bool:
-    """Whether a shape is one that the model takes; None takes any."""
+    """Whether a shape matches one that the model takes, in which None stands for any size."""
     return len(takes) == len(gives) and all(side in {None, got} for side, got in zip(takes, gives, strict=True))
 
 
 def check_path(data: str | os.PathLike[str]) -> Path:
-    """The path, if something is there.
+    """A path that exists.
 
     Raises:
-        DataError: nothing is there, or it cannot be looked at.
+        DataError: there is nothing at the path, or it cannot be accessed.
     """
     if not os.fspath(data):
         raise DataError("data", "expected a folder or a file, got an empty path")
@@ -70,7 +70,7 @@ def check_image_model(
     """The image input of a model, and its preprocessing.
 
     Raises:
-        DataError: the model takes something else than one image.
+        DataError: the model's input is not one image.
     """
     if len(inputs) != 1 or not is_image_input(inputs[0]) or preprocessing is None:
         takes = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in inputs)
@@ -113,7 +113,7 @@ def read_image(path: Path) -> Image.Image:
         DataError: the file is empty, truncated, no image, or would decode to more pixels than PIL deems safe.
     """
     with warnings.catch_warnings():
-        # PIL warns about odd metadata, which do not matter here, and of pictures of up to twice its limit, which do.
+        # Warnings about odd metadata do not matter here; those about pictures of up to twice PIL's limit of pixels do.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -130,13 +130,13 @@ def read_image(path: Path) -> Image.Image:
 
 
 class ImageReader:
-    """Reads images below a folder for one input, and remembers those that could not be used, with the reason.
+    """Reads images below a folder for one input, and records those that cannot be used, with the reason.
 
     Args:
-        root: what the images' names are relative to.
+        root: folder that the images' names are relative to.
         spec: the model's image input.
-        preprocessing: see `preprocess_image`.
-        unreadable: (name, reason) known beforehand.
+        preprocessing: of each image.
+        unreadable: (name, reason) of files that are known to be unreadable.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class ImageReader:
 
     @property
     def unreadable(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of what could not be read so far."""
+        """(name, reason) of the files that could not be used so far."""
         return tuple(sorted(self._unreadable.items()))
 
     def name(self, path: Path) -> str:
@@ -159,7 +159,7 @@ class ImageReader:
         return printable(path.relative_to(self._root).as_posix())
 
     def read(self, path: Path) -> NDArray[Any] | None:
-        """The sample of one image, (C, H, W) or (H, W, C), in the input's dtype; None, and noted, if unusable."""
+        """The sample of an image, (C, H, W) or (H, W, C), in the input's dtype; None if unusable, the reason recorded."""
         name = self.name(path)
         if name in self._unreadable:
             return None
@@ -195,5 +195,5 @@ def file_digest(path: Path) -> bytes:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that any terminal and file takes: bytes that are no UTF-8 are written as escapes."""
+    """A path as text for terminals and files: bytes that are not UTF-8 are written as escapes."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Samples with labels, for measuring: a folder for each class, or arrays ``x`` and ``y``."""
+"""Labelled samples, for evaluation: a folder for each class, or arrays ``x`` and ``y``."""
 
 import os
 import zipfile
@@ -21,14 +21,19 @@ LARGEST_LABEL = 2**31 - 1
 
 
 class Labelled(ABC):
-    """Labelled samples: iterate to get (feed, labels), labels (n,) int64.
+    """Labelled samples. Iterating gives (feed, labels), with labels (n,) int64.
 
-    A feed holds ``batch`` samples, the last one the rest. Where the model's batch is static, a feed holds that many,
-    and the last one is filled up with repeated samples: labels is then shorter than the feed's batch, and only the
-    first len(labels) outputs count.
+    A feed holds ``batch`` samples, the last feed the rest. Where the model's batch is static, a feed holds that many, and the
+    last one is filled up with repeated samples: labels is then shorter than the feed's batch, and only the first len(labels)
+    outputs count.
+
+    Args:
+        inputs: the model's inputs.
+        batch: samples a feed, where the model's batch is dynamic.
+        description: see below.
 
     Attributes:
-        description: one line: what is read, from where.
+        description: one line that says what is read, and from where.
     """
 
     def __init__(self, inputs: Sequence[InputSpec], batch: int, description: str) -> None:
@@ -83,7 +88,7 @@ class LabelledImages(Labelled):
         self._name = spec.name
         self._reader = ImageReader(folder, spec, preprocessing, unreadable)
         self._count = len(self._files)
-        next(self._pairs())  # none readable is found now
+        next(self._pairs())  # raises now if no image can be read
 
     @property
     def count(self) -> int:
@@ -150,12 +155,12 @@ def open_labelled(
         path: a folder with a sub-folder for each class, or a .npz file with ``x`` and ``y``. The classes are numbered
             in the order of their names; names that are all whole numbers are the class indices themselves.
         inputs: the model's inputs.
-        preprocessing: what is done to images; None where the model's input is none.
-        batch: samples a feed, where the model does not say.
+        preprocessing: of images; None where the model's input is not an image.
+        batch: samples a feed, where the model's batch is dynamic.
 
     Raises:
         ConfigError: the batch is below 1.
-        DataError: nothing there, or what is there is not labelled or does not fit the model.
+        DataError: there is nothing at the path, or it is not labelled or does not fit the model.
     """
     if batch < 1:
         raise ConfigError("--batch", f"expected at least 1, got {batch}")
@@ -178,11 +183,11 @@ def is_labelled(path: Path, inputs: Sequence[InputSpec]) -> bool:
         with zipfile.ZipFile(path) as archive:
             return "y.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
-        return False  # what is wrong is said when it is read
+        return False  # the error is raised when it is read
 
 
 def _classes(folder: Path) -> list[tuple[int, str]]:
-    """(class index, name of its folder); hidden folders are no classes."""
+    """(class index, folder name) of each class; hidden folders are no classes."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:

@@ -1,8 +1,8 @@
-"""From an image to the model's input: which steps (resolved from every source that knows), and the steps themselves.
+"""From an image to the model's input: the steps, resolved from every source that states them, and their execution.
 
-The pixels come out as torchvision, timm and Hugging Face make them, for their files are what is read here: alpha is
+The pixels are those of torchvision, timm and Hugging Face, whose configuration files are read here: alpha is
 dropped (not composited), sizes are truncated, a crop larger than the image is padded with black, and the order is
-resize, crop, scale, normalise. Statistics of other pixels than the model will be served are of no use.
+resize, crop, scale, normalise. Statistics of other pixels than those that the model will get later would be of no use.
 """
 
 import json
@@ -27,25 +27,30 @@ EXPORTED_KEY = "preprocessor_config.json"  # the text of that file, as ``onnxvit
 # The options' names, where they differ from the fields'.
 FLAG_FIELDS = {"color": "mode"}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-# Of a resized image: 400 MB in colour.
+# Most pixels of a resized image: 400 MB in colour.
 MAX_PIXELS = 2**27
 FROM_SHAPE, FROM_DEFAULTS = "the model's input", "defaults"
 
-# field -> (value, the source that it came from)
+# Field -> (value, name of the source that it came from).
 Chosen = dict[str, tuple[object, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """What is done to an image, in this order.
+    """The steps from an image to the model's input: convert, resize, crop, scale, normalise, lay out.
 
-    ``mode``: converted to grey ("L", 1 channel) or colour ("RGB", 3 channels). ``resize``: the shortest side in
-    pixels, the other one in proportion; or (height, width); None keeps the size. ``crop``: (height, width) cut from
-    the centre, padded with black where the image is smaller. ``scale`` multiplies the 0..255 values; then
-    (x - mean) / std for each channel. ``layout``: "NCHW" or "NHWC".
+    Attributes:
+        mode: colours after conversion, "L" (grey, 1 channel) or "RGB" (3 channels).
+        mean: subtracted from each channel after scaling, one number a channel.
+        std: divides each channel after that, one number a channel.
+        resize: shortest side in pixels, the other one in proportion; or (height, width); None keeps the size.
+        crop: (height, width) in pixels cut from the centre, padded with black where the image is smaller; None for no crop.
+        interpolation: filter of the resize.
+        scale: multiplies the values 0 to 255.
+        layout: order of the axes, "NCHW" or "NHWC".
 
     Raises:
-        ConfigError: a value is not one of these, or mean and std do not have one number a channel.
+        ConfigError: a value is not allowed, or mean and std do not have one number a channel.
     """
 
     mode: Mode
@@ -73,7 +78,7 @@ class Preprocessing:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of every result; None where it depends on the image."""
+        """(height, width) of every preprocessed image; None where it depends on the image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def to_dict(self) -> dict[str, object]:
@@ -95,7 +100,7 @@ class Preprocessing:
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks every value
 
     def describe(self) -> str:
-        """One readable line."""
+        """The steps as one line of text."""
         steps: list[str] = [self.mode]
         if self.resize is not None:
             to = f"shortest side to {self.resize}" if isinstance(self.resize, int) else f"to {_by(self.resize)}"
@@ -120,7 +125,7 @@ def resolve_preprocessing(
 
     Args:
         spec: the image input, rank 4.
-        flags: any of mean, std, resize, crop, interpolation, scale, color, typed or as text; None is not given.
+        flags: options mean, std, resize, crop, interpolation, scale and color, as values or as text; None is not given.
         config_file: given by the user or found beside the model (`config_files.find_config_file`).
         metadata: the model's metadata; the keys `PREPROCESSING_KEY` and `EXPORTED_KEY` are read.
 
@@ -128,8 +133,8 @@ def resolve_preprocessing(
         The preprocessing, and a text that says where each field came from.
 
     Raises:
-        ConfigError: a source is wrong in itself.
-        DataError: the sources do not fit the model's input, or nothing gives a size.
+        ConfigError: a source states a value that is not allowed.
+        DataError: the sources do not fit the model's input, or none states a size.
     """
     if len(spec.shape) != 4:
         raise DataError(spec.name, f"expected an image input of rank 4, got shape {list(spec.shape)}", "pass .npz data")
@@ -156,7 +161,7 @@ def preprocess_image(image: Image.Image, preprocessing: Preprocessing) -> FloatA
     palettes are looked up), but 16-bit grey is scaled to 8 bit instead of clipped.
 
     Raises:
-        DataError: pixels without a known range, a mode that PIL cannot convert, or a resized image beyond all reason.
+        DataError: pixels without a known range, a mode that PIL cannot convert, or a resized image of too many pixels.
     """
     if not image.width or not image.height:
         raise DataError("image", f"expected pixels, got a size of {image.height} x {image.width}")
@@ -170,19 +175,19 @@ def preprocess_image(image: Image.Image, preprocessing: Preprocessing) -> FloatA
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as the camera's orientation tag says; as it is where the tags are damaged."""
+    """The image turned and mirrored by the camera's orientation tag; unchanged where the tags are damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
-            return image
+            return image  # what PIL raises on damaged tags; the pixels are good
 
 
 def _sources(
     flags: Mapping[str, object], config_file: Path | None, metadata: Mapping[str, str]
 ) -> list[tuple[str, dict[str, tuple[object, str]]]]:
-    """Each source's name and its fields, highest first: field -> (value, where it stands)."""
+    """(name of a source, field -> (value, where it is stated)), the source with the highest priority first."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in flags.items():
         field = FLAG_FIELDS.get(name, name)
@@ -245,7 +250,7 @@ def _mode(spec: InputSpec, channels: int | None, chosen: Chosen) -> tuple[object
 
 
 def _fill_size(height: int | None, width: int | None, chosen: Chosen) -> None:
-    """Completes resize and crop from the input's height and width."""
+    """Complete resize and crop from the input's height and width."""
     whole = None if height is None or width is None else (height, width)
     if "resize" not in chosen and whole is not None:
         chosen["resize"] = whole, FROM_SHAPE
@@ -255,7 +260,7 @@ def _fill_size(height: int | None, width: int | None, chosen: Chosen) -> None:
 
 
 def _fill_values(spec: InputSpec, chosen: Chosen) -> None:
-    """Defaults for what no source stated; means and stds one a channel."""
+    """Set the defaults of fields that no source states."""
     grey = chosen["mode"][0] == "L"
     for name in ("mean", "std"):
         values, source = chosen.setdefault(name, ((0.5,) if grey else IMAGENET[name], FROM_DEFAULTS))
@@ -289,7 +294,7 @@ def _origins(chosen: Chosen) -> str:
 
 
 def _one_a_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...] | None:
-    """The values, a single one repeated; None where they do not fit."""
+    """One value a channel, a single value repeated; None where there are neither one nor ``channels``."""
     if len(values) == 1:
         return values * channels
     return values if len(values) == channels else None

@@ -1,4 +1,4 @@
-"""Samples for calibration: open_source(...) makes one kind of source of folders, files, arrays and iterables."""
+"""Samples for calibration: ``open_source`` turns folders, files, arrays and iterables into one kind of source."""
 
 import hashlib
 import os
@@ -37,15 +37,15 @@ from onnxvitq.data.preprocess import Preprocessing
 
 
 class Source(ABC):
-    """Feeds for a model: iterate to get dictionaries from input name to array, batch axis first.
+    """Feeds for a model. Iterating gives dictionaries from input name to array, batch axis first.
 
-    A feed holds one sample, or N where the model's batch is static; then the last feed is filled up by repeating its
-    own samples. Nothing is read ahead of the feed asked for.
+    A feed holds one sample, or N samples where the model's batch is a static N; then the last feed is filled up by repeating
+    its own samples. Nothing is read ahead of the feed asked for.
 
     Attributes:
-        description: one line: what is read, from where.
-        repeatable: whether it can be iterated again: folders, files and arrays (which give the same feeds), lists and
-            other iterables that start anew; not generators, nor readers that cannot rewind.
+        description: one line that says what is read, and from where.
+        repeatable: whether it can be iterated again. Folders, files and arrays can (and give the same feeds), and so can lists
+            and other iterables that start anew; generators and readers that cannot rewind cannot.
     """
 
     repeatable = True
@@ -71,7 +71,7 @@ class Source(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of what is used, in hex; empty for an iterable."""
+        """SHA-256, in hexadecimal digits, over the names and contents of the samples used; "" for an iterable."""
         return ""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class ImageSource(Source):
         self._reader = ImageReader(root, spec, preprocessing, unreadable)
         self._count = slots
         self._digest = ""
-        next(self._samples())  # none readable is found now, not when the model has already been built
+        next(self._samples())  # raises now if no image can be read, not after the model has been built
 
     @property
     def count(self) -> int:
@@ -191,7 +191,7 @@ class FeedSource(Source):
     """A Python iterable of feeds, or a reader with onnxruntime's ``get_next()``.
 
     A feed is a dictionary from input name to array, or for a one-input model an array; the first axis is the batch, of
-    any size: it is cut into samples. Other keys than the inputs' are passed over. A limit takes the first samples and
+    any size: it is cut into samples. Keys that are no input's name are ignored. A limit takes the first samples and
     asks for no more.
     """
 
@@ -218,7 +218,7 @@ class FeedSource(Source):
 
     def _samples(self) -> Iterator[Sample]:
         if self._started and not self.repeatable:
-            # What is left of it, if anything, would be other samples than those of the first pass.
+            # Whatever is left would be other samples than those of the first pass.
             hint = "pass a list, or an object whose __iter__ starts anew"
             raise DataError(f"Python {self._kind}", "expected feeds for another pass, but it gives them once", hint)
         count = 0
@@ -257,7 +257,7 @@ def open_source(
     *,
     limit: int | None = None,
 ) -> Source:
-    """The samples that something holds, as feeds for a model.
+    """The samples of a path, of arrays or of an iterable, as feeds for a model.
 
     Args:
         data: a path: a folder of images, an image, a .npz (arrays named as the inputs; for a one-input model also
@@ -265,13 +265,13 @@ def open_source(
             Or any iterable of feeds, or an object with ``get_next()``; see `FeedSource`. Floating-point arrays are
             taken as ready for the model, uint8 arrays as images: (N, H, W), (N, H, W, C) or (N, C, H, W).
         inputs: the model's inputs.
-        preprocessing: what is done to images; None where the model's input is none.
-        limit: at most so many samples.
+        preprocessing: of images; None where the model's input is not an image.
+        limit: number of samples, at most; None for all.
 
     Raises:
         ConfigError: the limit is below 1.
-        DataError: nothing there, or what is there does not fit the model. For iterables this, and for images other
-            than the first readable one, is known only when they are read.
+        DataError: there are no samples, or they do not fit the model. Samples of an iterable, and images behind the first
+            readable one, are checked only when they are read.
     """
     if limit is not None and limit < 1:
         raise ConfigError("--limit", f"expected at least 1 sample, got {limit}")
@@ -303,7 +303,7 @@ def _open_path(
 
 
 def _named(data: Any, inputs: Sequence[InputSpec], where: str) -> Mapping[str, Any]:
-    """A dictionary as it is; anything else as the nameless array of the only input."""
+    """A dictionary unchanged; anything else as the array of the only input, under the name ""."""
     if isinstance(data, Mapping):
         return data
     if len(inputs) != 1:

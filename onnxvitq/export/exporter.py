@@ -1,6 +1,6 @@
-"""SPEC -> checked ONNX file. Loads torch only when ``export_model`` runs.
+"""From SPEC, the name of a model, to a checked ONNX file. torch is loaded only when ``export_model`` runs.
 
-The file is made in a temporary folder beside its destination, passed through onnx's checker and onnxruntime, compared
+The file is written to a temporary folder beside its destination, passed through onnx's checker and onnxruntime, compared
 with torch, and only then moved to its name: a failure or Ctrl-C leaves what was there before.
 """
 
@@ -36,13 +36,18 @@ PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf file ends at 2 GB; the graph itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How to export.
+    """Options of an export.
 
-    ``batch`` is the batch size of a static graph; a dynamic one takes any. ``opset`` None leaves it to the exporter.
-    ``image_size`` (pixels of a side) overrides what the model says. ``seed`` is for random weights and example images.
-    ``tolerance`` is the largest accepted difference from torch, relative to the largest output: onnxruntime adds up
-    float32 products in another order, which costs some 1e-6 in a shallow and 1e-4 in a deep network; a wrong graph is
-    off by 1e-2 and more.
+    Attributes:
+        exporter: which of torch's two exporters to use.
+        dynamic_batch: whether the graph takes any batch size.
+        batch: batch size of a graph that is not dynamic.
+        opset: version of the operator set; None leaves it to the exporter.
+        image_size: pixels of a side, in place of the model's own; None keeps that.
+        seed: of random weights and example images.
+        tolerance: largest accepted difference from torch, relative to the largest output. onnxruntime adds up float32
+            products in another order, which costs about 1e-6 in a shallow and 1e-4 in a deep network; a wrong graph is off by
+            1e-2 and more.
     """
 
     exporter: Literal["dynamo", "torchscript"] = "dynamo"
@@ -66,11 +71,17 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What was written.
+    """The written file.
 
-    ``max_difference`` is max |onnxruntime - torch| / max |torch|, the worst over outputs and batch sizes tried.
-    ``weights`` says where they come from (a configuration alone gives random ones). ``preprocessing`` is the parsed
-    ``preprocessor_config.json`` that went into the model's metadata, if there was one.
+    Attributes:
+        path: of the ONNX file.
+        exporter: which exporter wrote it.
+        opset: version of the operator set.
+        inputs: name, type and shape of each input.
+        max_difference: max |onnxruntime - torch| / max |torch|, the largest over outputs and batch sizes tried.
+        tolerance: largest ``max_difference`` that was accepted.
+        weights: where the weights come from (a configuration alone gives random ones).
+        preprocessing: the parsed ``preprocessor_config.json`` that is in the model's metadata; None where there was none.
     """
 
     path: Path
@@ -84,12 +95,12 @@ class ExportResult:
 
 
 def export_model(spec: str, output: Path, options: ExportOptions, *, run: Runner) -> ExportResult:
-    """Export what SPEC names to ``output``, if the graph equals torch.
+    """Export the model that SPEC names, and write it if its outputs are torch's.
 
     Args:
         spec: what to export; ``onnxvitq.export.specs`` lists the forms.
         output: the ONNX file to write; weights beyond 2 GB go to ``<output>.data`` beside it.
-        options: how.
+        options: of the export.
         run: runs an ONNX file in onnxruntime on named inputs and returns its outputs in order.
 
     Raises:
@@ -133,7 +144,12 @@ def export_model(spec: str, output: Path, options: ExportOptions, *, run: Runner
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Case:
-    """Inputs by name, and torch's outputs for them."""
+    """Inputs, and torch's outputs for them.
+
+    Attributes:
+        feeds: input name -> array.
+        expected: outputs, in the order of the graph.
+    """
 
     feeds: Mapping[str, Array]
     expected: Sequence[Array]
@@ -142,7 +158,7 @@ class _Case:
 def _exported(
     source: "ExportSource", options: ExportOptions, scratch: Path, spec: str
 ) -> tuple[onnx.ModelProto, tuple[_Case, ...]]:
-    """The graph as the exporter gave it, and what torch answers at each batch size that it has to work for."""
+    """The exporter's graph, and torch's outputs at each batch size that the graph has to work for."""
     from onnxvitq.export import torch_exporters
     from onnxvitq.export.source import EXAMPLE_BATCH, with_batch
 
@@ -165,13 +181,13 @@ def _exported(
 
 
 def _output_names(outputs: Sequence[Array]) -> tuple[str, ...]:
-    """The first output is ``logits`` when it is one row per image, else ``features``; others are numbered."""
+    """Names of the outputs: ``logits`` for the first if it is one row an image, else ``features``; others are numbered."""
     first = "logits" if outputs[0].ndim == 2 else "features"
     return (first, *(f"output_{i}" for i in range(1, len(outputs))))
 
 
 def _with_metadata(model: onnx.ModelProto, exporter: str, preprocessor: str | None) -> onnx.ModelProto:
-    """The model without anything specific to this machine, and with the record of where it comes from.
+    """The model without anything specific to this machine, and with metadata that say where it comes from.
 
     The exporters leave stack traces, source paths and class names on graph, nodes and values.
     """
@@ -203,7 +219,7 @@ def _parsed(preprocessor: str | None, spec: str) -> Mapping[str, Any] | None:
 
 
 def _difference(file: Path, case: _Case, run: Runner, spec: str) -> float:
-    """Worst of max |got - expected| / max |expected| over the outputs; NaN where either is."""
+    """The largest max |got - expected| / max |expected| of all outputs; NaN where an output is NaN."""
     with foreign_code(spec, "onnxruntime cannot run the exported graph", "try the other --exporter"):
         outputs = run(file, case.feeds)
     got, expected = ([array.shape for array in arrays] for arrays in (outputs, case.expected))

@@ -50,7 +50,7 @@ def cause_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing printed, logged or warned inside reaches the user; every switch is put back afterwards.
+    """A context in which nothing that is printed, logged or warned reaches the user; all is restored afterwards.
 
     The file descriptor is redirected too: the TorchScript exporter prints whole graphs from C++ when it fails.
     """

@@ -1,4 +1,4 @@
-"""What a SPEC is resolved to: a torch module with inputs it accepts."""
+"""A torch module with example inputs: the result of resolving a SPEC."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ EXAMPLE_BATCH = 2  # torch.export fixes a size of 1 as a constant, so a dynamic 
 class ExportSource:
     """A module to export.
 
-    Shapes: each of ``inputs`` is (B, ...), with the same B.
-
-    ``input_name`` is the first graph input's name. ``weights`` says where the weights come from. ``preprocessor`` is
-    the JSON text of a ``preprocessor_config.json``, None where there is none.
+    Attributes:
+        module: the model; ``specs.load_source`` puts it on the CPU and in evaluation mode.
+        inputs: example inputs, each (B, ...) with the same B.
+        input_name: name of the graph's first input.
+        weights: where the weights come from, as text.
+        preprocessor: JSON text of a ``preprocessor_config.json``; None where there is none.
     """
 
     module: nn.Module

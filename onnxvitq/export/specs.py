@@ -1,4 +1,4 @@
-"""SPEC -> module, example inputs and names. The first form that fits is taken, in this order.
+"""The forms of SPEC, the name of a model to export. The first form that fits is taken, in this order.
 
 1. ``timm:NAME``
 2. a folder with a ``config.json``, or a path to a .json file: a Hugging Face checkpoint or configuration
@@ -15,15 +15,15 @@ from onnxvitq.export.source import ExportSource
 
 
 def load_source(spec: str, image_size: int | None, seed: int) -> ExportSource:
-    """Resolve what the user named; the module comes on the CPU and in evaluation mode.
+    """The module that a SPEC names, on the CPU and in evaluation mode, with example inputs.
 
     Args:
-        spec: one of the forms above.
-        image_size: pixels of a side, overriding what the model says; None takes the model's own.
-        seed: the seed already set, for the record of random weights.
+        spec: in one of the forms above.
+        image_size: pixels of a side, in place of the model's own; None keeps that.
+        seed: that torch's generator was set to, for the text about random weights.
 
     Raises:
-        ExportError: nothing answers to the spec, or what does cannot be built.
+        ExportError: there is no such model, or it cannot be built.
     """
     source = _resolved(spec, image_size, seed)
     with foreign_code(spec, "the module cannot be put on the CPU in evaluation mode"):

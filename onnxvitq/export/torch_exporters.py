@@ -1,4 +1,4 @@
-"""torch's two ONNX exporters behind one signature, and torch's own answer to compare their graphs with."""
+"""torch's two ONNX exporters behind one signature, and torch's own outputs to compare their graphs with."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,16 @@ TORCH_VERSION = torch.__version__.split("+")[0]  # without the build tag (+cpu),
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """What an exporter is asked for. ``inputs`` are (B, ...); with ``dynamic_batch`` B stays open, named ``batch``."""
+    """What to export.
+
+    Attributes:
+        module: in evaluation mode.
+        inputs: example inputs, each (B, ...).
+        input_names: of the graph, one an input.
+        output_names: of the graph, one an output.
+        dynamic_batch: whether B stays open, under the name ``batch``.
+        opset: version of the operator set; None leaves it to the exporter.
+    """
 
     module: nn.Module
     inputs: tuple[torch.Tensor, ...]
@@ -71,7 +80,7 @@ EXPORTERS: Mapping[str, Callable[[Request, Path], onnx.ModelProto]] = {
 
 
 def run_exporter(name: str, request: Request, scratch: Path, where: str) -> onnx.ModelProto:
-    """Export with one of EXPORTERS, in silence.
+    """Export with one of ``EXPORTERS``, whose output is suppressed.
 
     Args:
         name: a key of EXPORTERS.
@@ -80,7 +89,7 @@ def run_exporter(name: str, request: Request, scratch: Path, where: str) -> onnx
         where: the SPEC, for messages.
 
     Raises:
-        ExportError: the exporter failed, or wrote another operator set than asked for.
+        ExportError: the exporter failed, or wrote another operator set than requested.
     """
     other = next(key for key in EXPORTERS if key != name)
     hint = f"try --exporter {other}"
@@ -95,7 +104,7 @@ def run_exporter(name: str, request: Request, scratch: Path, where: str) -> onnx
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Torch's encoder layers without their fused kernel, which has no ONNX form."""
+    """A context in which torch's encoder layers run without their fused kernel, which has no ONNX form."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -105,7 +114,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def torch_outputs(module: nn.Module, inputs: tuple[torch.Tensor, ...], where: str) -> list[NDArray[np.generic]]:
-    """What torch answers: the reference that the exported graph is compared with.
+    """Torch's outputs, with which those of the exported graph are compared.
 
     Raises:
         ExportError: the module fails on these inputs, or returns something other than tensors of finite values.
@@ -127,7 +136,7 @@ def torch_outputs(module: nn.Module, inputs: tuple[torch.Tensor, ...], where: st
 
 
 def arrays(tensors: Sequence[torch.Tensor], where: str) -> list[NDArray[np.generic]]:
-    """The tensors as numpy sees them.
+    """The tensors as numpy arrays.
 
     Raises:
         ExportError: numpy has no such type (bfloat16).
@@ -138,7 +147,7 @@ def arrays(tensors: Sequence[torch.Tensor], where: str) -> list[NDArray[np.gener
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers from ``seed`` inside; the caller's generator goes on as if nothing happened."""
+    """A context in which torch draws random numbers from ``seed``; the caller's generator is not affected."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,1 +1,1 @@
-"""The only user of onnxruntime: sessions, and one streaming sweep over the calibration data."""
+"""The only user of onnxruntime: sessions, profiles, memory, and facts about a model that only a run can show."""

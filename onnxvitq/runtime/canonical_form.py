@@ -1,4 +1,4 @@
-"""A loaded graph in canonical form; where nothing tells the shape of a tensor, two runs on noise do."""
+"""A loaded graph in canonical form; shapes that cannot be inferred are observed in two runs on noise."""
 
 import logging
 
@@ -16,7 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 def bring_to_canonical_form(loaded: LoadedModel, threads: int) -> dict[str, int]:
-    """Bring the graph to canonical form; where nothing tells the shape of a tensor, two runs on noise do."""
+    """Bring a loaded graph to canonical form, in place.
+
+    Where the rank of a tensor cannot be inferred, the model is run on two random inputs of different sizes, and the shapes
+    observed are set.
+
+    Args:
+        loaded: its graph is changed.
+        threads: of onnxruntime; 0 takes one a core.
+
+    Returns:
+        Name of each pass -> number of its edits.
+    """
     graph = loaded.graph
     edits = canonicalise(graph)
     unknown = unknown_tensors(graph)

@@ -1,4 +1,4 @@
-"""What a model costs a fresh process: the time to load it, and the memory at the peak of loading and running it.
+"""The cost of a model in a fresh process: the time to load it, and the peak of memory while it is loaded and run.
 
     python -m onnxvitq.runtime.footprint MODEL FEED.npz THREADS
 
@@ -18,14 +18,18 @@ import numpy as np
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.runtime.session import Session
 
-RUNS = 2  # the second one takes from the arena what the first one gave back
+RUNS = 2  # the second run reuses the arena of the first
 STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """load_ms: making the session, the file in the page cache. peak_mb: what the process came to need beyond Python and the
-    libraries, in MB of 1e6 bytes.
+    """The cost of one model.
+
+    Attributes:
+        model: path of the model.
+        load_ms: milliseconds to make the session, with the file in the page cache.
+        peak_mb: peak of resident memory beyond that of Python and the libraries, in MB of 10^6 bytes.
     """
 
     model: str
@@ -35,6 +39,11 @@ class Footprint:
 
 def footprint(model: Path, feed: Path, threads: int) -> Footprint:
     """Load and run a model on the arrays of an .npz file, in a process of its own.
+
+    Args:
+        model: path of the model.
+        feed: path of the .npz file, its arrays named as the inputs.
+        threads: of onnxruntime.
 
     Raises:
         InvalidGraphError: the process failed; its last line says why.
@@ -60,9 +69,9 @@ def _measure(model: Path, feed: Path, threads: int) -> Footprint:
 
 
 def peak_resident() -> int:
-    """Bytes that this process had resident at most.
+    """Peak of this process's resident memory, in bytes.
 
-    Not from getrusage where there is another way: a child inherits its parent's peak there.
+    From Linux's status file where there is one: getrusage starts with the parent's peak.
     """
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines() if ":" in line)

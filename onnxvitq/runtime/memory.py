@@ -1,6 +1,6 @@
-"""Freed memory, given back to the system.
+"""Freed memory is returned to the system.
 
-glibc keeps what is freed between blocks that are still in use, each thread in an arena of its own: solving the weights of
+glibc keeps freed memory between blocks that are still in use, each thread in an arena of its own: solving the weights of
 ViT-S took 1.19 GB where 0.96 GB suffice with this after every layer, at no measurable time.
 """
 
@@ -11,9 +11,11 @@ from functools import cache
 
 
 def give_back(*, cycles: bool = True) -> None:
-    """Return free pages to the system, where the C library can; first free what only cycles hold, if ``cycles``.
+    """Return free memory to the system, where the C library can.
 
-    Graphs are full of cycles: what was taken out of one holds its weights until then.
+    Args:
+        cycles: first collect reference cycles. Graphs are full of them: a node that was taken out of a graph holds its weights
+            until then.
     """
     if cycles:
         gc.collect()

@@ -1,4 +1,4 @@
-"""Random inputs of a model: for shapes that only a run tells, and for timing."""
+"""Random inputs of a model, to observe shapes and to measure times."""
 
 import numpy as np
 
@@ -8,7 +8,17 @@ FREE_SIDE = 224  # pixels, of an image whose size is free
 
 
 def random_feed(inputs: tuple[InputSpec, ...], batch: int, seed: int, side: int = FREE_SIDE) -> dict[str, np.ndarray]:
-    """Normal noise (integers: 0 or 1) for every input; an unknown size is ``batch`` in front and ``side`` elsewhere."""
+    """A random value for every input: normally distributed, or 0 and 1 for integers.
+
+    Args:
+        inputs: of the model.
+        batch: size of a first axis that is dynamic.
+        seed: the same seed gives the same values.
+        side: size of every other axis that is dynamic; dynamic channels of an image (N, C, H, W) are 3.
+
+    Returns:
+        Input name -> array.
+    """
     rng = np.random.default_rng(seed)
     feed: dict[str, np.ndarray] = {}
     for spec in inputs:

@@ -8,23 +8,28 @@ from typing import Any
 
 import numpy as np
 
-RUN, KERNEL = "model_run", "_kernel_time"  # how onnxruntime names a whole run, and how the time of a node in one ends
+RUN, KERNEL = "model_run", "_kernel_time"  # event of a whole run, and suffix of the event of a node, in its profiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTime:
-    """All nodes of one operator in one run: the median over the runs in ms, and how many there are."""
+    """The time of all nodes of one operator in one run.
+
+    Attributes:
+        ms: milliseconds, the median over the runs.
+        nodes: number of nodes.
+    """
 
     ms: float
     nodes: int
 
 
 def operator_times(profile: Path, warm_up: int) -> dict[str, OperatorTime]:
-    """Operator -> its time in a run, longest first; the first ``warm_up`` runs do not count.
+    """Operator -> its time in a run, longest first.
 
     Args:
-        profile: a file that a session with ``profile`` wrote.
-        warm_up: fewer than the runs in it.
+        profile: file that a session with ``profile`` wrote.
+        warm_up: number of runs at the start that do not count; fewer than all runs.
     """
     events = json.loads(profile.read_text(encoding="utf-8"))
     spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == RUN)[warm_up:]
@@ -41,7 +46,7 @@ def operator_times(profile: Path, warm_up: int) -> dict[str, OperatorTime]:
 
 
 def _by_operator(events: Sequence[Mapping[str, Any]], start: int, end: int) -> dict[str, list[int]]:
-    """Operator -> the microseconds of each of its nodes in the run of that span."""
+    """Operator -> microseconds of each of its nodes in the run between ``start`` and ``end``."""
     found: dict[str, list[int]] = {}
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith(KERNEL) and start <= event["ts"] <= end:

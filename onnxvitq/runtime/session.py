@@ -1,4 +1,4 @@
-"""onnxruntime sessions, made in one place with everything that changes a result or a timing pinned."""
+"""onnxruntime sessions. They are made in one place, where every option that changes a result or a timing is set."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 Level = Literal["disabled", "all"]
 LEVELS = {"disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
-FATAL_ONLY = 4  # what goes wrong comes as an exception; the log would print it once more
+FATAL_ONLY = 4  # log level: errors are raised, and the log would print them once more
 NUMPY_TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -36,13 +36,13 @@ class Session:
         path: the model file; a path, not bytes, so that external data and models over 2 GB work.
         level: graph optimisation, "disabled" (each node runs as written) or "all".
         threads: intra-operator threads; 0 lets onnxruntime take one a core.
-        spare: "memory", given back after each operator, a little slower; "cores", by threads that wait asleep for the next
-            run: of sessions that run in turn, those of one would take the cores of another's.
-        optimized: where to write the optimised graph, for the audit.
-        profile: a folder for the times of every node in every run; ``end_profile`` tells the file.
+        spare: "memory": memory is freed after each operator, which is a little slower. "cores": threads sleep between runs
+            instead of spinning, as those of sessions that run in turn would take each other's cores. None: neither.
+        optimized: path to which onnxruntime writes the optimised graph, for the audit.
+        profile: folder for a profile with the time of every node in every run; ``end_profile`` returns the file.
 
     Raises:
-        InvalidGraphError: onnxruntime cannot load the model; its first line says why.
+        InvalidGraphError: onnxruntime cannot load the model.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def input_specs(self) -> tuple[InputSpec, ...]:
-        """Names, types and shapes of the inputs."""
+        """Name, type and shape of each input."""
         return tuple(
             InputSpec(
                 name=value.name,
@@ -90,17 +90,23 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model's own metadata."""
+        """The model's own metadata, key -> value."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def end_profile(self) -> Path:
-        """The file with the times so far; no later run is in it."""
+        """Stop profiling, and return the file with the times of the runs so far."""
         return Path(self._session.end_profiling())
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Outputs in the order asked for (all by default).
+        """Run the model.
 
-        They lie in the session's own memory, all of which lasts as long as any of them: who keeps one keeps a copy.
+        Args:
+            feeds: input name -> array.
+            outputs: names of the outputs to compute; None for all.
+
+        Returns:
+            The outputs, in the order of ``outputs``. They lie in the session's own memory, all of which is held as long as any
+            of them: copy an output to keep it.
 
         Raises:
             InvalidGraphError: the model fails on this input.

@@ -1,4 +1,4 @@
-"""Shapes that only a run tells: behind an If or a Loop, or an operator that inference does not know."""
+"""Shapes observed in runs, where inference does not know them: behind an If or a Loop, or an unknown operator."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ from onnxvitq.runtime.session import Session
 def observe_shapes(
     model: Path, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], threads: int
 ) -> dict[str, tuple[list[int | str], np.dtype[np.generic]]]:
-    """Shapes and types of a model's outputs, from two runs whose feeds differ in every size that is free.
+    """Shapes and types of a model's outputs, from two runs whose feeds differ in every dynamic size.
 
     Args:
-        model: its outputs are the tensors to look at.
+        model: a model file whose outputs are the tensors to observe.
         first: a feed.
-        second: another one. A size that differs between the runs gets a name of its own.
+        second: another feed. A size that differs between the runs gets a name of its own.
         threads: of onnxruntime.
 
     Returns:
@@ -30,8 +30,8 @@ def observe_shapes(
     return {
         name: (
             [
-                one if one == other else f"{name}.{axis}"
-                for axis, (one, other) in enumerate(zip(before.shape, after.shape, strict=True))
+                size if size == other else f"{name}.{axis}"
+                for axis, (size, other) in enumerate(zip(before.shape, after.shape, strict=True))
             ],
             before.dtype,
         )
