@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def prepare(folder: Path, images: int) -> tuple[Path, Path]:
         )
     if not data.exists():
         noise = np.random.default_rng(0).normal(size=(images, 3, 224, 224))
-        np.savez(data, **{INPUT: noise.astype(np.float32)})
+        arrays: dict[str, Any] = {INPUT: noise.astype(np.float32)}
+        np.savez(data, **arrays)
     return model, data
 
 
