@@ -167,6 +167,16 @@ def test_nothing_given_is_nothing_said() -> None:
     assert read(namespace, quantize.QuantizeOptions) == quantize.QuantizeOptions()
 
 
+def test_the_help_says_every_default_of_the_configuration() -> None:
+    text = " ".join(quantize.parser().help_text(400).split())
+    defaults = QuantConfig().to_dict()
+    for named in options_of(QuantConfig):
+        if named.flags and defaults[named.name] not in (None, False, True, [], {}):
+            assert f"{named.option.help} (default: {defaults[named.name]})" in text
+        elif named.flags and named.option.none:
+            assert f"(default: {named.option.none})" in text
+
+
 def test_no_option_of_the_command_hides_one_of_the_configuration() -> None:
     keys = {item.name for item in fields(QuantConfig)}
     assert keys & {item.name for item in fields(quantize.QuantizeOptions)} == set()
