@@ -23,6 +23,7 @@ ROOT = TOOLS.parent.resolve()
 RESULTS = TOOLS / "results"
 PACKAGES = ("onnxvitq", "onnx", "onnxruntime", "numpy", "python")
 MEASURED = "recorded by the run"
+UNKNOWN = "not recorded"
 FIELDS = ("provenance", "commit", "command", "versions", "processor")
 
 
@@ -131,7 +132,7 @@ class Provenance:
     """How results were made.
 
     Attributes:
-        commit: of the source tree; "with changes" is added where the package or the tools differed from it.
+        commit: of the source tree; ", changed" is added where the package or the tools differed from it.
         command: the whole command line.
         versions: package -> version.
         processor: its name.
@@ -146,9 +147,14 @@ class Provenance:
 
     def line(self) -> str:
         """One line of Markdown."""
-        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        number, _, changed = self.commit.partition(",")
+        short = f"{number[:12]}{changed}"
+        known = [f"{name} {version_}" for name, version_ in self.versions.items() if version_ != UNKNOWN]
+        if len(known) < len(self.versions):
+            known.append(f"other versions {UNKNOWN}" if known else f"versions {UNKNOWN}")
+        processor = f"processor {UNKNOWN}" if self.processor == UNKNOWN else self.processor
         note = "" if self.provenance == MEASURED else f" ({self.provenance})"
-        return f"`{self.command}` at commit {self.commit}; {versions}; {self.processor}{note}"
+        return f"`{self.command}` at commit {short}; {', '.join(known)}; {processor}{note}"
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds of it: each of ``FIELDS``."""
@@ -179,7 +185,7 @@ def commit() -> str:
         changed = _git("status", "--porcelain", "--", "onnxvitq", "tools", "models", ":!tools/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{head} with changes" if changed else head
+    return f"{head}, changed" if changed else head
 
 
 def _git(*arguments: str) -> str:
