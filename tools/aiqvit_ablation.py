@@ -48,8 +48,7 @@ from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.graph.writing import save_model, to_proto
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
-from onnxvitq.targets.ort_cpu.branches import branch_bytes
-from onnxvitq.targets.ort_cpu.layout import apply_plan
+from onnxvitq.targets.registry import DEFAULT_TARGET
 
 COLUMNS = columns(
     *("", "draws", ("top-1 %", "{:.2f}"), ("spread", "{:.2f}"), ("loss", "{:.2f}"), ("SQNR dB", "{:.2f}")),
@@ -119,7 +118,7 @@ class Start:
         """Of the written model, to all test images."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            save_model(to_proto(apply_plan(self.fitted.graph, self.fitted.layers, plan), {}), path)
+            save_model(to_proto(DEFAULT_TARGET.write(self.fitted.graph, self.fitted.layers, plan), {}), path)
             return infer(path, model.test, BATCH)
 
 
@@ -204,7 +203,7 @@ def measured(
                     top1=model.evaluate(answers),
                     sqnr_db=10 * math.log10(float(np.sum(reference**2) / np.sum((answers - reference) ** 2))),
                     divergence=1e3 * divergence(reference, answers),
-                    kilobytes=sum(branch_bytes(branch) for branch in plan.branches.values()) / 1e3,
+                    kilobytes=sum(branch.nbytes for branch in plan.branches.values()) / 1e3,
                 ),
             )
 

@@ -35,8 +35,7 @@ from onnxvitq.numerics.affine import params_from_range, params_from_weight
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.noise import random_feed
 from onnxvitq.runtime.session import Session
-from onnxvitq.targets.ort_cpu.kernels import audit
-from onnxvitq.targets.ort_cpu.layout import apply_plan
+from onnxvitq.targets.registry import DEFAULT_TARGET
 
 SIZE = 0.1
 TOKENS = 197
@@ -131,9 +130,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         models = [Path(name) / f"{index}.onnx" for index in range(len(plans))]
         for model, one in zip(models, plans, strict=True):
-            save_model(to_proto(apply_plan(loaded.graph, layers, one), {}), model)
+            save_model(to_proto(DEFAULT_TARGET.write(loaded.graph, layers, one), {}), model)
         sizes = [model.stat().st_size for model in models]
-        counts = [audit(model, blockmap, one, 1).branches for model, one in zip(models, plans, strict=True)]
+        counts = [
+            DEFAULT_TARGET.audit(model, blockmap, one, 1).branches for model, one in zip(models, plans, strict=True)
+        ]
         times = timed(models, random_feed(loaded.inputs, 1, 0), args.runs)
     medians, least = np.median(times, axis=0), times.min(axis=0)
     table = Table(

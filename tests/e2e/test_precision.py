@@ -1,6 +1,7 @@
 """Mixed precision and quality control from a model to a file."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from fitted_cases import correlated, seeded_transformer
 from onnxvitq.api import Result, quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.graph.writing import to_proto
 from onnxvitq.precision import budget as budget_module
 from onnxvitq.precision import written as written_module
-from onnxvitq.targets.ort_cpu.layout import apply_plan
 
 FEEDS = [feed["tokens"] for feed in correlated(0, 16)]
 QUICK: dict[str, Any] = {"threads": 1, "skip": ("channels", "online-channels", "softmax", "scales", "bias", "weights")}
@@ -151,13 +151,13 @@ def test_layers_may_stay_float(model: Path, tmp_path: Path) -> None:
 def test_of_many_choices_the_chosen_one_alone_is_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
 ) -> None:
-    written: list[QuantPlan] = []
+    written: list[gs.Graph] = []
 
-    def noting(graph: gs.Graph, layers: Layers, plan: QuantPlan, *, packed: bool) -> gs.Graph:
-        written.append(plan)
-        return apply_plan(graph, layers, plan, packed=packed)
+    def noting(graph: gs.Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
+        written.append(graph)
+        return to_proto(graph, metadata)
 
-    monkeypatch.setattr(written_module, "apply_plan", noting)
+    monkeypatch.setattr(written_module, "to_proto", noting)
     monkeypatch.setattr(budget_module, "WORTH_DB", 100.0)
     run(model, tmp_path, bit_candidates=("2", "3", "4", "8"), **budget)
     assert len(written) == 1

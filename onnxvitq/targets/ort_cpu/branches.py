@@ -29,11 +29,6 @@ def branch_names(plan: QuantPlan, blockmap: BlockMap) -> dict[str, tuple[str, st
     return names
 
 
-def branch_bytes(branch: Branch) -> int:
-    """Of the factors' codes and scales."""
-    return branch.a.size + branch.b.size + 4 * (branch.a_params.scale.size + branch.b_params.scale.size)
-
-
 class BranchWriter:
     """Writes branches into one graph; remembers what several of them share."""
 

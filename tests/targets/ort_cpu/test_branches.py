@@ -21,7 +21,7 @@ from onnxvitq.graph.query import constants
 from onnxvitq.graph.reading import to_graph
 from onnxvitq.graph.writing import to_proto
 from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_from_weight
-from onnxvitq.targets.ort_cpu.branches import branch_bytes, branch_names
+from onnxvitq.targets.ort_cpu.branches import branch_names
 from onnxvitq.targets.ort_cpu.kernels import Count, audit
 from onnxvitq.targets.ort_cpu.layout import apply_plan
 
@@ -128,4 +128,4 @@ def test_different_factors_are_not_shared() -> None:
 
 
 def test_bytes_of_a_branch() -> None:
-    assert branch_bytes(branch(32, 24, 0)) == 3 * (32 + 24) + 4 * (3 + 1)
+    assert branch(32, 24, 0).nbytes == 3 * (32 + 24) + 4 * (3 + 1)

@@ -68,7 +68,7 @@ def search_ranks(
         OSError: no room in ``folder``.
     """
     blocks = cut(graph, layers.blockmap)
-    samples = BlockSamples(graph, layers, feeds, folder, options.training.threads)
+    samples = BlockSamples(graph, layers, feeds, folder, options.training.threads, options.training.target)
     ranks: dict[str, int] = {}
     for block in blocks:
         samples.run_float(block)

@@ -47,7 +47,7 @@ def reconstruct(
         OSError: no room in ``folder``.
     """
     blocks = cut(graph, layers.blockmap)
-    samples = BlockSamples(graph, layers, feeds, folder, options.threads)
+    samples = BlockSamples(graph, layers, feeds, folder, options.threads, options.target)
     checkpoints = Checkpoints(options.checkpoint, fingerprint(plan, options.described, samples.inputs()))
     samples.mix(options.mixtures, options.seed)
     learner = _BlockLearner(layers, samples, options)

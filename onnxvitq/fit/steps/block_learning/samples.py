@@ -24,7 +24,8 @@ from onnxvitq.fit.steps.block_learning.network import BlockSubgraph
 from onnxvitq.graph.cut import as_graph
 from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.runtime.session import Session
-from onnxvitq.targets.ort_cpu.layout import apply_plan
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 SHARES = (0.5, 1.0)  # of the first of two samples in a mixture
 MOST = 768  # samples to learn from, with mixtures: what they cost grows with them, and beyond this nothing was gained
@@ -39,6 +40,7 @@ class BlockSamples:
         feeds: calibration samples.
         folder: for files; the caller removes it.
         threads: of onnxruntime.
+        target: that blocks are written for.
 
     Attributes:
         count: calibration samples; the first numbers.
@@ -49,9 +51,16 @@ class BlockSamples:
     """
 
     def __init__(
-        self, graph: gs.Graph, layers: Layers, feeds: Iterable[Mapping[str, np.ndarray]], folder: Path, threads: int
+        self,
+        graph: gs.Graph,
+        layers: Layers,
+        feeds: Iterable[Mapping[str, np.ndarray]],
+        folder: Path,
+        threads: int,
+        target: Target = DEFAULT_TARGET,
     ) -> None:
         self._graph, self._layers, self._folder, self._threads = graph, layers, folder, threads
+        self._target = target
         self.count = 0
         for name in ("float", "quantized"):
             (folder / name).mkdir(parents=True)
@@ -135,7 +144,7 @@ class BlockSamples:
 
     def _quantized_session(self, block: BlockSubgraph, plan: QuantPlan) -> Session:
         own_plan, own_layers = _of_block(block, self._layers, plan)
-        return self._session(apply_plan(as_graph(self._graph, block), own_layers, own_plan))
+        return self._session(self._target.write(as_graph(self._graph, block), own_layers, own_plan))
 
     def _session(self, graph: gs.Graph) -> Session:
         path = self._folder / "block.onnx"

@@ -43,6 +43,7 @@ class BlockLearning:
             positions=token_weights(state),
             seed=config.seed,
             threads=config.threads,
+            target=context.target,
             checkpoint=context.checkpoint,
             progress=lambda done, total, loss: context.progress(f"learn (loss {loss:.3g})", done, total),
         )

@@ -24,6 +24,8 @@ from onnxvitq.core.tensors import FloatArray
 from onnxvitq.fit.steps.block_learning.block import Learned, QuantizedBlock
 from onnxvitq.fit.steps.block_learning.network import Values
 from onnxvitq.fit.steps.block_learning.samples import BlockSamples
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 # Rows of a block's largest output in an iteration: 32 images of 50 tokens, 8 of 197. A step costs what its rows cost.
 ROWS = 1600
@@ -55,6 +57,7 @@ class Reconstruction:
         positions: (T,) weight of each token in the loss, where a tensor has T tokens; None weighs all alike.
         seed: of every draw.
         threads: of onnxruntime; 0 takes one a core.
+        target: that blocks are written for.
         checkpoint: folder for blocks that are done; None keeps none.
         progress: called every few iterations with those done, of how many, and the loss.
     """
@@ -70,6 +73,7 @@ class Reconstruction:
     positions: FloatArray | None = None
     seed: int = 0
     threads: int = 0
+    target: Target = DEFAULT_TARGET
     checkpoint: Path | None = None
     progress: Progress = _silent
 

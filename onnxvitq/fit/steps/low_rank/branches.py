@@ -24,6 +24,8 @@ from onnxvitq.fit.step import LayerGain, layer_gain
 from onnxvitq.fit.steps.low_rank.fit import BranchFitter, quantized_linear
 from onnxvitq.fit.steps.low_rank.ranks import FittedBranches, best_ranks, weight_bytes
 from onnxvitq.fit.steps.weight_reconstruction.side_by_side import SideBySide, readers_by_input
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 MAX_RANK = 64
 
@@ -41,6 +43,7 @@ class Branches:
         worth_db: what a branch has to gain on held-out samples.
         positions: (T,) weight of each token in every mean, where a tensor has T tokens; None weighs all alike.
         threads: of onnxruntime and of the fit; 0 takes one a core.
+        target: that products are written for.
         progress: called with how many of the tensors that layers read are done, over both runs, and of how many.
     """
 
@@ -50,6 +53,7 @@ class Branches:
     worth_db: float = 0.2
     positions: FloatArray | None = None
     threads: int = 0
+    target: Target = DEFAULT_TARGET
     progress: Callable[[int, int], None] = lambda *_: None
 
 
@@ -114,7 +118,8 @@ class _Runs:
         """One run over the layers that have a rank; with ``keep``, later layers see the branches of those before them."""
         layers, plan, options = self._layers, self._plan, self._options
         folder.mkdir()
-        networks = SideBySide(self._graph, layers, plan, self._feeds, folder, options.threads)
+        quantized = options.target.write_products(self._graph, layers, plan)
+        networks = SideBySide(self._graph, quantized, layers, self._feeds, folder, options.threads)
         tensors = readers_by_input(layers.blockmap.linears)
         runs = 2 if options.rank is None else 1
         fitted = []

@@ -13,7 +13,6 @@ from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
 from onnxvitq.fit.steps.low_rank.ranks import branch_time
 from onnxvitq.graph.scratch import scratch_error, scratch_folder
 from onnxvitq.report.records import Part
-from onnxvitq.targets.ort_cpu.branches import branch_bytes
 
 
 class LowRankBranches:
@@ -37,6 +36,7 @@ class LowRankBranches:
             budget=config.branch_budget,
             positions=token_weights(state),
             threads=config.threads,
+            target=context.target,
             progress=lambda done, total: context.progress("branches", done, total),
         )
         with scratch_folder() as folder:
@@ -67,6 +67,7 @@ def _searched_ranks(state: FitState, context: FitContext, folder: Path, options:
         positions=options.positions,
         seed=config.seed,
         threads=config.threads,
+        target=context.target,
     )
     search = RankSearch(budget=config.branch_budget, training=training)
     return search_ranks(state.graph, state.layers, largest, context.dataset, folder / "ranks", search)
@@ -77,7 +78,7 @@ def branch_parts(plan: QuantPlan) -> tuple[Part, ...]:
     return tuple(
         Part(
             part=name,
-            figures={"rank": branch.rank, "bytes": branch_bytes(branch), "time": round(branch_time(branch), 3)},
+            figures={"rank": branch.rank, "bytes": branch.nbytes, "time": round(branch_time(branch), 3)},
         )
         for name, branch in plan.branches.items()
     )

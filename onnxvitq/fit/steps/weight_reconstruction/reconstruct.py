@@ -48,7 +48,8 @@ def reconstruct_weights(
         InvalidGraphError: a subgraph does not run.
         OSError: no room in ``folder``.
     """
-    networks = SideBySide(graph, layers, plan, feeds, folder, options.threads)
+    quantized = options.target.write_products(graph, layers, plan)
+    networks = SideBySide(graph, quantized, layers, feeds, folder, options.threads)
     gains: list[tuple[float, float, bool]] = []  # not the layers: their weights are in the plan
     with one_blas_thread():
         for tensor, readers in readers_by_input(layers.blockmap.linears).items():

@@ -12,10 +12,9 @@ import onnx_graphsurgeon as gs
 
 from onnxvitq.calibration.subgraphs import SubgraphRunner
 from onnxvitq.core.layers import Linear
-from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.plan import Layers
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.fit import times
-from onnxvitq.targets.ort_cpu.layout import apply_products
 
 Function = Callable[[FloatArray], FloatArray]
 
@@ -25,8 +24,8 @@ class SideBySide:
 
     Args:
         graph: canonical; never changed.
-        layers: what was found in it.
-        plan: with parameters for every site; products of activations are quantized as it says.
+        quantized: the same with products of activations quantized (``Target.write_products``).
+        layers: what was found in them.
         feeds: calibration samples.
         folder: for files; it exists, and the caller removes it.
         threads: of onnxruntime.
@@ -40,16 +39,15 @@ class SideBySide:
     def __init__(
         self,
         graph: gs.Graph,
+        quantized: gs.Graph,
         layers: Layers,
-        plan: QuantPlan,
         feeds: Iterable[Mapping[str, np.ndarray]],
         folder: Path,
         threads: int,
     ) -> None:
         linears = layers.blockmap.linears
         self.float = SubgraphRunner(graph, linears, feeds, folder / "float", threads)
-        written = apply_products(graph, layers, plan)
-        self.quantized = SubgraphRunner(written, linears, feeds, folder / "quantized", threads)
+        self.quantized = SubgraphRunner(quantized, linears, feeds, folder / "quantized", threads)
         self.samples = self.float.samples
         self._layers, self._streams = layers, residual_streams(graph, linears)
 

@@ -29,6 +29,8 @@ from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.runtime.memory import give_back
+from onnxvitq.targets.registry import DEFAULT_TARGET
+from onnxvitq.targets.target import Target
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in units of the mean diagonal of the inputs' covariance
 ENOUGH = 2  # rows an input: with fewer, a regression fits the samples (a head has one row an image)
@@ -44,6 +46,7 @@ class WeightReconstruction:
         stream: solve layers that write to a residual stream against the float stream.
         positions: (T,) weight of each token in every mean, where a tensor has T tokens; None weighs all alike.
         threads: of onnxruntime and of the solver; 0 takes one a core.
+        target: that products are written for.
     """
 
     ridge: bool = True
@@ -51,6 +54,7 @@ class WeightReconstruction:
     stream: bool = True
     positions: FloatArray | None = None
     threads: int = 0
+    target: Target = DEFAULT_TARGET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

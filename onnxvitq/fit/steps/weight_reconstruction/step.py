@@ -29,7 +29,9 @@ class WeightReconstructionStep:
 
     def propose(self, state: FitState, context: FitContext) -> Proposal:
         """The plan with weights solved again."""
-        options = WeightReconstruction(positions=token_weights(state), threads=context.config.threads)
+        options = WeightReconstruction(
+            positions=token_weights(state), threads=context.config.threads, target=context.target
+        )
         with scratch_folder() as folder:
             # Not read meanwhile, and this holds more than any other step. Operands are for the scale search alone.
             state.kept.put_aside(folder, lambda known: replace(known, lefts={}, rights={}))

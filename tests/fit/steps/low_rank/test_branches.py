@@ -16,7 +16,7 @@ from onnxvitq.fit.steps.low_rank.fit import quantized_linear
 from onnxvitq.fit.steps.low_rank.ranks import ADDED, SMALL, FittedBranches, best_ranks, weight_bytes
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 from onnxvitq.numerics.fit import times
-from onnxvitq.targets.ort_cpu.branches import branch_bytes, branch_names
+from onnxvitq.targets.ort_cpu.branches import branch_names
 
 TransformerCase = Callable[..., Case]
 
@@ -81,7 +81,7 @@ def test_the_budget_is_kept(transformer_case: TransformerCase) -> None:
     factors = {name: plan.branches[linear].a.size for linear, (name, _) in names.items()}
     spent = sum(factors.values()) + sum(branch.b.size for branch in plan.branches.values())
     assert 0 < spent <= budget * weight_bytes(case.layers, case.plan)
-    assert spent < sum(branch_bytes(branch) for branch in plan.branches.values())
+    assert spent < sum(branch.nbytes for branch in plan.branches.values())
 
 
 def group(name: str, gains: list[float], outputs: int = 100, rows: float = 10.0) -> FittedBranches:
