@@ -40,10 +40,11 @@ from onnxvitq.evaluation.compare import COMPARED, compare
 from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
 from onnxvitq.evaluation.labelled import Evaluation, evaluate
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
-from onnxvitq.fit.order import steps_of
+from onnxvitq.fit.order import ORDER, steps_of
 from onnxvitq.fit.runner import fit
 from onnxvitq.fit.start import calibrate
 from onnxvitq.fit.state import FitContext, Progress, silent
+from onnxvitq.fit.step import Step
 from onnxvitq.fit.steps.block_learning.checkpoint import remove_checkpoints
 from onnxvitq.graph.checking import check_written
 from onnxvitq.graph.reading import LoadedModel, load_model
@@ -94,6 +95,7 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
     preprocess: PreprocessOptions | None = None,
     progress: Progress | None = None,
     target: Target | None = None,
+    steps: Sequence[Step] = ORDER,
 ) -> Result:
     """Quantize ``model`` with ``data`` and write ``output``.
 
@@ -109,6 +111,8 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
         progress: called with (stage, done, total); last, with ("finish", 1, 1), when only the output's place is left to
             be taken.
         target: a runtime to write for; the one that the options name when None.
+        steps: of the fit, in order; those run that the options ask for. ``fit.order.ORDER`` with steps of one's own among
+            them adds these.
 
     Raises:
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
@@ -134,7 +138,7 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
             checkpoint=checkpoint,
             target=target or target_of(config),
         )
-        steps = steps_of(config)
+        steps = steps_of(config, steps)
         state, context = calibrate(graph, context, steps, count)
     if judge is not None:
         with watch("judge"):
