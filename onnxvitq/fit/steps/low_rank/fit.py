@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from onnxvitq.calibration.held_out import is_held_out
-from onnxvitq.core.formats import INT8, QParams, TensorFormat, activation_format, weight_format
+from onnxvitq.core.formats import EIGHT_BITS, INT8, QParams, TensorFormat, activation_format, weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.plan import Branch, Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
@@ -28,10 +28,10 @@ from onnxvitq.numerics.lowrank import LowRank, errors_by_rank, low_rank
 from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
 from onnxvitq.numerics.ridge import best_bias
 
-FACTOR_A = weight_format(8, saturation_free=True)
+FACTOR_A = weight_format(EIGHT_BITS, saturation_free=True)
 # One scale for all of B: one a column would take as many bytes as four ranks, and a correction needs no more digits.
 FACTOR_B = TensorFormat(INT8, saturation_free=True)
-INNER = activation_format(8)
+INNER = activation_format(EIGHT_BITS)
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)  # of the regression; the held-out rows choose
 
 
