@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,14 +11,20 @@ from textgraph import model_of
 from transformer_text import WIDTH, transformer
 
 from onnxvitq.blocks.find import find_blocks
+from onnxvitq.calibration.dataset import CalibrationDataset
+from onnxvitq.calibration.kept import KeptStatistics
+from onnxvitq.calibration.measure import Measurer
 from onnxvitq.calibration.sweep import Sampling, sweep
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.formats import weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
+from onnxvitq.core.tensors import InputSpec
+from onnxvitq.data.source import open_source
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.fit.initial_plan import make_plan
+from onnxvitq.fit.state import FitContext, FitState, silent
 from onnxvitq.fit.steps.bias import row_requests
 from onnxvitq.fit.steps.channel_scaling.choose import scaling_requests
 from onnxvitq.fit.steps.ranges import fit_ranges, range_requests
@@ -28,6 +35,7 @@ from onnxvitq.graph.reading import to_graph
 from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.numerics.moments import Moments, Sums
 from onnxvitq.runtime.session import Session
+from onnxvitq.targets.registry import target_of
 
 Feeds = list[dict[str, np.ndarray]]
 
@@ -43,12 +51,38 @@ class Case:
     folder: Path
     stats: Statistics
 
-    def sqnr(self, plan: QuantPlan, feeds: Feeds) -> float:
-        """Output SQNR of a plan in dB."""
+    def float_outputs(self, feeds: Feeds) -> list[np.ndarray]:
+        """The float model's first output of each sample."""
         path = self.folder / "float.onnx"
         save_for_session(to_proto(self.graph.copy(), {}), path)
         session = Session(path, threads=1)
-        references = [session.run(feed)[0] for feed in feeds]
+        return [session.run(feed)[0] for feed in feeds]
+
+    def state(self) -> FitState:
+        """As a step of the fit sees it."""
+        return FitState(graph=self.graph, layers=self.layers, plan=self.plan, kept=KeptStatistics(self.stats))
+
+    def context(self, **options: Any) -> FitContext:
+        """Of a fit on the case's samples, with these options."""
+        samples = np.concatenate([feed["tokens"] for feed in self.feeds])
+        tokens = InputSpec(name="tokens", shape=(None, *samples.shape[1:]), dtype="float32")
+        dataset = CalibrationDataset(open_source({"tokens": samples}, (tokens,), None), again=True)
+        assert len(list(dataset)) == len(self.feeds)  # read once, as by the first sweep
+        config = QuantConfig(**{"threads": 1, **options})
+        return FitContext(
+            config=config,
+            dataset=dataset,
+            float_outputs=self.float_outputs(self.feeds),
+            measurer=Measurer(model="the test's graph", feeds=dataset, threads=1, progress=lambda *_: None),
+            output=self.graph.outputs[0].name,
+            outputs=len(self.graph.outputs),
+            target=target_of(config),
+            progress=silent,
+        )
+
+    def sqnr(self, plan: QuantPlan, feeds: Feeds) -> float:
+        """Output SQNR of a plan in dB."""
+        references = self.float_outputs(feeds)
         return OutputEvaluator(graph=self.graph, layers=self.layers, feeds=feeds, references=references, threads=1)(
             plan
         )

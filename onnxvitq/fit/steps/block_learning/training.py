@@ -82,6 +82,7 @@ class Reconstruction:
         """What decides the result; JSON-able but for what has a text of its own."""
         positions = None if self.positions is None else self.positions.tolist()
         apart = {"positions": positions, "learned": asdict(self.learned), "rates": dict(self.rates)}
+        apart["target"] = self.target.name
         names = ("iterations", "batch", "curriculum", "share", "drop", "mixtures", "seed")
         return {**{name: getattr(self, name) for name in names}, **apart}
 
