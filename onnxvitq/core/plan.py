@@ -1,4 +1,7 @@
-"""What will be written, as data: a decision for every site, new biases for linears. Frozen, replayable, saved as .npz."""
+"""What will be written, as data: a format and parameters for every tensor that is quantized, new weights and biases. Frozen.
+
+A plan goes to bytes (an .npz) and back without a difference.
+"""
 
 import io
 import json
@@ -21,7 +24,12 @@ UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, Ru
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layers:
-    """What is to be quantized, without the graph: what was found, and the constants by name (weights (I, O), biases (O,))."""
+    """What is to be quantized, without the graph.
+
+    Attributes:
+        blockmap: what was found in the graph.
+        constants: name of a tensor -> its float32 values: weights (I, O), biases (O,), constant operands of products.
+    """
 
     blockmap: BlockMap
     constants: Mapping[str, FloatArray]
@@ -32,13 +40,19 @@ class Layers:
 
     def bias(self, linear: str) -> FloatArray:
         """(O,) bias of a linear layer; zeros where it has none."""
-        found = self.blockmap.linear(linear)
-        return self.constants[found.bias].reshape(-1) if found.bias else np.zeros(found.out_features, np.float32)
+        layer = self.blockmap.linear(linear)
+        return self.constants[layer.bias].reshape(-1) if layer.bias else np.zeros(layer.out_features, np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SiteDecision:
-    """One site: the format asked for, and the parameters once fitted."""
+    """What is decided of one site.
+
+    Attributes:
+        site: the tensor, and the nodes that are to read its codes.
+        spec: the format that is asked for.
+        params: fitted; None before the fit, and where the tensor is to stay float.
+    """
 
     site: Site
     spec: TensorFormat
@@ -47,10 +61,17 @@ class SiteDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Branch:
-    """z A B beside a linear layer's quantized product; z are the codes that the product reads, and z A is quantized.
+    """z A B, added to a linear layer's quantized product; z is the quantized input that the product reads.
 
-    a (I, r) and b (r, O): real values. a_params, b_params: of their codes, one scale a column of A, one for all of B.
-    inner: of z A, per tensor.
+    Attributes:
+        a: (I, r) real values of the first factor.
+        b: (r, O) real values of the second.
+        a_params: of the first factor's codes, a scale a column.
+        b_params: of the second's, one scale.
+        inner: of z A, which is quantized, too; one scale.
+
+    Raises:
+        ValueError: the factors do not fit each other, or have rank 0.
     """
 
     a: FloatArray
@@ -79,10 +100,17 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantPlan:
-    """Decisions by tensor name; new weights (I, O) and biases (O,) by the name of the linear, real values still; nodes kept
-    float on purpose, with the reason; branches of low rank by the name of the linear that they stand beside. ``dynamic``: the
-    inputs of linears (tensors) whose range is measured at run time; their parameters in ``decisions`` count where a product
-    reads the same tensor. ``per_token``: those of them whose rows are first divided by their largest magnitude.
+    """What a model is written from, beside its float graph.
+
+    Attributes:
+        decisions: tensor -> its format and parameters.
+        biases: linear -> (O,) its new bias, real values.
+        kept_float: node -> why it is float on purpose.
+        weights: linear -> (I, O) its new weight, real values that are quantized when they are written.
+        branches: linear -> the branch of low rank beside it.
+        dynamic: tensors, inputs of linears, whose range is measured at run time; their parameters in ``decisions`` count where
+            a product of activations reads the same tensor.
+        per_token: those of them whose rows are first divided by their largest magnitude, so that each has steps of its own.
     """
 
     decisions: Mapping[str, SiteDecision] = field(default_factory=dict)
@@ -123,7 +151,7 @@ class QuantPlan:
 
 
 def _frozen(arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Read-only copies. What is one already is shared: a plan of another plan's weights would hold them all once more."""
+    """Read-only float32 copies. An array that is read-only already is shared: plans made of one another hold it once."""
     copies = {name: array if _is_frozen(array) else np.array(array, np.float32) for name, array in arrays.items()}
     for copy in copies.values():
         copy.setflags(write=False)
@@ -136,11 +164,17 @@ def _is_frozen(array: FloatArray) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChannelScaling:
-    """u -> (u - shift) / scale for the output u of ``source``, taken back by ``readers``.
+    """u -> (u - shift) / scale for each channel of the output u of ``source``, taken back by ``readers``.
 
-    kind: "norm" (a normalisation and linears), "value" (value linear and projection), "scores" (query linear and key linear:
-    the query is divided by the scale, the key loses the shift and is multiplied by it), "online" (``source`` is the tensor
-    itself: nothing before it takes the scale, so a Mul is written; it costs time). gain_db: on held-out rows.
+    Attributes:
+        kind: "norm" (a normalisation and linears), "value" (value linear and projection), "scores" (query linear and key
+            linear: the query is divided by the scale, the key loses the shift and is multiplied by it) or "online"
+            (``source`` is the tensor itself: nothing before it takes the scale, so a Mul is written; it costs time).
+        source: name of what puts u out.
+        readers: names of the linears that take the scaling back.
+        shift: (C,) in the units of u.
+        scale: (C,), positive.
+        gain_db: SQNR of the readers' outputs on held-out rows, in dB more than without.
     """
 
     kind: Literal["norm", "value", "scores", "online"]
@@ -205,7 +239,9 @@ def _plan(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> QuantPlan
         decisions[site.name] = SiteDecision(site=site, spec=spec, params=params)
     biases = {name: arrays[f"bias{index}"] for index, name in enumerate(header["biases"])}
     weights = {name: arrays[f"weight{index}"] for index, name in enumerate(header["weights"])}
-    branches = {one["name"]: _branch(one, arrays, f"branch{index}") for index, one in enumerate(header["branches"])}
+    branches = {
+        entry["name"]: _branch(entry, arrays, f"branch{index}") for index, entry in enumerate(header["branches"])
+    }
     return QuantPlan(
         decisions=decisions,
         biases=biases,

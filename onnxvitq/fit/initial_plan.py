@@ -70,7 +70,7 @@ def make_plan(blockmap: BlockMap, config: QuantConfig, target: Target | None = N
 
 
 def dynamic_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
-    """Inputs of linears that can be quantized at run time; of fewer than 8 bits none can, it stays static."""
+    """Inputs of linears that can be quantized at run time: those of 8 bits, others stay static."""
     return frozenset(
         name
         for name, decision in decisions.items()
@@ -79,7 +79,7 @@ def dynamic_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
 
 
 def token_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
-    """Those of them that have many tokens of different size: patches are alike, and a head reads one token."""
+    """Dynamic inputs that have many tokens of different size: patches are alike, and a head reads one token."""
     few = ("patch_embed.", "head.")
     return frozenset(name for name in dynamic_inputs(decisions) if not decisions[name].site.role.startswith(few))
 
@@ -99,8 +99,9 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits]
         excluded.update(dict.fromkeys(hits, f"excluded by {pattern!r}"))
     in_float: dict[str, str] = {}
     if config.outer_in_float:
-        heads = [one for one in blockmap.linears if one.role == "head"]
-        in_float = dict.fromkeys((*edges(blockmap), *(one.name for one in (*outer_linears(blockmap), *heads))), OUTSIDE)
+        heads = [linear for linear in blockmap.linears if linear.role == "head"]
+        outer = [linear.name for linear in (*outer_linears(blockmap), *heads)]
+        in_float = dict.fromkeys((*edges(blockmap), *outer), OUTSIDE)
     for pattern, asked in config.bit_overrides:
         for node in _matching(names, pattern, "--bits-for"):
             in_float.pop(node, None)

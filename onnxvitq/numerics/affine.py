@@ -105,8 +105,10 @@ def params_from_steps(steps: FloatArray, spec: TensorFormat, multiplier: float) 
 
 
 def least_squares_params(weight: FloatArray, spec: TensorFormat) -> QParams:
-    """Symmetric quantizer of a weight (I, O), an output channel's scale that with the least squared error of its weights of
-    those that go from a share of the largest weight to all of it. A finer step is worth clipping the more, the fewer bits.
+    """Symmetric quantizer of a weight (I, O) with a scale an output, each the one of a grid with the least squared error.
+
+    The grid goes from a share of the channel's largest weight to all of it; with few bits it begins lower, as a finer step is
+    then worth clipping more.
     """
     grid = WEIGHT_GRID if spec.bits > FEW_BITS else FEW_BITS_GRID
     scale = np.empty(weight.shape[1], np.float32)
@@ -114,8 +116,8 @@ def least_squares_params(weight: FloatArray, spec: TensorFormat) -> QParams:
         part = np.ascontiguousarray(weight[:, start : start + OUTPUTS])
         steps = weight_steps(part, spec)
         tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
-        errors = np.stack([_squared_error(part, one) for one in tried])
-        scales = np.stack([one.scale for one in tried])
+        errors = np.stack([_squared_error(part, params) for params in tried])
+        scales = np.stack([params.scale for params in tried])
         scale[start : start + OUTPUTS] = scales[errors.argmin(axis=0), np.arange(part.shape[1])]
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 

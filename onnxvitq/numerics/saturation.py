@@ -12,9 +12,13 @@ AT_A_TIME = 2**22  # sums computed at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saturation:
-    """Of one linear. pairs: share of its pairs of weights that saturate for some input. largest: the largest sum of such a
-    pair over the calibration rows, in units of the largest that fits (over 1: it was cut); 0 where no pair can. cut: share of
-    all sums over those rows that were cut.
+    """How near one linear comes to saturating.
+
+    Attributes:
+        pairs: share of its pairs of weights that saturate for some input, 0 to 1.
+        largest: the largest sum of such a pair over the calibration rows, in units of the largest that fits (over 1: it was
+            cut); 0 where no pair can saturate.
+        cut: share of all sums over those rows that were cut, 0 to 1.
     """
 
     pairs: float
@@ -34,7 +38,7 @@ def estimate_saturation(inputs: IntArray, weight: IntArray) -> Saturation:
         inputs: (n, I) uint8 codes of calibration rows.
         weight: (I, O) int8 codes.
     """
-    first, second = (one.astype(np.int32) for one in pairs_of_rows(weight))
+    first, second = (rows.astype(np.int32) for rows in pairs_of_rows(weight))
     pair, column = np.nonzero((np.abs(first + second) > LARGEST_PAIR) & (first * second > 0))
     if not len(pair) or not len(inputs):
         return Saturation(pairs=len(pair) / max(first.size, 1), largest=0.0, cut=0.0)

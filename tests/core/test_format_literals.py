@@ -1,4 +1,4 @@
-"""What a count of bits means is said in ``core/formats.py``, and what a runtime's kernels want in ``targets/``: nowhere else."""
+"""Counts of bits are explained in ``core/formats.py``, and what a runtime's kernels want in ``targets/``: nowhere else."""
 
 import ast
 import re

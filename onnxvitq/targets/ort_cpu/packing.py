@@ -123,15 +123,15 @@ class Packer:
         direction = "LEFT" if by > 0 else "RIGHT"
         return self._edit.node("BitShift", name, [packed, amount], dtype=np.uint8, direction=direction)
 
-    def _joined(self, name: str, one: gs.Tensor, other: gs.Tensor) -> gs.Tensor:
+    def _joined(self, name: str, left: gs.Tensor, right: gs.Tensor) -> gs.Tensor:
         if self._opset >= BITWISE_OPSET:
-            return self._edit.node("BitwiseOr", f"{name}_or", [one, other], dtype=np.uint8)
-        return self._add(f"{name}_plus", one, other)
+            return self._edit.node("BitwiseOr", f"{name}_or", [left, right], dtype=np.uint8)
+        return self._add(f"{name}_plus", left, right)
 
-    def _add(self, name: str, one: gs.Tensor, other: gs.Tensor) -> gs.Tensor:
+    def _add(self, name: str, left: gs.Tensor, right: gs.Tensor) -> gs.Tensor:
         if self._opset >= SMALL_ARITHMETIC_OPSET:
-            return self._edit.node("Add", name, [one, other], dtype=np.uint8)
-        wide = [self._cast(f"{name}_{i}", tensor, np.int32) for i, tensor in enumerate((one, other))]
+            return self._edit.node("Add", name, [left, right], dtype=np.uint8)
+        wide = [self._cast(f"{name}_{i}", tensor, np.int32) for i, tensor in enumerate((left, right))]
         return self._cast(name, self._edit.node("Add", f"{name}_sum", wide, dtype=np.int32), np.uint8)
 
     def _signed(self, name: str, codes: gs.Tensor, offset: int) -> gs.Tensor:
@@ -176,7 +176,7 @@ def _groups(weights: Sequence[_Weight]) -> Iterator[list[_Weight]]:
     """Parts of a list with ``LARGEST_GROUP`` weights at most, or one tensor."""
     group: list[_Weight] = []
     for weight in weights:
-        if group and sum(one.codes.size for one in group) + weight.codes.size > LARGEST_GROUP:
+        if group and sum(member.codes.size for member in group) + weight.codes.size > LARGEST_GROUP:
             yield group
             group = []
         group.append(weight)
