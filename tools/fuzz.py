@@ -4,7 +4,7 @@
         [--write [NAME]]
 
 Takes float graphs from a folder in turn (tools/coverage.py --folder makes some), changes one node at random
-(tests/graph_edits.py) and holds the canonical form and the integer model against the edited graph (tests/edit_judge.py).
+(tests/graph_edits.py) and holds the canonical form and the integer model against the edited graph (tests/edit_evaluator.py).
 The two modules live in tests, which must not need tools: tests/e2e/test_fuzz.py does the same with small graphs. Graphs
 that fail are kept with --keep. Exit status 1 when any fails.
 """
@@ -25,7 +25,7 @@ from rich.console import Console
 from tables import Results, Table, columns, finish, parser_of, provenance
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from edit_judge import PLENTY_DB, Verdict, blame, judge
+from edit_evaluator import PLENTY_DB, Verdict, blame, evaluate_edit
 from graph_edits import EDITS, Edited, draw, observe, prepared
 
 MEMORY = 4 * 2**30  # bytes; an edit that folds the batch into the positions makes onnxruntime ask for far more
@@ -35,7 +35,7 @@ NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|[\w./:-]*[\d_/][\w./:-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One judged edit."""
+    """One evaluated edit."""
 
     graph: str
     edited: Edited
@@ -54,7 +54,7 @@ def cases(files: Sequence[Path], edits: int, seed: int, kind: str) -> Iterator[C
         if edited is None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            yield Case(graph=path.stem, edited=edited, verdict=judge(edited, Path(scratch)))
+            yield Case(graph=path.stem, edited=edited, verdict=evaluate_edit(edited, Path(scratch)))
         done += 1
 
 
@@ -118,7 +118,7 @@ def results_of(done: Sequence[Case]) -> Results:
 
 
 def main() -> int:
-    """Draw, judge, print; whether all went well."""
+    """Draw, evaluate, print; whether all went well."""
     parser = parser_of(__doc__, "fuzz")
     parser.add_argument("--folder", type=Path, action="append", required=True, help="of .onnx files; repeatable")
     parser.add_argument("--edits", type=int, default=200)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from edit_judge import judge
+from edit_evaluator import evaluate_edit
 from graph_edits import draw, observe, prepared
 from textgraph import model_of
 from transformer_text import transformer
@@ -32,4 +32,4 @@ def test_an_edited_graph_is_quantized_as_it_is_or_refused(
 ) -> None:
     edited = draw(*graph, np.random.default_rng(seed))
     assert edited is not None, "no edit of any kind is valid"
-    assert not judge(edited, tmp_path).problems, edited.what
+    assert not evaluate_edit(edited, tmp_path).problems, edited.what

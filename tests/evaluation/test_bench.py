@@ -91,23 +91,3 @@ def test_loads_are_interleaved_and_medians_and_the_largest_peak_count(monkeypatc
         Loading(model="a", load_ms=12.0, peak_mb=98.0, largest_mb=338.0),  # of the seventh and the thirteenth process
         Loading(model="b", load_ms=120.0, peak_mb=1280.0, largest_mb=3920.0),
     ]
-
-
-def test_random_feed_fills_in_unknown_sizes() -> None:
-    specs = (
-        InputSpec(name="image", dtype="float32", shape=(None, None, None, 32)),
-        InputSpec(name="fixed", dtype="float64", shape=(1, 3, 16, 16)),
-        InputSpec(name="mask", dtype="int64", shape=(None, 7)),
-        InputSpec(name="flag", dtype="bool", shape=()),
-    )
-    feed = random_feed(specs, 5, 0)
-    shapes = {name: values.shape for name, values in feed.items()}
-    assert shapes == {"image": (5, 3, 224, 32), "fixed": (1, 3, 16, 16), "mask": (5, 7), "flag": ()}
-    assert [values.dtype for values in feed.values()] == [np.float32, np.float64, np.int64, np.bool_]
-    assert set(np.unique(feed["mask"])) <= {0, 1}
-
-
-def test_random_feed_depends_on_the_seed_alone() -> None:
-    spec = (InputSpec(name="x", dtype="float32", shape=(2, 3)),)
-    assert np.array_equal(random_feed(spec, 1, 7)["x"], random_feed(spec, 9, 7)["x"])
-    assert not np.array_equal(random_feed(spec, 1, 7)["x"], random_feed(spec, 1, 8)["x"])

@@ -1,4 +1,4 @@
-"""Judge one graph: its canonical form and its integer model against the float graph itself, in plain onnxruntime.
+"""Evaluate one edited graph: its canonical form and its integer model against the float graph itself, in plain onnxruntime.
 
 What the integer model may lose is measured without onnxvitq's matcher: Q/DQ pairs by min-max around every product and
 pointwise or patch convolution of the float graph as it stands. A graph that selects rows by their scores is not held to
@@ -39,14 +39,23 @@ CONFIG = QuantConfig(objective="minmax", target="x86-vnni", threads=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What came out of one graph. ``problems`` is empty when all is well; ``refusal`` is why it was not quantized."""
+    """The result for one graph.
+
+    Attributes:
+        problems: what is wrong with the result; empty where nothing is.
+        refusal: why the graph was not quantized; "" where it was.
+        canonical: relative difference of the canonical form's outputs.
+        sqnr: of the written model, in dB.
+        reference: SQNR of plain quantization, in dB.
+        selects: whether the graph selects rows by their scores; then nothing is asked of ``sqnr``.
+    """
 
     problems: tuple[str, ...] = ()
     refusal: str = ""
     canonical: float = 0.0
     sqnr: float = np.inf
     reference: float = np.inf
-    selects: bool = False  # rows by their scores: nothing is asked of sqnr
+    selects: bool = False
 
     @property
     def gap(self) -> float:
@@ -56,7 +65,7 @@ class Verdict:
         return float(min(self.reference, PLENTY_DB) - min(self.sqnr, PLENTY_DB))
 
 
-def judge(edited: Edited, folder: Path) -> Verdict:
+def evaluate_edit(edited: Edited, folder: Path) -> Verdict:
     """Canonicalise and quantize a graph; hold both against what onnxruntime makes of it as it stands."""
     path = folder / "edited.onnx"
     onnx.save(edited.proto, path)
@@ -77,7 +86,7 @@ def judge(edited: Edited, folder: Path) -> Verdict:
             result = quantize(path, feeds, folder / "int8.onnx", CONFIG)
     except OnnxVitqError as error:
         return Verdict(problems=tuple(problems), refusal=_one_line(error), canonical=canonical)
-    except Exception as error:  # noqa: BLE001 - anything else is what is looked for
+    except Exception as error:  # noqa: BLE001 - any other error is a defect, which the fuzz looks for
         return Verdict(problems=(*problems, f"crashed: {_describe(error)}"), canonical=canonical)
     if not result.report["audit_passed"]:
         problems.append("a planned layer runs in float")
