@@ -1,89 +1,95 @@
-"""The order of things: from a float model and calibration data to an integer model and its report.
+"""What a user calls: ``quantize``, ``inspect``, ``evaluate``, ``bench``, ``export``. The command line is made of the same."""
 
-``quantize`` is readable in one screen; the other functions are what the sub-commands do.
-"""
-
-import hashlib
-import json
-import logging
-import math
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxvitq.blocks.find import find_blocks
-from onnxvitq.calibration.cache import CalibrationCache, open_cache
-from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
-from onnxvitq.core.errors import DataError
-from onnxvitq.core.files import refuse_output
-from onnxvitq.core.handover import Handover
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import InputSpec
-from onnxvitq.data.arrays import static_batch
 from onnxvitq.data.config_files import find_config_file
-from onnxvitq.data.images import SUFFIXES
 from onnxvitq.data.labelled import Labelled, open_labelled
-from onnxvitq.data.preprocess import PREPROCESSING_KEY, Preprocessing, resolve_preprocessing
-from onnxvitq.data.source import Source, open_source
-from onnxvitq.evaluation.bench import Loading, Timing, bench, footprints, profile
+from onnxvitq.data.opening import (
+    OpenedData,
+    PreprocessOptions,
+    preprocessing_for,
+)
+from onnxvitq.data.preprocess import PREPROCESSING_KEY
+from onnxvitq.data.source import Source
+from onnxvitq.evaluation.bench import Loading, Timing, footprints, profile, time_models
 from onnxvitq.evaluation.compare import COMPARED, compare
-from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data
-from onnxvitq.evaluation.labelled import Evaluation, evaluate
+from onnxvitq.evaluation.labelled import evaluate_labelled
+from onnxvitq.evaluation.tasks.choose import choose_task
+from onnxvitq.evaluation.tasks.task import Task
 from onnxvitq.export.exporter import ExportOptions, ExportResult, export_model
+from onnxvitq.fit.job import FitToWrite, Job, checkpoint_folder, fit_and_lay_out
 from onnxvitq.fit.order import ORDER, steps_of
-from onnxvitq.fit.runner import fit
-from onnxvitq.fit.start import calibrate
-from onnxvitq.fit.state import FitContext, Progress, silent
+from onnxvitq.fit.state import Progress, silent
 from onnxvitq.fit.step import Step
 from onnxvitq.fit.steps.block_learning.checkpoint import remove_checkpoints
 from onnxvitq.graph.checking import check_written
-from onnxvitq.graph.reading import LoadedModel, load_model
-from onnxvitq.graph.writing import atomic_model, data_beside, save_model, to_proto
-from onnxvitq.report import build as reports
-from onnxvitq.report.records import to_dict
+from onnxvitq.graph.reading import load_model
+from onnxvitq.graph.writing import atomic_model, data_beside, save_model
+from onnxvitq.report.build import bits_report, environment, found_graph, other_sections, section
+from onnxvitq.report.model_records import (
+    Audit,
+    BitsReport,
+    EvaluationReport,
+    InspectionReport,
+    OutputComparison,
+)
+from onnxvitq.report.records import (
+    PrecisionReport,
+    PromiseReport,
+    SensitivityReport,
+    SkippedFile,
+)
+from onnxvitq.report.report import CalibrationReport, Report, Sizes
+from onnxvitq.report.stopwatch import Stopwatch
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.memory import give_back
 from onnxvitq.runtime.noise import random_feed
 from onnxvitq.runtime.profile import OperatorTime
 from onnxvitq.runtime.session import Session
-from onnxvitq.targets.ort_cpu.kernels import Audit
 from onnxvitq.targets.registry import target_of
 from onnxvitq.targets.target import Target
 
-logger = logging.getLogger(__name__)
-
-RECIPE_KEY = "onnxvitq.recipe"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreprocessOptions:
-    """What the user said about preprocessing: single flags, and a configuration file."""
-
-    flags: Mapping[str, object] = field(default_factory=dict)
-    config_file: Path | None = None
+__all__ = [
+    "Benchmark",
+    "Inspection",
+    "PreprocessOptions",
+    "Result",
+    "bench",
+    "evaluate",
+    "export",
+    "inspect",
+    "quantize",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """What a quantization returns; the model itself is in the file. ``report`` has the documented keys.
+    """What a quantization returns; the model itself is in the file.
 
-    ``plan`` names tensors of the canonical graph after its channels were mapped, not of the user's graph.
+    Attributes:
+        output: path of the written model.
+        plan: formats and parameters; it names tensors of the canonical graph after exact changes, not of the user's graph.
+        report: everything that is said of it; ``report.to_dict()`` has the documented keys of the JSON report.
     """
 
     output: Path
     plan: QuantPlan
-    audit: Audit
-    report: Mapping[str, Any]
+    report: Report
+
+    @property
+    def audit(self) -> Audit:
+        """Which kernels the written model runs on."""
+        return self.report.audit
 
 
 def quantize(  # noqa: PLR0913  three are needed, the others are named
@@ -93,14 +99,15 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
     config: QuantConfig | None = None,
     *,
     preprocess: PreprocessOptions | None = None,
+    task: Task | None = None,
     progress: Progress | None = None,
     target: Target | None = None,
     steps: Sequence[Step] = ORDER,
 ) -> Result:
     """Quantize ``model`` with ``data`` and write ``output``.
 
-    With method "aiqvit" the blocks that are learned are kept in a folder beside the output, ``<output>.learned``, until it is
-    written: the same call goes on from there when it was interrupted.
+    With method "aiqvit" learned blocks are kept in a folder beside the output, ``<output>.learned``, until it is written: the
+    same call goes on from there when it was interrupted.
 
     Args:
         model: a float ONNX file.
@@ -108,275 +115,182 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
         output: the file to write; replaced in one step at the very end, or not at all.
         config: options; the defaults when None.
         preprocess: how images become inputs; resolved from the model and its files where not said.
-        progress: called with (stage, done, total); last, with ("finish", 1, 1), when only the output's place is left to
-            be taken.
+        progress: called with (stage, done, total); last, when only the output's place is left to be taken, with "finish".
         target: a runtime to write for; the one that the options name when None.
-        steps: of the fit, in order; those run that the options ask for. ``fit.order.ORDER`` with steps of one's own among
-            them adds these.
+        task: what the model's outputs mean; chosen by the shape of the first output when None.
+        target: a runtime to write for; the one that the options name when None.
 
     Raises:
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
     """
-    model, output, config = Path(model), Path(output), config or QuantConfig()
-    watch, progress = _Stopwatch(), progress or silent
-    with watch("load"):
-        refuse_output(output, model)
-        loaded = load_model(model, batch=config.static_batch)
-        for file in loaded.files:
-            refuse_output(output, file)
-        source, preprocessing, origin = _open(loaded, data, config, preprocess or PreprocessOptions())
-        judge = None if config.judged_on is None else _open_judge(Path(config.judged_on), loaded, data, preprocessing)
-        bring_to_canonical_form(loaded, config.threads)
-        feeds = CalibrationDataset(source, again=_gives_the_same_again(data), keep_digests=judge is not None)
-        graph, loaded = Handover(loaded.graph), without_graph(loaded)
-        checkpoint = output.with_name(f"{output.name}.learned")
-    with watch("calibrate"):
-        cache = None if config.cache is None else _open_cache(config.cache, feeds, source, preprocessing)
-        count = None if source.count is None else math.ceil(source.count / (static_batch(loaded.inputs) or 1))
-        context = replace(
-            FitContext.of(loaded, feeds, config, progress, cache),
-            checkpoint=checkpoint,
-            target=target or target_of(config),
-        )
-        steps = steps_of(config, steps)
-        state, context = calibrate(graph, context, steps, count)
-    if judge is not None:
-        with watch("judge"):
-            context = replace(context, decisions=read_decisions(model, judge, feeds.digests, config.threads))
-    with watch("fit"):
-        fitted = fit(state, context, steps)
-        decisions, target = context.decisions, context.target
-        del context  # it holds all float outputs
-        give_back()
-    with watch("write"):
-        metadata = {**loaded.metadata, **_recipe(loaded, config, source, preprocessing, decisions)}
-        proto = to_proto(target.write(fitted.graph, fitted.layers, fitted.plan, packed=True), metadata, to_load=True)
-        data_file = data_beside(proto, output, asked=config.external_data)
-    sizes = {"float": loaded.size / 1e6}
-    blockmap, plan = fitted.layers.blockmap, fitted.plan
-    reference, records, saturation = fitted.reference, fitted.steps, fitted.saturation
-    bits = reports.describe_bits(blockmap, plan, proto)
-    sections = fitted.sections
-    del fitted, loaded
-    with atomic_model(output) as temporary:
-        with watch("write"):
-            sizes["quantized"] = save_model(proto, temporary, data_file) / 1e6
-            check_written(temporary, str(output))
+    config = config or QuantConfig()
+    job = Job(
+        model=Path(model),
+        output=Path(output),
+        config=config,
+        preprocess=preprocess or PreprocessOptions(),
+        task=task,
+        steps=steps_of(config, steps),
+        target=target or target_of(config),
+        progress=progress or silent,
+        watch=Stopwatch(),
+    )
+    proto, fit = fit_and_lay_out(job, data)
+    bits = bits_report(fit.blockmap, fit.plan, proto)
+    with atomic_model(job.output) as temporary:
+        with job.watch("write"):
+            size = save_model(proto, temporary, data_beside(proto, job.output, asked=config.external_data))
+            check_written(temporary, str(job.output))
             del proto
             give_back()
-        with watch("audit"):
-            audited = target.audit(temporary, blockmap, plan, config.threads)
-        with watch("compare"):
-            compared = compare(
-                (model, temporary),
-                feeds,
-                reference,
-                threads=config.threads,
-                progress=_stage(progress, "compare", min(len(reference), COMPARED)),
-            )
-        progress("finish", 1, 1)
-    remove_checkpoints(checkpoint)
-    report = {
-        "report_version": reports.REPORT_VERSION,
-        "model": str(model),
-        "output": str(output),
-        "target": target.name,
-        **reports.describe_graph(blockmap),
-        **reports.describe_audit(audited),
-        "bits": bits,
-        "saturation": saturation,
-        "compare": reports.describe_comparison(compared),
-        "size_mb": {name: round(value, 4) for name, value in sizes.items()},
-        "seconds": watch.report(),
-        "steps": to_dict(records),
-        **{section.key: to_dict(section.content) for section in sections},
-        "calibration": _describe_data(source, preprocessing, origin),
-        "config": config.to_dict(),
-        "environment": reports.environment(config.threads),
-    }
-    return Result(output=output, plan=plan, audit=audited, report=report)
+        with job.watch("audit"):
+            audited = job.target.audit(temporary, fit.blockmap, fit.plan, config.threads)
+        with job.watch("compare"):
+            compared = _compare(job, fit, temporary)
+        job.progress("finish", 1, 1)
+    remove_checkpoints(checkpoint_folder(job.output))
+    written = _Written(bits=bits, size=size, audit=audited, compare=compared)
+    return Result(output=job.output, plan=fit.plan, report=_report(job, fit, written))
 
 
-def without_graph(loaded: LoadedModel) -> LoadedModel:
-    """All else that is known of a model: once its channels are scaled, its own weights are only in the way."""
-    return replace(loaded, graph=gs.Graph())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What is known of the written model.
 
-
-def _open(
-    loaded: LoadedModel, data: str | Path | Iterable[Any], config: QuantConfig, options: PreprocessOptions
-) -> tuple[Source, Preprocessing | None, str]:
-    """The calibration data, with the preprocessing it needs and where that came from."""
-    beside = find_config_file(loaded.path)
-    preprocessing, origin = _preprocessing(loaded.inputs, loaded.metadata, options, beside, data)
-    return open_source(data, loaded.inputs, preprocessing, limit=config.num_samples), preprocessing, origin
-
-
-def _open_judge(
-    path: Path, loaded: LoadedModel, calibration: object, preprocessing: Preprocessing | None
-) -> Labelled | Source:
-    """The data that judge a promise, prepared as those of calibration are."""
-    refuse_calibration_data(path, calibration)
-    return open_decisions(path, loaded.inputs, preprocessing)
-
-
-def _preprocessing(
-    inputs: Sequence[InputSpec],
-    metadata: Mapping[str, str],
-    options: PreprocessOptions,
-    beside: Path | None,
-    data: object,
-) -> tuple[Preprocessing | None, str]:
-    """What is done to images; None where the model takes none, or where nothing says it and ``data`` may need none."""
-    images = [spec for spec in inputs if len(spec.shape) == 4]
-    if len(inputs) != 1 or not images:
-        return None, "the model does not take one image"
-    stated = any(value is not None for value in options.flags.values()) or options.config_file is not None
-    config_file = options.config_file or beside
-    try:
-        return resolve_preprocessing(images[0], flags=options.flags, config_file=config_file, metadata=metadata)
-    except DataError:
-        if stated or _holds_images(data):
-            raise
-        return None, "unknown"
-
-
-def _holds_images(data: object) -> bool:
-    """Whether ``data`` is a folder or an image file: arrays may be ready for the model as they are."""
-    if not isinstance(data, str | os.PathLike):
-        return False
-    path = Path(data)
-    return path.is_dir() or path.suffix.lower() in SUFFIXES
-
-
-def _gives_the_same_again(data: object) -> bool:
-    """Whether a second pass over ``data`` gives what the first gave: a loader that shuffles can be read again, too."""
-    return isinstance(data, str | os.PathLike | np.ndarray | Mapping | list | tuple)
-
-
-class _Stopwatch:
-    """Seconds by stage, added up over several visits."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._taken: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._taken[stage] = self._taken.get(stage, 0.0) + time.perf_counter() - start
-
-    def report(self) -> dict[str, float]:
-        total = time.perf_counter() - self._start
-        return {name: round(value, 3) for name, value in (*self._taken.items(), ("total", total))}
-
-
-def _stage(progress: Progress, stage: str, total: int | None) -> Callable[[int], None]:
-    return lambda done: progress(stage, done, total)
-
-
-def _recipe(
-    loaded: LoadedModel,
-    config: QuantConfig,
-    source: Source,
-    preprocessing: Preprocessing | None,
-    decisions: Decisions | None,
-) -> dict[str, str]:
-    """Metadata of the written model: enough to make it again. No time and no path: same input, same bytes."""
-    try:
-        tool = version("onnxvitq")
-    except PackageNotFoundError:
-        tool = "unknown"
-    recipe = {
-        "onnxvitq": tool,
-        "config": {**config.to_dict(), "cache": None, "judged_on": None},
-        "model_sha256": _file_digest(loaded.path),
-        "data_sha256": source.digest,
-        "samples": source.count,
-    }
-    if decisions is not None:
-        recipe["judge_sha256"] = decisions.digest
-    entries = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
-    if preprocessing is not None:
-        entries[PREPROCESSING_KEY] = json.dumps(preprocessing.to_dict(), sort_keys=True)
-    return entries
-
-
-def _open_cache(
-    folder: str, feeds: CalibrationDataset, source: Source, preprocessing: Preprocessing | None
-) -> CalibrationCache | None:
-    """A cache for these samples; None, with a warning, where nothing says that another run would see the same.
-
-    Reads the samples once: what is held out of them is kept even where no sweep runs, and the digest is of what was read.
+    Attributes:
+        bits: of every quantized layer.
+        size: in bytes, data beside it included.
+        audit: which kernels it runs on.
+        compare: its output against the float model's.
     """
-    if feeds.kept is None:
-        for _ in feeds:
-            pass
-    if feeds.kept is not None or not source.digest:
-        logger.warning("calibration cache: not used, %s cannot be told from others", source.description)
-        return None
-    described = None if preprocessing is None else preprocessing.to_dict()
-    return open_cache(folder, {"samples": source.digest, "preprocessing": described})
+
+    bits: BitsReport
+    size: int
+    audit: Audit
+    compare: OutputComparison
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _compare(job: Job, fit: FitToWrite, written: Path) -> OutputComparison:
+    """The written model against the float model on the first calibration samples."""
+    count = min(len(fit.reference), COMPARED)
+
+    def progress(done: int) -> None:
+        job.progress("compare", done, count)
+
+    models, threads = (job.model, written), job.config.threads
+    return compare(models, fit.dataset, fit.reference, threads=threads, task=job.task, progress=progress)
 
 
-def _describe_data(source: Source, preprocessing: Preprocessing | None, origin: str) -> dict[str, Any]:
-    return {
-        "source": source.description,
-        "samples": source.count,
-        "skipped": _describe_skipped(source),
-        "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
-        "described": "" if preprocessing is None else preprocessing.describe(),
-        "preprocessing_from": origin,
-    }
+def _report(job: Job, fit: FitToWrite, written: _Written) -> Report:
+    """Everything that is said of the quantization."""
+    return Report(
+        model=str(job.model),
+        output=str(job.output),
+        target=job.target.name,
+        graph=found_graph(fit.blockmap),
+        audit=written.audit,
+        bits=written.bits,
+        saturation=fit.saturation,
+        compare=written.compare,
+        size_mb=Sizes(float_model=round(fit.loaded.size / 1e6, 4), quantized=round(written.size / 1e6, 4)),
+        seconds=job.watch.seconds(),
+        steps=fit.steps,
+        sensitivity=section(fit.sections, SensitivityReport),
+        precision=section(fit.sections, PrecisionReport),
+        quality=section(fit.sections, PromiseReport),
+        sections=other_sections(fit.sections),
+        task=choose_task(fit.reference[0].shape, job.task).name,
+        calibration=_calibration(fit.opened),
+        config=job.config.to_dict(),
+        environment=environment(job.config.threads),
+    )
 
 
-def _describe_skipped(source: Source | Labelled) -> list[dict[str, str]]:
-    return [{"file": name, "reason": reason} for name, reason in source.skipped]
+def _calibration(opened: OpenedData) -> CalibrationReport:
+    source, preprocessing = opened.source, opened.preprocessing
+    return CalibrationReport(
+        source=source.description,
+        samples=source.count,
+        skipped=_skipped(source),
+        preprocessing=None if preprocessing is None else preprocessing.to_dict(),
+        described="" if preprocessing is None else preprocessing.describe(),
+        preprocessing_from=opened.origin,
+    )
 
 
-def inspect(model: str | Path) -> tuple[dict[str, Any], BlockMap]:
-    """What is found in a model, under the report's names, and the full map.
+def _skipped(source: Source | Labelled) -> tuple[SkippedFile, ...]:
+    return tuple(SkippedFile(file=name, reason=reason) for name, reason in source.skipped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inspection:
+    """What ``inspect`` returns.
+
+    Attributes:
+        report: what was found, under the names of the quantization's report.
+        blockmap: every layer, attention and normalisation.
+    """
+
+    report: InspectionReport
+    blockmap: BlockMap
+
+
+def inspect(model: str | Path) -> Inspection:
+    """What is found in a model.
 
     Raises:
-        OnnxVitqError: the model cannot be read, or has no attention.
+        OnnxVitqError: the model cannot be read, or nothing in it could be quantized.
     """
     loaded = load_model(Path(model))
     graph = loaded.graph
     edits = bring_to_canonical_form(loaded, threads=0)
     blockmap = find_blocks(graph, str(model))
-    described = {
-        "model": str(model),
-        **reports.describe_graph(blockmap),
-        "inputs": [asdict(spec) for spec in loaded.inputs],
-        "outputs": list(loaded.outputs),
-        "canonical_edits": {name: count for name, count in edits.items() if count},
-        "map": blockmap.to_dict(),
-    }
-    return described, blockmap
+    report = InspectionReport(
+        model=str(model),
+        graph=found_graph(blockmap),
+        inputs=tuple(asdict(spec) for spec in loaded.inputs),
+        outputs=loaded.outputs,
+        canonical_edits={name: count for name, count in edits.items() if count},
+        map=blockmap.to_dict(),
+    )
+    return Inspection(report=report, blockmap=blockmap)
 
 
-def evaluate_models(
-    models: tuple[Path, Path], data: Path, preprocess: PreprocessOptions, *, batch: int, threads: int
-) -> tuple[Evaluation, list[dict[str, str]]]:
-    """Top-1 and agreement of (float, quantized) on labelled data, and the files that were skipped.
+def evaluate(
+    models: tuple[str | Path, str | Path],
+    data: str | Path,
+    *,
+    preprocess: PreprocessOptions | None = None,
+    task: Task | None = None,
+    batch: int = 32,
+    threads: int = 0,
+) -> EvaluationReport:
+    """The metric of two models on labelled data, and how far they agree.
 
     The preprocessing that the quantized model carries is used, unless the options say otherwise; a file beside the
     float model is asked only where the models say nothing.
+
+    Args:
+        models: the float and the quantized one.
+        data: a folder a class, or an .npz file with ``x`` and ``y``.
+        preprocess: how images become inputs; resolved from the models where not said.
+        task: what the models' outputs mean; chosen by the shape of the first output where not said.
+        batch: samples run at a time, where the models' batch is free.
+        threads: of onnxruntime; 0 for one a core.
+
+    Raises:
+        OnnxVitqError: the models or the data cannot be used.
     """
-    reference, described = describe_inputs(models[0]), describe_inputs(models[1])
-    metadata = {**reference[1], **described[1]}
-    beside = None if PREPROCESSING_KEY in metadata else find_config_file(models[0])
-    preprocessing, _ = _preprocessing(reference[0], metadata, preprocess, beside, data)
-    labelled = open_labelled(data, reference[0], preprocessing, batch=batch)
-    return evaluate(models, labelled, threads=threads), _describe_skipped(labelled)
+    paths = (Path(models[0]), Path(models[1]))
+    (inputs, first), (_, second) = (_describe_inputs(path) for path in paths)
+    metadata = {**first, **second}
+    beside = None if PREPROCESSING_KEY in metadata else find_config_file(paths[0])
+    preprocessing, _ = preprocessing_for(inputs, metadata, preprocess or PreprocessOptions(), beside, data)
+    labelled = open_labelled(Path(data), inputs, preprocessing, batch=batch)
+    return replace(evaluate_labelled(paths, labelled, threads=threads, task=task), skipped=_skipped(labelled))
 
 
-def describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, str]]:
+def _describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, str]]:
     """Inputs and metadata of any ONNX model that onnxruntime can load, quantized or not."""
     session = Session(model, level="disabled", threads=1)
     return session.input_specs, session.metadata
@@ -384,31 +298,62 @@ def describe_inputs(model: Path) -> tuple[tuple[InputSpec, ...], Mapping[str, st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """timings: number of threads -> one a model. operators, by model: operator -> its time; empty where not asked for."""
+    """What ``bench`` returns.
+
+    Attributes:
+        timings: latency of each model, by the number of threads.
+        footprints: load and memory of each model in a fresh process.
+        operators: time by operator of each model; empty where it was not asked for.
+    """
 
     timings: Mapping[int, list[Timing]]
     footprints: list[Loading]
     operators: list[dict[str, OperatorTime]]
 
 
-def bench_models(
-    models: Sequence[Path], *, batch: int, threads: Sequence[int], runs: int, seed: int, profiled: bool = False
+def bench(
+    models: Sequence[str | Path],
+    *,
+    batch: int = 1,
+    threads: Sequence[int] = (1,),
+    runs: int = 15,
+    seed: int = 0,
+    profiled: bool = False,
 ) -> Benchmark:
     """Models on random inputs: interleaved latency, load and memory in a fresh process, time by operator.
 
-    The last two with the first number of threads.
+    Args:
+        models: the first is the reference.
+        batch: samples a run, where a model's batch is free.
+        threads: numbers of threads of onnxruntime; memory and operators are measured with the first.
+        runs: of each model and number of threads.
+        seed: of the random inputs.
+        profiled: measure time by operator, too.
+
+    Raises:
+        OnnxVitqError: onnxruntime cannot load a model.
     """
-    feeds = [random_feed(describe_inputs(model)[0], batch, seed) for model in models]
+    paths = [Path(model) for model in models]
+    feeds = [random_feed(_describe_inputs(path)[0], batch, seed) for path in paths]
     return Benchmark(
-        timings={count: bench(models, feeds, threads=count, runs=runs) for count in threads},
-        footprints=footprints(models, feeds, threads=threads[0]),
-        operators=profile(models, feeds, threads=threads[0], runs=runs) if profiled else [],
+        timings={count: time_models(paths, feeds, threads=count, runs=runs) for count in threads},
+        footprints=footprints(paths, feeds, threads=threads[0]),
+        operators=profile(paths, feeds, threads=threads[0], runs=runs) if profiled else [],
     )
 
 
-def export(spec: str, output: Path, options: ExportOptions) -> ExportResult:
-    """Export a torch module, its outputs checked in onnxruntime."""
-    return export_model(spec, output, options, run=_run_file)
+def export(spec: str, output: str | Path, options: ExportOptions | None = None) -> ExportResult:
+    """Export a torch module to ONNX, its outputs checked in onnxruntime.
+
+    Args:
+        spec: what to export, such as ``hf:google/vit-base-patch16-224`` (docs of ``onnxvitq export``).
+        output: the file to write.
+        options: the defaults when None.
+
+    Raises:
+        OnnxVitqError: there is no such module, or it cannot be exported.
+    """
+    return export_model(spec, Path(output), options or ExportOptions(), run=_run_file)
 
 
 def _run_file(path: Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

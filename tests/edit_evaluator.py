@@ -88,7 +88,7 @@ def evaluate_edit(edited: Edited, folder: Path) -> Verdict:
         return Verdict(problems=tuple(problems), refusal=_one_line(error), canonical=canonical)
     except Exception as error:  # noqa: BLE001 - any other error is a defect, which the fuzz looks for
         return Verdict(problems=(*problems, f"crashed: {_describe(error)}"), canonical=canonical)
-    if not result.report["audit_passed"]:
+    if not result.report.to_dict()["audit_passed"]:
         problems.append("a planned layer runs in float")
     try:
         onnx.checker.check_model(result.output, full_check=True)

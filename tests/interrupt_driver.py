@@ -20,10 +20,11 @@ from typing import Any
 from onnxvitq import api as public
 from onnxvitq.calibration import subgraphs, sweep
 from onnxvitq.cli import main as command_line
-from onnxvitq.cli import quantize
+from onnxvitq.cli import results
 from onnxvitq.data import source as sources
 from onnxvitq.evaluation import compare as comparisons
-from onnxvitq.evaluation import evaluator as judge
+from onnxvitq.evaluation import evaluator
+from onnxvitq.fit import job as jobs
 from onnxvitq.fit.steps.scale_search import SearchScales
 from onnxvitq.fit.steps.weight_reconstruction import step as weights
 from onnxvitq.graph import scratch
@@ -36,7 +37,7 @@ comparison: Any = comparisons
 OLD = b"what an earlier run wrote"
 # (what happens there, where the function is looked up, its name, on which call, before or after it)
 MOMENTS: list[tuple[str, Any, str, int, str]] = [
-    ("the model is read", api, "load_model", 1, "before"),
+    ("the model is read", jobs, "load_model", 1, "before"),
     ("the first image is read", source.ImageReader, "read", 1, "before"),
     ("the folder for temporary files is made", Path, "mkdir", 1, "after"),
     ("the observed model is half written", scratch, "save_for_session", 1, "half"),
@@ -46,7 +47,7 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
     ("the folder for temporary files is removed", shutil, "rmtree", 1, "before"),
     ("scales are fitted", SearchScales, "apply", 1, "before"),
     ("biases are next", SearchScales, "apply", 1, "after"),
-    ("a candidate is judged", judge, "Session", 1, "after"),
+    ("a candidate is evaluated", evaluator, "Session", 1, "after"),
     ("weights are next", weights, "reconstruct_weights", 1, "before"),
     ("a subgraph of a network is written", subgraphs, "Session", 3, "before"),
     ("the weights are solved", weights, "reconstruct_weights", 1, "after"),
@@ -63,9 +64,9 @@ MOMENTS: list[tuple[str, Any, str, int, str]] = [
 LATE: list[tuple[str, Any, str, int, str]] = [
     ("the output is put in place", Path, "replace", 1, "before"),
     ("the output is in place", Path, "replace", 1, "after"),
-    ("the report is written", quantize, "_write", 1, "before"),
+    ("the report is written", results, "write_text", 1, "before"),
     ("the report is half written", Path, "write_text", 1, "after"),
-    ("the command ends", quantize, "_print_report", 1, "after"),
+    ("the command ends", results, "print_results", 1, "after"),
 ]
 
 

@@ -34,7 +34,7 @@ from running import infer
 from tables import Results, Table, columns, finish, parser_of, provenance
 
 from onnxvitq.core.errors import OnnxVitqError
-from onnxvitq.evaluation.bench import bench
+from onnxvitq.evaluation.bench import time_models
 from onnxvitq.evaluation.metrics import OutputDifference
 
 TOOLS_SCRIPT = Path(__file__).parent.resolve() / "bench_tools.py"
@@ -107,7 +107,7 @@ def evaluate(model: Bench, output: Path, reference: np.ndarray) -> Record:
     difference = OutputDifference()
     difference.update(reference, outputs)
     one = {name: values[:1] for name, values in model.test.items()}
-    timings = bench([model.model, output], [one, one], threads=1, runs=RUNS)
+    timings = time_models([model.model, output], [one, one], threads=1, runs=RUNS)
     return {
         "sqnr_db": difference.sqnr_db,
         "agreement": 100 * float(np.mean(model.decide(reference) == model.decide(outputs))),

@@ -27,7 +27,7 @@ from tables import Results, Table, columns, finish, parser_of, provenance
 from vit_s import CONFIG
 
 from onnxvitq.core.errors import OnnxVitqError
-from onnxvitq.evaluation.bench import Timing, bench, footprints
+from onnxvitq.evaluation.bench import Timing, footprints, time_models
 from onnxvitq.graph.writing import atomic_model, data_beside, save_model
 
 PEERS = ["quantize_static", "quantize_static-minmax", "quantize_dynamic", "nncf"]
@@ -106,11 +106,11 @@ def measure(models: dict[str, Path], setting: Setting, runs: int) -> dict[str, T
     found: dict[str, Timing | str] = {}
     for name, path in models.items():
         try:
-            bench([path], [feed], threads=setting.threads, runs=1)
+            time_models([path], [feed], threads=setting.threads, runs=1)
         except OnnxVitqError as error:
             found[name] = str(error).replace(str(path), path.name)
     sound = [name for name in models if name not in found]
-    timings = bench([models[name] for name in sound], [feed] * len(sound), threads=setting.threads, runs=runs)
+    timings = time_models([models[name] for name in sound], [feed] * len(sound), threads=setting.threads, runs=runs)
     return {**dict(zip(sound, timings, strict=True)), **found}
 
 

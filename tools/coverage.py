@@ -189,7 +189,7 @@ def measure(architecture: Architecture, exporter: str, exported: Exported) -> Ro
         try:
             config = QuantConfig(objective="minmax", threads=1)
             result = api.quantize(exported.path, images, output, config)
-            _, blockmap = api.inspect(exported.path)
+            blockmap = api.inspect(exported.path).blockmap
         except OnnxVitqError as error:
             problem = f"refused: {str(error).removeprefix(f'{exported.path}: ')}"
             return Row(cells=(*head, *[""] * 7, problem), passed=bool(architecture.refused), quantized=False)
@@ -197,8 +197,8 @@ def measure(architecture: Architecture, exporter: str, exported: Exported) -> Ro
             problem = f"crashed: {type(error).__name__}: {_first_line(error, exported.path)}"
             return Row(cells=(*head, *[""] * 7, problem), passed=False, quantized=False)
         written = _check_written(output, architecture, exported.dynamic)
-    report, expected = result.report, exported.expected
-    floats = {name for name, _ in (*result.audit.linears.float, *result.audit.patch_embeddings.float)}
+    report, expected = result.report.to_dict(), exported.expected
+    floats = {layer.name for layer in (*result.audit.linears.in_float, *result.audit.patch_embedding.in_float)}
     available = found_layers(blockmap.linears, floats)
     linears, integer, missing = take(expected.linears, available)
     patches, _, missing_patches = take(expected.patch_embeddings, available)

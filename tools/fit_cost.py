@@ -79,7 +79,7 @@ def quantize(model: str, count: int, config: dict[str, Any]) -> dict[str, float]
     with tempfile.TemporaryDirectory() as name:
         output, data = Path(name) / "int8.onnx", {INPUT: images(count)}
         options = QuantConfig.from_dict(config)
-        found = clocked(lambda: report.update(onnxvitq.api.quantize(model, data, output, options).report))
+        found = clocked(lambda: report.update(onnxvitq.api.quantize(model, data, output, options).report.to_dict()))
     return found | {"choosing": sum(step["seconds"] for step in report["steps"] if step["name"] == "bits")}
 
 

@@ -82,7 +82,7 @@ def promise(case: tuple[np.ndarray, np.ndarray], judged: int, config: QuantConfi
     stop = CALIBRATED + judged
     np.savez(others, x=pixels[CALIBRATED:stop], y=labels[CALIBRATED:stop])
     config = QuantConfig.from_dict({**config.to_dict(), "judged_on": str(others) if judged else None})
-    report = api.quantize(MODEL, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report
+    report = api.quantize(MODEL, pixels[:CALIBRATED], output, config, preprocess=PREPROCESS).report.to_dict()
     quality: Any = report["quality"]
     found = lost((MODEL, output), pixels[stop:], labels[stop:] if judged else None)
     share, error = float(found.mean()), float(found.std() / np.sqrt(len(found)))

@@ -36,6 +36,7 @@ from onnxvitq import api
 from onnxvitq.calibration.dataset import CalibrationDataset
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.handover import Handover
+from onnxvitq.data.opening import open_for_model
 from onnxvitq.evaluation.probe import Samples
 from onnxvitq.fit.order import steps_of
 from onnxvitq.fit.runner import run_steps
@@ -94,14 +95,14 @@ def models(folder: Path, wanted: str | None) -> Iterator[tuple[str, Path]]:
 def figures_of(model: Path, folder: Path, images: Path, config: QuantConfig) -> tuple[float, ...]:
     """Size, SQNR, agreement and top-1 of one run."""
     output = folder / "int8.onnx"
-    report = api.quantize(model, CALIBRATION, output, config, preprocess=PREPROCESS).report
-    found, _ = api.evaluate_models((model, output), images, PREPROCESS, batch=32, threads=config.threads)
+    report = api.quantize(model, CALIBRATION, output, config, preprocess=PREPROCESS).report.to_dict()
+    found = api.evaluate((model, output), images, preprocess=PREPROCESS, threads=config.threads)
     return (
         report["size_mb"]["quantized"],
         found.sqnr_db,
-        100 * found.agreement,
-        found.top1_quantized,
-        found.top1_reference,
+        100 * (found.agreement or 0),
+        found.quantized,
+        found.reference,
     )
 
 
@@ -180,7 +181,8 @@ def draws(rng: np.random.Generator, sizes: list[int], kind: str) -> Iterator[lis
 def prepared(path: Path, folder: Path, config: QuantConfig) -> Prepared:
     """The model after the exact steps, its held-out samples, and samples of the test images."""
     loaded = load_model(path)
-    source, _, _ = api._open(loaded, CALIBRATION, config, PREPROCESS)
+    opened = open_for_model(CALIBRATION, path, loaded.inputs, loaded.metadata, PREPROCESS, config.num_samples)
+    source = opened.source
     bring_to_canonical_form(loaded, config.threads)
     steps = steps_of(config)
     context = FitContext.of(loaded, CalibrationDataset(source, again=True), config)

@@ -26,7 +26,7 @@ from tables import Results, Table, columns, finish, installed, parser_of, proven
 from onnxvitq.api import quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.quantize_options import ObjectiveName
-from onnxvitq.evaluation.bench import bench
+from onnxvitq.evaluation.bench import time_models
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.runtime.session import Session
 
@@ -273,7 +273,7 @@ def table_of(test: Lines, model: Path, made: Sequence[tuple[str, Path, str]], ru
     reference = read(model, characters, test.inputs)
     files = [model, *(file for _, file, _ in made)]
     name = input_name(model)
-    timings = bench(files, [{name: test.inputs[:1]}] * len(files), threads=1, runs=runs)
+    timings = time_models(files, [{name: test.inputs[:1]}] * len(files), threads=1, runs=runs)
     table = Table(columns=COLUMNS)
     for (title, file, kernels), timing in zip([("float", model, ""), *made], timings, strict=True):
         reading = reference if file == model else read(file, characters, test.inputs)
@@ -304,7 +304,7 @@ def main() -> None:
         np.save(data, calibration.inputs)
         for objective in OBJECTIVES:
             output = Path(name) / f"{objective}.onnx"
-            report = quantize(model, data, output, QuantConfig(objective=objective)).report
+            report = quantize(model, data, output, QuantConfig(objective=objective)).report.to_dict()
             linears, products = report["linears"], report["attention_products"]
             kernels = (
                 f"{linears['integer_kernels']} of {linears['found']} linears, "

@@ -24,6 +24,7 @@ from fashion import CALIBRATION, MODEL, PREPROCESSOR_CONFIG, export_twin
 from tables import ROOT, provenance
 
 from onnxvitq.report.build import environment
+from onnxvitq.report.records import to_dict
 
 IMAGE = 56  # pixels along a side of what the Swin reads
 SWIN = {
@@ -109,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     models = make_models(args.folder.resolve())
     inputs = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, (path, _) in models.items()}
-    machine = environment(0)
+    machine = to_dict(environment(0))
     known = None if args.against is None else json.loads(args.against.read_text())
     if known is not None:
         differing = [

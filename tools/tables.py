@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnxvitq.report.build import environment
+from onnxvitq.report.records import to_dict
 
 TOOLS = Path(__file__).parent
 ROOT = TOOLS.parent.resolve()
@@ -163,7 +164,7 @@ class Provenance:
 
 def provenance(others: Mapping[str, str] | Sequence[str] = ()) -> Provenance:
     """Of this very run; ``others``: further packages, by name or with their versions."""
-    known = environment(0)
+    known = to_dict(environment(0))
     versions = {name: str(known[name]) for name in PACKAGES if name in known}
     versions |= {name: installed(name) for name in PACKAGES if name not in versions}
     versions |= dict(others) if isinstance(others, Mapping) else {name: installed(name) for name in others}

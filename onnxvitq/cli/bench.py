@@ -48,10 +48,10 @@ def parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Measure and print; 0."""
     args = read(parser().parse_args(arguments), BenchOptions)
-    from onnxvitq.api import bench_models
+    from onnxvitq.api import bench
 
     threads = list(dict.fromkeys(args.threads))
-    result = bench_models(
+    result = bench(
         args.models, batch=args.batch_size, threads=threads, runs=args.runs, seed=args.seed, profiled=args.profile
     )
     if args.json:

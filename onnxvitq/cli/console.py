@@ -1,7 +1,7 @@
 """What commands show besides their results: tables, progress, warnings."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from onnxvitq.cli.interrupts import ignore_interrupts
+from onnxvitq.report.records import SkippedFile
 
 LISTED = 5  # unreadable images that are named
 
@@ -68,9 +69,9 @@ class ProgressBar:
         self._bar.update(self._tasks[stage], completed=done, total=total)
 
 
-def warn_skipped(skipped: Sequence[Mapping[str, str]]) -> None:
+def warn_skipped(skipped: Sequence[SkippedFile]) -> None:
     """Name the first few files that could not be read."""
     for entry in skipped[:LISTED]:
-        sys.stderr.write(f"onnxvitq: skipped {entry['file']}: {entry['reason']}\n")
+        sys.stderr.write(f"onnxvitq: skipped {entry.file}: {entry.reason}\n")
     if len(skipped) > LISTED:
         sys.stderr.write(f"onnxvitq: skipped {len(skipped) - LISTED} more, named in the JSON report\n")

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnxvitq.cli.arguments import Parser, read
@@ -37,17 +37,18 @@ def parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Compare two models; 0."""
     args = read(parser().parse_args(arguments), EvaluateOptions)
-    from onnxvitq.api import evaluate_models
+    from onnxvitq.api import evaluate
 
     models, options = (args.float_model, args.quantized_model), preprocess_options(args)
-    result, skipped = evaluate_models(models, args.data, options, batch=args.batch_size, threads=args.threads)
-    warn_skipped(skipped)
+    report = evaluate(models, args.data, preprocess=options, batch=args.batch_size, threads=args.threads)
+    warn_skipped(report.skipped)
     if args.json:
-        sys.stdout.write(json.dumps({**asdict(result), "skipped": skipped}, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
     else:
+        agreement = "" if report.agreement is None else f"agreement {100 * report.agreement:.2f} %; "
+        name = {"top1": "top-1"}.get(report.metric, report.metric)
         sys.stdout.write(
-            f"{result.samples} samples: top-1 {result.top1_reference:.2f} % float, "
-            f"{result.top1_quantized:.2f} % quantized; agreement {100 * result.agreement:.2f} %; "
-            f"SQNR {result.sqnr_db:.2f} dB\n"
+            f"{report.samples} samples: {name} {report.reference:.2f} % float, {report.quantized:.2f} % quantized; "
+            f"{agreement}SQNR {report.sqnr_db:.2f} dB\n"
         )
     return 0

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxvitq.cli.arguments import Parser, read
 from onnxvitq.cli.console import console_of_results, new_table
@@ -27,20 +28,30 @@ def parser() -> Parser:
     return Parser("onnxvitq inspect", description, InspectOptions)
 
 
+if TYPE_CHECKING:
+    from onnxvitq.api import Inspection
+
+
 def run(arguments: Sequence[str]) -> int:
     """Print what is found; 0."""
     args = read(parser().parse_args(arguments), InspectOptions)
     from onnxvitq.api import inspect
 
-    described, blockmap = inspect(args.model)
+    inspection = inspect(args.model)
     if args.json:
-        sys.stdout.write(json.dumps(described, indent=2) + "\n")
-        return 0
+        sys.stdout.write(json.dumps(inspection.report.to_dict(), indent=2) + "\n")
+    else:
+        _print_inspection(inspection)
+    return 0
+
+
+def _print_inspection(inspection: "Inspection") -> None:
+    graph, blockmap = inspection.report.graph, inspection.blockmap
     console = console_of_results()
     console.print(
-        f"{args.model}: {described['blocks']} blocks, {described['attention']} attentions, "
-        f"{described['linears']['found']} linears, {described['patch_embedding']['found']} patch embeddings, "
-        f"{described['norms']} norms, {len(described['unmatched'])} unmatched",
+        f"{inspection.report.model}: {graph.blocks} blocks, {graph.attention} attentions, "
+        f"{graph.linears.found} linears, {graph.patch_embedding.found} patch embeddings, "
+        f"{graph.norms} norms, {len(graph.unmatched)} unmatched",
         soft_wrap=True,
     )
     attentions = new_table("Attention", "block", "attention", "heads", "keys", "head width", "MLPs")
@@ -58,4 +69,3 @@ def run(arguments: Sequence[str]) -> int:
         for entry in blockmap.unmatched:
             unmatched.add_row(entry.op, entry.name, entry.reason)
         console.print(unmatched)
-    return 0

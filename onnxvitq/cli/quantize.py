@@ -3,22 +3,19 @@
 import json
 import logging
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from onnxvitq.cli.arguments import SUBCOMMANDS, Parser, given, read
-from onnxvitq.cli.console import ProgressBar, console_of_results, warn_skipped
+from onnxvitq.cli.console import ProgressBar
 from onnxvitq.cli.shared_options import JsonOption, PreprocessingOptions, preprocess_options
 from onnxvitq.core.config import QuantConfig, load_config
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.formats import FEWEST_BITS, MOST_BITS, parse_bits
 from onnxvitq.core.options import Options, option
 from onnxvitq.core.quantize_options import FormatOptions
-
-EXIT_BELOW_QUALITY = 3
 
 
 def table_file(text: str) -> Path:
@@ -121,27 +118,18 @@ def run(arguments: Sequence[str]) -> int:
     output = args.output or model.with_name(f"{model.stem}_int8.onnx")
     _refuse_clashes(args, config.judged_on, output)
     from onnxvitq import api  # loads onnxruntime; --help and wrong options need not wait for it
+    from onnxvitq.cli import results
     from onnxvitq.core.files import refuse_output
-    from onnxvitq.report.build import describe_quality, to_json
 
     for path in (args.report, args.save_config_file, args.sensitivity_file):
         if path is not None:
             refuse_output(path, model)
     with ProgressBar(hidden=args.quiet or args.json) as progress:
         result = api.quantize(model, args.calib, output, config, preprocess=preprocess_options(args), progress=progress)
-    report = result.report
-    _write(args.report, to_json(report))
-    _write_sensitivity(args.sensitivity_file, report)
-    _write(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
-    _print_report(report, args)
-    if args.strict and not report["audit_passed"]:
-        sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
-        return EXIT_BELOW_QUALITY
-    quality = report.get("quality")
-    if quality is not None and not quality["kept"]:
-        sys.stderr.write(f"onnxvitq: written, but too many decisions are lost: {describe_quality(quality)}\n")
-        return EXIT_BELOW_QUALITY
-    return 0
+    results.write_results(result.report, args.report, args.sensitivity_file)
+    results.write_text(args.save_config_file, json.dumps(config.to_dict(), indent=2) + "\n")
+    results.print_results(result.report, as_json=args.json, quiet=args.quiet, ablation=args.ablation)
+    return results.exit_code(result.report, strict=args.strict)
 
 
 def _one_model(args: QuantizeOptions) -> Path:
@@ -167,44 +155,6 @@ def _refuse_clashes(args: QuantizeOptions, judged_on: str | None, output: Path) 
         other = taken.setdefault(os.path.realpath(path), flag)
         if other != flag and (other, flag) != ("--config", "--save-config-file"):
             raise ConfigError(flag, f"expected a file of its own, got {path}, which {other} names too")
-
-
-def _write(path: Path | None, text: str) -> None:
-    from onnxvitq.core.files import atomic_file
-
-    if path is not None:
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-def _write_sensitivity(path: Path | None, report: Mapping[str, Any]) -> None:
-    from onnxvitq.report.build import to_json
-    from onnxvitq.report.sensitivity import sensitivity_csv
-
-    if path is not None:
-        described = report["sensitivity"]
-        _write(path, sensitivity_csv(described) if path.suffix == ".csv" else to_json(described))
-
-
-def _print_report(report: Mapping[str, Any], args: QuantizeOptions) -> None:
-    from onnxvitq.report.build import ablation_table, summary, to_json
-    from onnxvitq.report.sensitivity import sensitivity_table
-
-    calibration = report["calibration"]
-    warn_skipped(calibration["skipped"])
-    if "quality" in report:
-        warn_skipped(report["quality"]["judge"]["skipped"])
-    if args.json:
-        sys.stdout.write(to_json(report))
-    elif not args.quiet:
-        if calibration["preprocessing"] is not None:
-            origin = calibration["preprocessing_from"]
-            console_of_results().print(f"preprocessing: {calibration['described']} ({origin})", soft_wrap=True)
-        console_of_results().print(summary(report))
-        if args.ablation:
-            console_of_results().print(ablation_table(report))
-        if "sensitivity" in report:
-            console_of_results().print(sensitivity_table(report["sensitivity"]))
 
 
 def _config(command: QuantizeOptions, flags: dict[str, Any]) -> QuantConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnxvitq.core.options import Options, option
 
 if TYPE_CHECKING:
-    from onnxvitq.api import PreprocessOptions
+    from onnxvitq.data.opening import PreprocessOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class PreprocessingOptions(Options):
 
 def preprocess_options(given: PreprocessingOptions) -> "PreprocessOptions":
     """What the preprocessing flags say, for the pipeline."""
-    from onnxvitq.api import PreprocessOptions
+    from onnxvitq.data.opening import PreprocessOptions
 
     flags: dict[str, object] = {"interpolation": given.interpolation, "scale": given.scale, "color": given.color}
     for name in ("mean", "std", "resize", "crop"):

@@ -40,7 +40,7 @@ class Loading:
     largest_mb: float
 
 
-def bench(
+def time_models(
     models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int, runs: int
 ) -> list[Timing]:
     """Time models on their feeds (one a model), in turn within each of ``runs`` rounds, after ``WARM_UP`` rounds."""
@@ -93,7 +93,7 @@ def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]]
 def profile(
     models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]], *, threads: int, runs: int
 ) -> list[dict[str, OperatorTime]]:
-    """Time by operator of each model, in runs that are interleaved as in ``bench``."""
+    """Time by operator of each model, in runs that are interleaved as in ``time_models``."""
     with scratch_folder() as folder:
         sessions = []
         for index, model in enumerate(models):

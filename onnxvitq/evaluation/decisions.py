@@ -1,12 +1,13 @@
-"""Samples that a promise about decisions is judged on: held out of calibration, or other data, with labels or without."""
+"""Samples that a promise about decisions is evaluated on: held out of calibration, or other data, with labels or without."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxvitq.core.errors import ConfigError, DataError
 from onnxvitq.core.tensors import FloatArray, InputSpec
@@ -15,33 +16,68 @@ from onnxvitq.data.images import check_path, printable
 from onnxvitq.data.labelled import Labelled, Labels, is_labelled, open_labelled
 from onnxvitq.data.preprocess import Preprocessing
 from onnxvitq.data.source import Source, open_source
+from onnxvitq.evaluation.tasks.choose import choose_task, evaluated_output
+from onnxvitq.evaluation.tasks.classification import Classification
+from onnxvitq.evaluation.tasks.task import Task
+from onnxvitq.numerics.drop import ExpectedDrop
 from onnxvitq.runtime.session import Session
 
 HELD_OUT = "held-out calibration samples"
 Feed = Mapping[str, np.ndarray]
+Changed = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decisions:
     """What the float model decides on some samples.
 
-    feeds: can be iterated again and again; rows of the last one beyond ``len(scores)`` fill it up and do not count.
-    scores: of the float model, (N, classes). margins: float scores whose margins count, (M, classes); the same, or of more
-    samples. labels: (N,), or None; with them, margins are scores. source: one line. skipped: (file, reason). digest: SHA-256 of
-    all samples and labels in hex; empty for calibration samples.
+    Attributes:
+        feeds: can be iterated again and again; rows of the last one beyond ``len(scores)`` fill it up and do not count.
+        scores: the float model's evaluated output, (N, ..); class scores (N, classes) for classification.
+        margins: the float model's output whose margins count, (M, ..): ``scores``, or of more samples.
+        task: says what is decided.
+        labels: (N,); None where they are not known. With them, ``margins`` is ``scores``.
+        source: of the samples, in one line.
+        skipped: (file, reason) of files that could not be read.
+        digest: SHA-256 of all samples and labels in hex; empty for calibration samples.
     """
 
     feeds: Iterable[Feed]
     scores: FloatArray
     margins: FloatArray
+    task: Task = field(default_factory=Classification)
     labels: Labels | None = None
     source: str = HELD_OUT
     skipped: tuple[tuple[str, str], ...] = ()
     digest: str = ""
 
+    def changed(self, outputs: FloatArray) -> tuple[Changed, Changed]:
+        """Which decisions another model loses and gains, (N,) each.
+
+        Without labels, every decision that is another one is lost. With them, those are lost that were right, and those
+        gained that are right now.
+
+        Args:
+            outputs: the other model's evaluated output, (N, ..).
+        """
+        before, after = self.task.decisions(self.scores), self.task.decisions(outputs)
+        assert before is not None  # whoever made this asked for the task's refusal
+        assert after is not None
+        lost = before != after
+        if self.labels is None:
+            return lost, np.zeros(len(lost), bool)
+        return lost & (before == self.labels), lost & (after == self.labels)
+
+    def expected_drop(self, reference: FloatArray, outputs: FloatArray) -> ExpectedDrop:
+        """Share of decisions that an error as large as that between two evaluated outputs, (K, ..), is expected to lose."""
+        return self.task.expected_drop(self.margins, (reference, outputs), self.labels)
+
 
 def held_out_decisions(
-    feeds: Sequence[Feed], references: Sequence[FloatArray], everything: Sequence[FloatArray]
+    feeds: Sequence[Feed],
+    references: Sequence[FloatArray],
+    everything: Sequence[FloatArray],
+    task: Task | None = None,
 ) -> Decisions:
     """Of held-out samples, with the margins of all calibration samples.
 
@@ -49,23 +85,26 @@ def held_out_decisions(
         feeds: the held-out samples.
         references: their float outputs.
         everything: the float outputs of all samples.
+        task: says what is decided; chosen by the output's shape when None.
 
     Raises:
-        ConfigError: the first output is no (batch, classes).
+        ConfigError: nothing is decided by the evaluated output.
     """
-    check_scores(everything[0])
-    return Decisions(feeds=feeds, scores=np.concatenate(references), margins=np.concatenate(everything))
+    task = _deciding(everything[0], task)
+    scores, margins = np.concatenate(references), np.concatenate(everything)
+    return Decisions(feeds=feeds, scores=scores, margins=margins, task=task)
 
 
-def check_scores(scores: FloatArray) -> None:
-    """Refuse an output in which nothing is decided.
+def _deciding(output: FloatArray, task: Task | None) -> Task:
+    """The task, where it reads decisions from such an output.
 
     Raises:
-        ConfigError: the first output is no (batch, classes).
+        ConfigError: it does not.
     """
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        problem = f"expected class scores (batch, classes) as first output, got shape {list(scores.shape)}"
-        raise ConfigError("max_drop", problem)
+    task = choose_task(output.shape, task)
+    if refusal := task.refusal(output):
+        raise ConfigError("max_drop", refusal)
+    return task
 
 
 def open_decisions(path: Path, inputs: tuple[InputSpec, ...], preprocessing: Preprocessing | None) -> Labelled | Source:
@@ -80,7 +119,9 @@ def open_decisions(path: Path, inputs: tuple[InputSpec, ...], preprocessing: Pre
     return open_source(found, inputs, preprocessing)
 
 
-def read_decisions(model: Path, data: Labelled | Source, seen: Collection[bytes], threads: int) -> Decisions:
+def read_decisions(
+    model: Path, data: Labelled | Source, seen: Collection[bytes], threads: int, task: Task | None = None
+) -> Decisions:
     """What the float model decides on other data than it is calibrated with.
 
     Args:
@@ -88,18 +129,20 @@ def read_decisions(model: Path, data: Labelled | Source, seen: Collection[bytes]
         data: of ``open_decisions``.
         seen: digests of the calibration samples (``sample_digests``).
         threads: of onnxruntime.
+        task: says which output is evaluated and what is decided; chosen by the output's shape when None.
 
     Raises:
-        ConfigError: the first output is no (batch, classes).
+        ConfigError: nothing is decided by the evaluated output.
         DataError: a sample is a calibration sample too, a label is no class, or labels are those of another model.
     """
     session, contents = Session(model, threads=threads), hashlib.sha256()
-    scores, labels, shared, known = [], [], 0, isinstance(data, Labelled)
+    name, known = evaluated_output(session.outputs, task), isinstance(data, Labelled)
+    scores, labels, shared = [], [], 0
     for feed, right in _pairs(data):
         digests = sample_digests(feed)[: None if right is None else len(right)]
         shared += sum(digest in seen for digest in digests)
-        scores.append(session.run(feed)[0][: len(digests)])
-        check_scores(scores[-1])
+        scores.append(session.run(feed, [name])[0][: len(digests)])
+        task = _deciding(scores[-1], task)
         contents.update(b"".join(digests))
         if right is not None:
             labels.append(right)
@@ -108,13 +151,15 @@ def read_decisions(model: Path, data: Labelled | Source, seen: Collection[bytes]
     if shared:
         problem = f"expected samples that are not calibrated with, got {shared} of {len(found)} that are"
         raise DataError(data.description, problem, "move them out of one of the two")
+    assert task is not None  # there was a sample
     known_labels = np.concatenate(labels) if known else None
     if known_labels is not None:
-        _check_labels(found, known_labels, data.description)
+        _check_labels(task, found, known_labels, data.description)
     return Decisions(
         feeds=_Feeds(data),
         scores=found,
         margins=found,
+        task=task,
         labels=known_labels,
         source=data.description,
         skipped=data.skipped,
@@ -123,7 +168,7 @@ def read_decisions(model: Path, data: Labelled | Source, seen: Collection[bytes]
 
 
 def refuse_calibration_data(path: Path, calibration: Any) -> None:
-    """Refuse data that are judged on and are calibrated with, before anything is read.
+    """Refuse data that a promise is evaluated on and that are calibrated with, before anything is read.
 
     Raises:
         DataError: the same folder or file.
@@ -149,11 +194,10 @@ def _pairs(data: Labelled | Source) -> Iterator[tuple[dict[str, np.ndarray], Lab
         yield from ((feed, None) for feed in data)
 
 
-def _check_labels(scores: FloatArray, labels: Labels, where: str) -> None:
-    classes = scores.shape[1]
-    if labels.max() >= classes or labels.min() < 0:
-        raise DataError(where, f"expected classes 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-    right = float((scores.argmax(axis=1) == labels).mean())
-    if right <= 1 / classes:
-        problem = f"expected the labels of this model, got {100 * right:.3g} % right of {classes} classes"
+def _check_labels(task: Task, outputs: FloatArray, labels: Labels, where: str) -> None:
+    if refusal := task.refusal(outputs, labels):
+        raise DataError(where, refusal)
+    right = float(task.scores(outputs, labels).mean())
+    if right <= task.chance(outputs):
+        problem = f"expected the labels of this model, got {100 * right:.3g} % right of {outputs.shape[1]} classes"
         raise DataError(where, problem, "folders are classes in the order of their names, or named by their numbers")

@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
+from onnxvitq.evaluation.tasks.choose import output_of
+from onnxvitq.evaluation.tasks.task import Task
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
 from onnxvitq.graph.writing import to_proto
@@ -19,10 +21,15 @@ from onnxvitq.targets.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OutputEvaluator:
-    """Called with a plan, gives the SQNR in dB of the model's first output, or of what that is a softmax of.
+    """Called with a plan, gives the SQNR in dB of the model's evaluated output, or of what that is a softmax of.
 
-    graph, layers: the canonical float graph and what was found in it; never changed.
-    feeds, references: held-out samples and the float model's output for each.
+    Attributes:
+        graph: canonical float graph; never changed.
+        layers: what was found in it.
+        feeds: held-out samples.
+        references: the float model's evaluated output for each, (B, ..).
+        threads: of onnxruntime.
+        task: says which output is evaluated and how; chosen by the output's shape when None.
     """
 
     graph: gs.Graph
@@ -31,6 +38,7 @@ class OutputEvaluator:
     references: Sequence[FloatArray]
     threads: int
     target: Target = DEFAULT_TARGET
+    task: Task | None = None
 
     def __call__(self, plan: QuantPlan) -> float:
         """SQNR of a plan; -120 to 120 dB."""
@@ -38,16 +46,17 @@ class OutputEvaluator:
 
     def difference(self, plan: QuantPlan) -> OutputDifference:
         """Write, load and run."""
-        difference = OutputDifference(probabilities=is_probabilities(self.graph.outputs[0]))
+        output = output_of(self.graph, self.task)
+        difference = OutputDifference(self.task, probabilities=is_probabilities(output))
         session = self._session(plan)
         for feed, reference in zip(self.feeds, self.references, strict=True):
-            difference.update(reference, session.run(feed)[0])
+            difference.update(reference, session.run(feed, [output.name])[0])
         return difference
 
     def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
-        """The first output for each of other samples than its own, joined along the first axis."""
-        session = self._session(plan)
-        return np.concatenate([session.run(feed)[0] for feed in feeds])
+        """The evaluated output for each of other samples than its own, joined along the first axis."""
+        session, name = self._session(plan), output_of(self.graph, self.task).name
+        return np.concatenate([session.run(feed, [name])[0] for feed in feeds])
 
     def _session(self, plan: QuantPlan) -> Session:
         with scratch_folder() as folder:

@@ -11,6 +11,8 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe_graph import probe_graph, probe_parameters, weight_input
+from onnxvitq.evaluation.tasks.choose import output_of
+from onnxvitq.evaluation.tasks.task import Task
 from onnxvitq.graph.cut import WeightedSubgraph, as_graph, cut_evenly
 from onnxvitq.graph.query import is_probabilities
 from onnxvitq.graph.scratch import save_in_scratch, scratch_folder
@@ -20,19 +22,27 @@ from onnxvitq.runtime.session import Session
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
-    """Inputs, and the float model's first output for each."""
+    """Samples that plans are evaluated on.
+
+    Attributes:
+        feeds: inputs by name, one entry a sample or batch.
+        references: the float model's evaluated output for each, (B, ..).
+        task: says which output is evaluated and how; chosen by the output's shape when None.
+    """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
     references: Sequence[FloatArray]
+    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inside:
-    """What of a probe's inside is made use of.
+    """What is made use of inside a probe's network.
 
-    watched: tensors of the graph that ``OutputProbe.watch`` can give.
-    stages: parts to run one after the other, at most. A plan that differs from the probe's own in a late layer is judged by
-        running the parts from that on: the values that a sample has between the parts are kept.
+    Attributes:
+        watched: tensors of the graph that ``OutputProbe.watch`` can give.
+        stages: subgraphs to run one after the other, at most. A plan that differs from the probe's own in a late layer is
+            evaluated by running the subgraphs from that on: the values that a sample has between them are kept.
     """
 
     watched: tuple[str, ...] = ()
@@ -55,15 +65,14 @@ class _Part:
 
 
 class OutputProbe:
-    """Called with a plan, gives the difference of the model's first output from the float model's, or of what that is a
-    softmax of.
+    """Called with a plan, gives the difference of the model's evaluated output from the float model's.
 
     Args:
         graph: canonical; never changed.
         layers: what was found in it.
         plan: says which tensors get a quantizer (those that it has parameters for) and which readers see it; a plan that is
-            judged later has the same readers.
-        samples: to judge on.
+            evaluated later has the same readers.
+        samples: to evaluate on.
         threads: of onnxruntime.
         inside: what of the network's inside is made use of; nothing when None.
 
@@ -84,8 +93,9 @@ class OutputProbe:
         self._layers, self._samples = layers, samples
         probe = probe_graph(graph, layers, plan)
         self._quantized = {name for name in plan.decisions if plan.params(name) is not None or name in layers.constants}
-        self._output, self._probabilities = probe.outputs[0].name, is_probabilities(graph.outputs[0])
-        del probe.outputs[1:]
+        evaluated = output_of(graph, samples.task)
+        self._output, self._probabilities = evaluated.name, is_probabilities(evaluated)
+        probe.outputs = [tensor for tensor in probe.outputs if tensor.name == evaluated.name]
         base = probe_parameters(layers, plan)
         inside = inside or Inside()
         sizes = {name: value.size for name, value in base.items()}
@@ -99,7 +109,8 @@ class OutputProbe:
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
         """Over the first ``count`` samples, all of them when None."""
-        difference, parameters = OutputDifference(probabilities=self._probabilities), self._parameters(plan)
+        difference = OutputDifference(self._samples.task, probabilities=self._probabilities)
+        parameters = self._parameters(plan)
         for index, reference in enumerate(self._samples.references[:count]):
             difference.update(reference, self._run(index, parameters)[self._output])
         return difference
@@ -138,7 +149,7 @@ class OutputProbe:
         return list(errors / np.maximum(powers, np.finfo(np.float64).tiny))
 
     def outputs(self, plan: QuantPlan, feeds: Iterable[Mapping[str, np.ndarray]]) -> FloatArray:
-        """The model's first output for each of other samples than its own, joined along the first axis."""
+        """The evaluated output for each of other samples than its own, joined along the first axis."""
         parameters = self._parameters(plan)
         return np.concatenate([self._from(0, {**feed, **parameters})[self._output] for feed in feeds])
 

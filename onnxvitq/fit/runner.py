@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -16,6 +15,7 @@ from onnxvitq.fit.acceptance import Verdict, decide
 from onnxvitq.fit.exact_changes import try_change
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Proposal, Step
+from onnxvitq.report.model_records import SaturationReport
 from onnxvitq.report.records import Section, StepRecord
 from onnxvitq.runtime.memory import give_back
 
@@ -42,7 +42,7 @@ class Fitted:
     reference: Sequence[FloatArray]
     steps: tuple[StepRecord, ...]
     sections: tuple[Section, ...]
-    saturation: dict[str, Any]
+    saturation: SaturationReport
 
 
 def fit(started: Handover[FitState], context: FitContext, steps: Sequence[Step]) -> Fitted:

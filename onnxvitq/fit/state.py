@@ -22,6 +22,7 @@ from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe import Samples
+from onnxvitq.evaluation.tasks.task import Task
 from onnxvitq.graph.reading import LoadedModel
 from onnxvitq.numerics.decibels import CAP_DB
 from onnxvitq.precision.network import PlannedNetwork
@@ -86,14 +87,15 @@ class FitContext:
     Attributes:
         config: options.
         dataset: calibration samples, fitted on and held out.
-        float_outputs: the float model's first output, a calibration sample each, (B, ..).
+        float_outputs: the float model's evaluated output, a calibration sample each, (B, ..).
         measurer: runs sweeps over the samples.
         output: name of the output that is evaluated.
         outputs: how many outputs the model has.
         target: the runtime that plans are written for.
         progress: called with (stage, done, total).
         checkpoint: folder for blocks that were learned; None keeps none.
-        decisions: on other data than the calibration samples, where these judge a promise.
+        decisions: on other data than the calibration samples, where a promise is evaluated on these.
+        task: what the model's outputs mean; None where the evaluated output's shape says it.
     """
 
     config: QuantConfig
@@ -106,6 +108,7 @@ class FitContext:
     progress: Progress
     checkpoint: Path | None = None
     decisions: Decisions | None = None
+    task: Task | None = None
 
     @classmethod
     def of(
@@ -140,17 +143,18 @@ class FitContext:
         held = [(feed, self.float_outputs[i]) for i, feed in self.dataset.held_out() if i < len(self.float_outputs)]
         if most is not None and most < len(held):
             held = [held[place * len(held) // most] for place in range(most)]
-        return Samples(feeds=[feed for feed, _ in held], references=[reference for _, reference in held])
+        references = [reference for _, reference in held]
+        return Samples(feeds=[feed for feed, _ in held], references=references, task=self.task)
 
     def held_out_decisions(self) -> Decisions:
         """What a promise is evaluated on: other data, or samples held out of these."""
         samples = self.held_out()
-        return self.decisions or held_out_decisions(samples.feeds, samples.references, self.float_outputs)
+        return self.decisions or held_out_decisions(samples.feeds, samples.references, self.float_outputs, self.task)
 
     def first_samples(self, most: int) -> Samples:
         """The first calibration samples, those that are fitted on among them."""
         references = self.float_outputs[: self.dataset.kept][:most]
-        return Samples(feeds=list(islice(self.dataset, len(references))), references=references)
+        return Samples(feeds=list(islice(self.dataset, len(references))), references=references, task=self.task)
 
     def evaluator(self, state: FitState, samples: Samples | None = None) -> OutputEvaluator:
         """Of plans for the state's graph, on these samples, or on some of those held out."""
@@ -162,6 +166,7 @@ class FitContext:
             references=samples.references,
             threads=self.config.threads,
             target=self.target,
+            task=self.task,
         )
 
     def network(self, state: FitState) -> PlannedNetwork:

@@ -7,7 +7,6 @@ import numpy as np
 
 from onnxvitq.evaluation.decisions import Decisions
 from onnxvitq.numerics.decibels import sqnr_of_error
-from onnxvitq.numerics.drop import expected_drop
 from onnxvitq.precision.costs import WidthCosts
 from onnxvitq.precision.trial import ChoiceTrial
 
@@ -31,8 +30,7 @@ def allowed_db(trial: ChoiceTrial, costs: WidthCosts, decisions: Decisions, max_
     low, high = FACTORS
     while high > PRECISION * low:
         factor = math.sqrt(low * high)
-        scores = references, references + factor * errors
-        kept = expected_drop(decisions.margins, scores, decisions.labels).bound <= max_drop
+        kept = decisions.expected_drop(references, references + factor * errors).bound <= max_drop
         low, high = (factor, high) if kept else (low, factor)
     signal, noise = (float((values.astype(np.float64) ** 2).sum()) for values in (references, errors))
     return sqnr_of_error(low**2 * noise, signal, smallest=0) if noise > 0 < signal else -math.inf

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.evaluation.decisions import Decisions
-from onnxvitq.numerics.drop import ExpectedDrop, binomial_interval, expected_drop, paired_interval
+from onnxvitq.numerics.drop import ExpectedDrop, binomial_interval, paired_interval
 from onnxvitq.report.records import DropFigures
 
 ROUNDING = 1e-5  # of decisions, that float sums in another order may lose: a promise to lose none can be kept
@@ -58,16 +56,13 @@ class Drop:
 
 
 def drop_of(outputs: FloatArray, decisions: Decisions) -> Drop:
-    """What a model loses that puts out these scores (N or more, classes) where the float model decides as said."""
+    """What a model loses that puts out these (N or more, ..) where the float model decides as said."""
     scores = outputs[: len(decisions.scores)]
-    before, after, labels = decisions.scores.argmax(axis=1), scores.argmax(axis=1), decisions.labels
-    lost, gained = before != after, np.zeros(len(scores), bool)
-    if labels is not None:
-        lost, gained = lost & (before == labels), lost & (after == labels)
+    lost, gained = decisions.changed(scores)
     return Drop(
         lost=int(lost.sum()),
         gained=int(gained.sum()),
         count=len(scores),
-        labelled=labels is not None,
-        expected=expected_drop(decisions.margins, (decisions.scores, scores), labels),
+        labelled=decisions.labels is not None,
+        expected=decisions.expected_drop(decisions.scores, scores),
     )

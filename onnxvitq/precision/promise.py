@@ -92,6 +92,7 @@ class PromiseKeeper:
             references=self._samples.references,
             threads=self._threads,
             target=self._network.target,
+            task=self._samples.task,
         )
         return drop_of(evaluator.outputs(plan, self._decisions.feeds), self._decisions)
 

@@ -139,6 +139,11 @@ class LayerCounts:
         """Whether every layer that the plan quantizes runs on an integer kernel."""
         return self.quantized == self.integer_kernels
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each layer that no integer kernel runs is in float, by name."""
+        return {layer.name: layer.reason for layer in self.in_float}
+
 
 NO_LAYERS = LayerCounts(found=0, quantized=0, integer_kernels=0)
 
@@ -155,7 +160,7 @@ class Audit:
         branches: the two products of each low-rank branch.
         unpacked_at_run_time: nodes that unpack weights at every run, which should be gone once a session has loaded.
         input_shapes: sizes of each input of the written model by name; None where a size is free.
-        audit_passed: whether all that the plan quantizes runs on integer kernels, and nothing is unpacked at run time.
+        sound: whether all that the plan quantizes runs on integer kernels, and nothing is unpacked at run time.
     """
 
     linears: LayerCounts
@@ -165,12 +170,12 @@ class Audit:
     branches: LayerCounts = NO_LAYERS
     unpacked_at_run_time: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
-    audit_passed: bool = field(init=False)
+    sound: bool = field(init=False, metadata=keyed("audit_passed"))
 
     def __post_init__(self) -> None:
         layers = (self.linears, self.patch_embedding, self.attention_products, self.other_products, self.branches)
         sound = not self.unpacked_at_run_time and all(counts.sound for counts in layers)
-        object.__setattr__(self, "audit_passed", sound)
+        object.__setattr__(self, "sound", sound)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,7 @@ class Report:
         report_version: of these keys; raised when one goes or changes its meaning.
         model: path of the float model.
         output: path of the written model.
+        target: name of the runtime and the processors that it is written for.
         graph: what was found in the float model.
         audit: which kernels the written model runs on.
         bits: of every quantized layer.
@@ -126,6 +127,7 @@ class Report:
     report_version: int = REPORT_VERSION
     model: str
     output: str
+    target: str
     graph: FoundGraph = field(metadata=INLINE)
     audit: Audit = field(metadata=INLINE)
     bits: BitsReport

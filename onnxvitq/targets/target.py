@@ -15,7 +15,7 @@ from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.numerics.saturation import Saturation
-from onnxvitq.targets.ort_cpu.kernels import Audit
+from onnxvitq.report.model_records import Audit
 
 
 class Target(Protocol):

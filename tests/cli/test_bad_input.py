@@ -524,7 +524,10 @@ def test_wrong_preprocessing_file_beside_the_model(refused: Refused) -> None:
         (("evaluate", "model.onnx", "old.onnx", "--data", "images"), "old.onnx: onnxruntime cannot load it"),
         (("evaluate", "model.onnx", "model.onnx", "--data", "images"), "expected a sub-folder for each class"),
         (("evaluate", "model.onnx", "model.onnx", "--data", "nowhere"), "nowhere: expected a folder or a file"),
-        (("evaluate", "model.onnx", "model.onnx", "--data", "labels.npz"), "labels: expected 0 to 4, got 0 to 5"),
+        (
+            ("evaluate", "model.onnx", "model.onnx", "--data", "labels.npz"),
+            "labels: expected classes 0 to 4, got 0 to 5",
+        ),
         (("evaluate", "model.onnx", "model.onnx", "--data", "bare.npz"), "expected an array named y"),
         (("evaluate", "model.onnx", "tokens.onnx", "--data", "right.npz"), "the model does not run on this input"),
         (("evaluate", "model.onnx", "model.onnx", "--data", "x", "--batch-size", "0"), "--batch-size: expected 1 to"),

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from onnxvitq.cli.main import main
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.preprocess import resolve_preprocessing
+from onnxvitq.report.report import Report
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu import kernels as auditing
 
@@ -220,7 +220,7 @@ def test_progress_is_shown_in_a_terminal_only(work: Path, capsys: Capture, monke
 class Recorder:
     """Stands in for api.quantize: keeps what it was called with."""
 
-    report: Mapping[str, Any]
+    report: Report
     model: Path = Path()
     data: Path = Path()
     output: Path = Path()
@@ -504,7 +504,8 @@ def test_evaluate(work: Path, labelled: Path, capsys: Capture) -> None:
     ran = run_cli(capsys, "evaluate", "model.onnx", "out.onnx", "--data", "labelled", "--json")
     assert (ran.code, ran.err) == (0, "onnxvitq: skipped 1/broken.png: not an image\n")
     result = json.loads(ran.out)
-    assert set(result) == {"samples", "top1_reference", "top1_quantized", "agreement", "sqnr_db", "skipped"}
+    figures = {"samples", "top1_reference", "top1_quantized", "agreement", "sqnr_db"}
+    assert set(result) == figures | {"task", "metric", "skipped"}
     assert (result["samples"], result["skipped"]) == (6, [{"file": "1/broken.png", "reason": "not an image"}])
     assert 0 <= result["agreement"] <= 1
     assert result["sqnr_db"] > 20

@@ -57,7 +57,7 @@ def outlying(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def steps_of(model: Path, folder: Path, data: Any = FEEDS, **options: Any) -> dict[str, dict[str, Any]]:
     config = QuantConfig(candidates=3, rounds=1, threads=1, **options)
-    report = quantize(model, data, folder / "out.onnx", config).report
+    report = quantize(model, data, folder / "out.onnx", config).report.to_dict()
     assert report["audit_passed"]
     return {step["name"]: step for step in report["steps"]}
 
@@ -171,7 +171,7 @@ def test_a_rotated_stream_is_written_with_less_noise_and_no_operator_more(embedd
     noise, operators = {}, {}
     for name, options in (("on", ONLY), ("off", {"skip": ONLY["skip"]})):
         config = QuantConfig(**options, attention="int8", threads=1)
-        report = quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config).report
+        report = quantize(embedding, patches(0, 12), tmp_path / f"{name}.onnx", config).report.to_dict()
         written = onnx.load(tmp_path / f"{name}.onnx")
         noise[name] = float(((run(written, {"patches": fresh}, "all")[0] - reference) ** 2).sum())
         operators[name] = sorted(node.op_type for node in written.graph.node)
@@ -323,9 +323,15 @@ def test_a_graph_with_branches_of_unknown_shape_is_quantized(tmp_path: Path) -> 
     onnx.save(model_of(WITH_IF), tmp_path / "model.onnx")
     values = np.random.default_rng(0).normal(size=(8, 5, 8)).astype(np.float32)
     result = quantize(tmp_path / "model.onnx", values, tmp_path / "out.onnx", QuantConfig(candidates=3, threads=1))
-    assert result.report["linears"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "dynamic": 0, "float": []}
-    assert result.report["attention_products"]["integer_kernels"] == 2
-    assert result.report["compare"]["sqnr_db"] > 25
+    assert result.report.to_dict()["linears"] == {
+        "found": 4,
+        "quantized": 4,
+        "integer_kernels": 4,
+        "dynamic": 0,
+        "float": [],
+    }
+    assert result.report.to_dict()["attention_products"]["integer_kernels"] == 2
+    assert result.report.to_dict()["compare"]["sqnr_db"] > 25
     for size in (1, 3):
         assert run(onnx.load(result.output), {"x": values[:size]}, "all")[0].shape == (size, 5, 8)
 
@@ -376,9 +382,9 @@ def test_a_layer_keeps_its_role_when_a_map_hides_its_mlp(tmp_path: Path) -> None
     onnx.save(proto, model)
     config = QuantConfig(candidates=3, rounds=1, threads=1, acceptance="always", sensitivity=True)
     result = quantize(model, FEEDS, tmp_path / "out.onnx", config)
-    online = next(step for step in result.report["steps"] if step["name"] == "online-channels")
+    online = next(step for step in result.report.to_dict()["steps"] if step["name"] == "online-channels")
     assert online["kept"] > 0
-    kinds = {(part["block"], part["kind"]) for part in result.report["sensitivity"]["parts"]}
+    kinds = {(part["block"], part["kind"]) for part in result.report.to_dict()["sensitivity"]["parts"]}
     assert {(0, "mlp.fc1.input"), (0, "mlp.fc2.weight"), (1, "mlp.fc2.input")} <= kinds
 
 
@@ -413,10 +419,10 @@ def test_the_preset_for_accuracy_gains_three_decibels(outlying: Path, tmp_path: 
     """The output's error is at most half as large, by a model whose audit passes and whose blocks are integer."""
     config = QuantConfig(candidates=3, rounds=1, threads=1)
     plain, accurate = (
-        quantize(outlying, FEEDS, tmp_path / "out.onnx", one).report
+        quantize(outlying, FEEDS, tmp_path / "out.onnx", one).report.to_dict()
         for one in (config, replace(config, preset="accuracy"))
     )
     assert accurate["compare"]["sqnr_db"] > plain["compare"]["sqnr_db"] + 3
-    outside = {linear.name for linear in inspect(outlying)[1].linears if not linear.role.startswith("block")}
+    outside = {linear.name for linear in inspect(outlying).blockmap.linears if not linear.role.startswith("block")}
     assert {layer["name"] for layer in accurate["linears"]["float"]} == outside != set()
     assert accurate["audit_passed"]

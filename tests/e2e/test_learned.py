@@ -18,11 +18,11 @@ def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path,
     config = QuantConfig(method="aiqvit", iterations=4, bits="w3a4", branch_budget=0.5, threads=1)
     result = quantize(vit_file, images, output, config, progress=lambda stage, done, total: stages.append(stage))
     assert result.audit.sound
-    steps = {step["name"]: step for step in result.report["steps"]}
+    steps = {step["name"]: step for step in result.report.to_dict()["steps"]}
     assert list(steps)[-2:] == ["branches", "reconstruction"]
     assert [part["unit"] for part in steps["reconstruction"]["parts"]] == [0, 1, 2]
     assert any(stage.startswith("learn (loss") for stage in stages)
-    assert result.report["branches"]["found"] == 2 * len(result.plan.branches)
+    assert result.report.to_dict()["branches"]["found"] == 2 * len(result.plan.branches)
     assert [path.name for path in output.parent.iterdir()] == ["learned.onnx"]
 
 
@@ -32,7 +32,7 @@ def test_what_is_refused_leaves_the_score_as_it_was(
     for module in (acceptance, exact_changes):
         monkeypatch.setattr(module, "does_no_harm", lambda *_: False)
     config = QuantConfig(method="aiqvit", iterations=1, bits="w3a4", branch_budget=0.5, threads=1)
-    report = quantize(vit_file, images, tmp_path / "out.onnx", config).report
+    report = quantize(vit_file, images, tmp_path / "out.onnx", config).report.to_dict()
     steps = {step["name"]: step for step in report["steps"]}
     last = [steps[name] for name in ("weights", "branches", "reconstruction")]
     assert [step["accepted"] for step in last] == [False] * 3

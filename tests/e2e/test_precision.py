@@ -49,7 +49,7 @@ def weight_bits(result: Result) -> dict[str, int]:
 @pytest.mark.parametrize("criterion", ["measured", "nuclear"])
 def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, granularity: str, criterion: str) -> None:
     result = run(model, tmp_path, average_bits=4.0, granularity=granularity, criterion=criterion)
-    precision = result.report["precision"]
+    precision = result.report.to_dict()["precision"]
     assert precision["chosen"]["average_bits"] <= 4
     assert len(set(precision["proposed"]["bits"].values())) > 1
     assert precision["chosen"] == precision["proposed" if precision["mixed"] else "uniform"]
@@ -67,9 +67,9 @@ def test_the_mean_is_kept_and_the_front_reported(model: Path, tmp_path: Path, gr
 
 def test_more_samples_measure_more_of_the_front(model: Path, tmp_path: Path) -> None:
     feeds = [feed["tokens"] for feed in correlated(0, 256)]
-    front = quantize(model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=4.0)).report["precision"][
-        "front"
-    ]
+    front = quantize(model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=4.0)).report.to_dict()[
+        "precision"
+    ]["front"]
     measured = [point["measured_db"] for point in front if "measured_db" in point]
     assert (
         4 <= len(measured) <= 6
@@ -85,7 +85,9 @@ def test_measured_bits_beat_the_same_for_all(model: Path, tmp_path: Path, monkey
     feeds = [feed["tokens"] for feed in correlated(0, 64)]
     settings: tuple[dict[str, Any], ...] = ({}, {"bit_candidates": ("5",)})
     reports = [
-        quantize(model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=5.0, **options)).report
+        quantize(
+            model, feeds, tmp_path / "out.onnx", QuantConfig(**QUICK, average_bits=5.0, **options)
+        ).report.to_dict()
         for options in settings
     ]
     mixed, uniform = (report["precision"]["chosen"] for report in reports)
@@ -100,13 +102,13 @@ def test_what_unpacking_takes_has_to_be_gained(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mean: float
 ) -> None:
     """So few weights that the nodes that unpack another width may take as much as a bit of all of them."""
-    uniform = run(model, tmp_path, bits=f"w{mean:.0f}a8").report["size_mb"]["quantized"]
+    uniform = run(model, tmp_path, bits=f"w{mean:.0f}a8").report.to_dict()["size_mb"]["quantized"]
     monkeypatch.setattr(budget_module, "WORTH_DB", -100.0)  # whatever is gained
     found = {}
     for price in (0.0, 1e6):
         monkeypatch.setattr(budget_module, "DB_A_BIT", price)
         result = run(model, tmp_path, average_bits=mean)
-        found[price] = result.report["precision"]["mixed"], result.report["size_mb"]["quantized"]
+        found[price] = result.report.to_dict()["precision"]["mixed"], result.report.to_dict()["size_mb"]["quantized"]
     assert (found[0][0], found[1e6][0]) == (True, False)
     assert found[0][1] > found[1e6][1]  # of no more bits
     assert found[1e6][1] <= uniform + 2e-3  # 2 kB: what a file says of itself
@@ -116,19 +118,19 @@ def test_what_promises_too_little_is_the_same_for_all(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget_module, "WORTH_DB", 100.0)
-    precision = run(model, tmp_path, average_bits=5.5).report["precision"]
+    precision = run(model, tmp_path, average_bits=5.5).report.to_dict()["precision"]
     assert not precision["mixed"]
     assert set(precision["chosen"]["bits"].values()) == {5}
     assert set(precision["proposed"]["bits"].values()) != {5}
 
 
 def test_a_size_is_met(model: Path, tmp_path: Path) -> None:
-    smallest = run(model, tmp_path, bits="w2a8").report["size_mb"]["quantized"]
-    largest = run(model, tmp_path).report["size_mb"]["quantized"]
+    smallest = run(model, tmp_path, bits="w2a8").report.to_dict()["size_mb"]["quantized"]
+    largest = run(model, tmp_path).report.to_dict()["size_mb"]["quantized"]
     target = smallest + 0.7 * (largest - smallest)
     result = run(model, tmp_path, target_size=target)
-    assert 0.75 * target < result.report["size_mb"]["quantized"] <= target  # 4 kB are kept free of 40
-    assert result.report["precision"]["chosen"]["size_mb"] <= target
+    assert 0.75 * target < result.report.to_dict()["size_mb"]["quantized"] <= target  # 4 kB are kept free of 40
+    assert result.report.to_dict()["precision"]["chosen"]["size_mb"] <= target
 
 
 def test_a_budget_that_cannot_be_met_is_said(model: Path, tmp_path: Path) -> None:
@@ -141,10 +143,10 @@ def test_a_budget_that_cannot_be_met_is_said(model: Path, tmp_path: Path) -> Non
 
 def test_layers_may_stay_float(model: Path, tmp_path: Path) -> None:
     result = run(model, tmp_path, average_bits=12.0, bit_candidates=("4", "float"))
-    in_float = [name for name, bits in result.report["precision"]["chosen"]["bits"].items() if bits == 32]
+    in_float = [name for name, bits in result.report.to_dict()["precision"]["chosen"]["bits"].items() if bits == 32]
     assert in_float
-    assert len(result.report["linears"]["float"]) == len(in_float)
-    assert result.report["audit_passed"]
+    assert len(result.report.to_dict()["linears"]["float"]) == len(in_float)
+    assert result.report.to_dict()["audit_passed"]
 
 
 @pytest.mark.parametrize("budget", [{"average_bits": 4.0}, {"max_drop": 0.5}])
@@ -165,13 +167,13 @@ def test_of_many_choices_the_chosen_one_alone_is_written(
 
 def test_choosing_takes_less_than_three_passes(model: Path, tmp_path: Path) -> None:
     for granularity in ("module", "layer"):
-        runs = run(model, tmp_path, average_bits=4.0, granularity=granularity).report["precision"]["runs"]
+        runs = run(model, tmp_path, average_bits=4.0, granularity=granularity).report.to_dict()["precision"]["runs"]
         assert runs < 3 * len(FEEDS)
 
 
 def test_a_promise_that_holds_changes_nothing(model: Path, tmp_path: Path) -> None:
     with_promise = run(model, tmp_path, max_drop=0.9)
-    quality = with_promise.report["quality"]
+    quality = with_promise.report.to_dict()["quality"]
     assert quality["kept"]
     assert quality["changes"] == []
     low, high = quality["interval"]
@@ -183,7 +185,7 @@ def test_a_promise_is_kept_on_samples_that_nobody_saw(model: Path, tmp_path: Pat
     from textgraph import run as run_model
 
     result = run(model, tmp_path, bits="w2a4", edges_at_8_bits=False, max_drop=limit)
-    quality = result.report["quality"]
+    quality = result.report.to_dict()["quality"]
     assert quality["before"]["bound"] > limit
     assert quality["kept"]
     assert quality["expected"] <= quality["bound"] <= limit
@@ -191,7 +193,7 @@ def test_a_promise_is_kept_on_samples_that_nobody_saw(model: Path, tmp_path: Pat
     assert actions == sorted(actions, key=("raise", "float").index)
     assert actions
     assert quality["evaluations"] < 12
-    assert result.report["audit_passed"]
+    assert result.report.to_dict()["audit_passed"]
     written, exact = onnx.load(result.output), onnx.load(model)
     feeds = correlated(5, 40)
     lost = sum(int(run_model(written, feed)[0].argmax() != run_model(exact, feed)[0].argmax()) for feed in feeds)
@@ -199,13 +201,13 @@ def test_a_promise_is_kept_on_samples_that_nobody_saw(model: Path, tmp_path: Pat
 
 
 def test_a_stricter_promise_changes_more(model: Path, tmp_path: Path) -> None:
-    reports = [run(model, tmp_path, bits="w3a8", max_drop=limit).report["quality"] for limit in (0.1, 0.003)]
+    reports = [run(model, tmp_path, bits="w3a8", max_drop=limit).report.to_dict()["quality"] for limit in (0.1, 0.003)]
     assert len(reports[0]["changes"]) < len(reports[1]["changes"])
 
 
 def test_a_budget_is_kept_and_what_costs_no_byte_is_changed(model: Path, tmp_path: Path) -> None:
-    plain = run(model, tmp_path, bits="w8a3", average_bits=2.5).report
-    report = run(model, tmp_path, bits="w8a3", average_bits=2.5, max_drop=1e-6).report
+    plain = run(model, tmp_path, bits="w8a3", average_bits=2.5).report.to_dict()
+    report = run(model, tmp_path, bits="w8a3", average_bits=2.5, max_drop=1e-6).report.to_dict()
     quality = report["quality"]
     assert not quality["kept"]
     assert quality["bound"] < quality["before"]["bound"]
@@ -218,7 +220,7 @@ def test_few_bits_that_keep_a_promise(model: Path, tmp_path: Path) -> None:
     """The less may be lost, the more bits are needed; always fewer than 8, and no more than with the same for all."""
     means = []
     for limit in (0.4, 0.1):
-        report = run(model, tmp_path, max_drop=limit, bit_candidates=("3", "4", "5", "6", "7", "8")).report
+        report = run(model, tmp_path, max_drop=limit, bit_candidates=("3", "4", "5", "6", "7", "8")).report.to_dict()
         precision = report["precision"]
         assert report["quality"]["kept"]
         assert precision["chosen"]["average_bits"] <= precision["uniform"]["average_bits"]
@@ -227,7 +229,7 @@ def test_few_bits_that_keep_a_promise(model: Path, tmp_path: Path) -> None:
 
 
 def test_no_choice_keeps_what_cannot_be_kept_and_the_rest_is_float(model: Path, tmp_path: Path) -> None:
-    report = run(model, tmp_path, max_drop=1e-6, bit_candidates=("2", "3")).report
+    report = run(model, tmp_path, max_drop=1e-6, bit_candidates=("2", "3")).report.to_dict()
     assert set(report["precision"]["chosen"]["bits"].values()) == {3}
     assert report["quality"]["kept"]
     assert "float" in {change["action"] for change in report["quality"]["changes"]}
@@ -242,7 +244,7 @@ def test_features_have_no_decisions_to_lose(tmp_path: Path) -> None:
         quantize(model, list(rows), tmp_path / "out.onnx", QuantConfig(**QUICK, max_drop=0.01))
     for criterion in ("measured", "nuclear"):
         config = QuantConfig(**QUICK, average_bits=4.0, criterion=criterion, sensitivity=True)
-        report = quantize(model, list(rows), tmp_path / "out.onnx", config).report
+        report = quantize(model, list(rows), tmp_path / "out.onnx", config).report.to_dict()
         assert report["precision"]["chosen"]["measured_db"] > 0
         assert report["precision"]["chosen"]["average_bits"] <= 4
         parts = report["sensitivity"]["parts"]

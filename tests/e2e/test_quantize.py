@@ -18,11 +18,12 @@ from PIL import Image
 from textgraph import model_of, run
 
 import onnxvitq
-from onnxvitq.api import RECIPE_KEY, PreprocessOptions, Result, evaluate_models, quantize
+from onnxvitq.api import PreprocessOptions, Result, evaluate, quantize
 from onnxvitq.calibration.dataset import KEPT_FEEDS
 from onnxvitq.calibration.sweep import sweep
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import DataError, OnnxVitqError
+from onnxvitq.core.recipe import RECIPE_KEY
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
 
 FORMS = [("dynamo", True), ("dynamo", False), ("torchscript", True), ("torchscript", False)]
@@ -63,7 +64,7 @@ def form(
 
 
 def test_every_product_runs_on_an_integer_kernel(form: tuple[Result, onnx.ModelProto, bool]) -> None:
-    report = form[0].report
+    report = form[0].report.to_dict()
     assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
     assert report["patch_embedding"] == {"found": 1, "quantized": 1, "integer_kernels": 1, "dynamic": 0, "float": []}
     assert report["attention_products"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "dynamic": 0, "float": []}
@@ -72,7 +73,7 @@ def test_every_product_runs_on_an_integer_kernel(form: tuple[Result, onnx.ModelP
 
 
 def test_output_is_near_the_float_models(form: tuple[Result, onnx.ModelProto, bool]) -> None:
-    compare = form[0].report["compare"]
+    compare = form[0].report.to_dict()["compare"]
     assert compare["samples"] == 16
     # 8 bits give each layer some 42 dB here (the report's steps say so); a layer with a wrong scale is below 20.
     assert compare["sqnr_db"] > 35
@@ -273,11 +274,11 @@ def test_a_generator_is_read_once(small: Path, tmp_path: Path) -> None:
     stages: list[tuple[str, int, int | None]] = []
     result = quantize(small, generate(), tmp_path / "out.onnx", progress=lambda *stage: stages.append(stage))
     assert read == list(range(20))
-    assert result.report["calibration"]["samples"] == 20
-    assert result.report["compare"]["samples"] == KEPT_FEEDS == 16  # what was kept of it
+    assert result.report.to_dict()["calibration"]["samples"] == 20
+    assert result.report.to_dict()["compare"]["samples"] == KEPT_FEEDS == 16  # what was kept of it
     assert ("calibrate", 20, None) in stages  # its length is not known beforehand
     assert [stage for stage in stages if stage[0] == "compare"][-1] == ("compare", 16, 16)
-    assert result.report["compare"]["sqnr_db"] > 25
+    assert result.report.to_dict()["compare"]["sqnr_db"] > 25
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +304,8 @@ def test_the_same_feeds_in_any_form_give_the_same_layers(
         "tuple of batches": (values[:4], values[4:]),
     }[kind]
     result = quantize(small, data, tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
-    assert result.report["calibration"]["samples"] == 6
-    assert result.report["compare"] == one_by_one.report["compare"]
+    assert result.report.to_dict()["calibration"]["samples"] == 6
+    assert result.report.to_dict()["compare"] == one_by_one.report.to_dict()["compare"]
     # The metadata tells the data apart, the graph does not.
     assert onnx.load(result.output).graph == onnx.load(one_by_one.output).graph
 
@@ -323,8 +324,8 @@ def test_a_loader_that_shuffles_is_compared_on_what_it_gave_first(small: Path, t
     loader = Shuffled()
     result = quantize(small, loader, tmp_path / "out.onnx", QUICK)
     assert loader.passes == 1
-    assert result.report["compare"]["samples"] == 10
-    assert result.report["compare"]["sqnr_db"] > 25
+    assert result.report.to_dict()["compare"]["samples"] == 10
+    assert result.report.to_dict()["compare"]["sqnr_db"] > 25
 
 
 def test_a_reader_of_onnxruntime(small: Path, tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_a_reader_of_onnxruntime(small: Path, tmp_path: Path) -> None:
             return self.left.pop() if self.left else None
 
     result = quantize(small, Reader(), tmp_path / "out.onnx", QUICK)  # type: ignore[arg-type]
-    assert result.report["calibration"]["samples"] == result.report["compare"]["samples"] == 5
+    assert result.report.to_dict()["calibration"]["samples"] == result.report.to_dict()["compare"]["samples"] == 5
 
 
 @pytest.mark.parametrize("data", [[], iter(()), np.zeros((0, 5, 8), np.float32), 7, None])
@@ -361,8 +362,8 @@ def test_a_static_batch_is_filled_up(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(5, 5, 8)).astype(np.float32)
     stages: list[tuple[str, int, int | None]] = []
     result = quantize(model, values, tmp_path / "out.onnx", progress=lambda *stage: stages.append(stage))
-    assert result.report["calibration"]["samples"] == 5
-    assert result.report["compare"]["samples"] == 6
+    assert result.report.to_dict()["calibration"]["samples"] == 5
+    assert result.report.to_dict()["compare"]["samples"] == 6
     assert [stage for stage in stages if stage[0] == "calibrate"] == [("calibrate", n, 3) for n in (1, 2, 3)]
     assert [stage for stage in stages if stage[0] == "compare"] == [("compare", n, 3) for n in (1, 2, 3)]
 
@@ -397,11 +398,11 @@ def test_preprocessing_is_stored_and_used_by_evaluate(
     result = quantize(model, images, tmp_path / "out.onnx", QUICK, preprocess=OTHERS)
     stored = json.loads(metadata_of(result.output)[PREPROCESSING_KEY])
     assert (stored["mean"], stored["std"], stored["interpolation"]) == ([0.1, 0.2, 0.3], [0.6, 0.5, 0.4], "nearest")
-    assert stored == result.report["calibration"]["preprocessing"]
+    assert stored == result.report.to_dict()["calibration"]["preprocessing"]
     plain = PreprocessOptions()
 
     def figures(options: PreprocessOptions, second: Path = result.output) -> object:
-        return evaluate_models((model, second), labelled, options, batch=4, threads=1)
+        return evaluate((model, second), labelled, preprocess=options, batch=4, threads=1)
 
     assert figures(plain) == figures(OTHERS)
     assert figures(plain) != figures(PreprocessOptions(flags={"mean": 0.9}))
@@ -435,10 +436,10 @@ def test_a_model_without_a_size_says_what_is_missing(images: Path, tmp_path: Pat
     with pytest.raises(DataError, match="no size given"):
         quantize(model, images, tmp_path / "out.onnx")
     result = quantize(model, images, tmp_path / "out.onnx", preprocess=PreprocessOptions(flags={"resize": "8x8"}))
-    assert result.report["calibration"]["preprocessing"]["resize"] == [8, 8]
+    assert result.report.to_dict()["calibration"]["preprocessing"]["resize"] == [8, 8]
     values = np.random.default_rng(0).normal(size=(4, 1, 6, 6)).astype(np.float32)
     arrays = quantize(model, values, tmp_path / "out.onnx")  # ready for the model: nothing is missing
-    assert arrays.report["calibration"]["preprocessing"] is None
+    assert arrays.report.to_dict()["calibration"]["preprocessing"] is None
     assert PREPROCESSING_KEY not in metadata_of(arrays.output)
 
 
@@ -456,7 +457,7 @@ subgraphs.TensorStore = partial(subgraphs.TensorStore, limit=2**20)
 folder, samples = Path(sys.argv[1]), int(sys.argv[2])
 config = QuantConfig(num_samples=samples, threads=1)
 result = quantize(folder / "wide.onnx", folder / "images", folder / "out.onnx", config)
-assert result.report["calibration"]["samples"] == samples
+assert result.report.to_dict()["calibration"]["samples"] == samples
 # Not getrusage: a child inherits its parent's peak there.
 [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(json.dumps(int(peak)))

@@ -8,7 +8,7 @@ import pytest
 
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.evaluation import bench as benching
-from onnxvitq.evaluation.bench import LOADS, WARM_UP, Loading, bench, footprints
+from onnxvitq.evaluation.bench import LOADS, WARM_UP, Loading, footprints, time_models
 from onnxvitq.runtime.footprint import Footprint
 from onnxvitq.runtime.noise import random_feed
 
@@ -46,12 +46,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_runs_are_interleaved_each_on_its_own_feed(clock: Clock) -> None:
-    bench([Path("1"), Path("4")], [{"x": np.array("a")}, {"x": np.array("b")}], threads=2, runs=3)
+    time_models([Path("1"), Path("4")], [{"x": np.array("a")}, {"x": np.array("b")}], threads=2, runs=3)
     assert clock.ran == [("1", "a"), ("4", "b")] * (WARM_UP + 3)
 
 
 def test_figures_worked_by_hand(clock: Clock) -> None:
-    first, second = bench([Path("1"), Path("4")], [{"x": np.zeros(1)}] * 2, threads=2, runs=5)
+    first, second = time_models([Path("1"), Path("4")], [{"x": np.zeros(1)}] * 2, threads=2, runs=5)
     assert WARM_UP == 2
     # Runs take 1 + 2 .. 1 + 6 s after two of warm-up, and 4 + 2 .. 4 + 6.
     assert (first.load_ms, first.lower_ms, first.median_ms, first.upper_ms) == (1000, 4000, 5000, 6000)
@@ -61,14 +61,14 @@ def test_figures_worked_by_hand(clock: Clock) -> None:
 
 
 def test_one_model_alone(clock: Clock) -> None:
-    (only,) = bench([Path("2")], [{"x": np.zeros(1)}], threads=2, runs=1)
+    (only,) = time_models([Path("2")], [{"x": np.zeros(1)}], threads=2, runs=1)
     assert only.speedup == 1.0
     assert only.lower_ms == only.median_ms == only.upper_ms == 4000
 
 
 def test_a_real_model_takes_time(vit_file: Path) -> None:
     feed = random_feed((InputSpec(name="image", dtype="float32", shape=(None, 3, 16, 16)),), 2, 0)
-    timings = bench([vit_file, vit_file], [feed, feed], threads=1, runs=3)
+    timings = time_models([vit_file, vit_file], [feed, feed], threads=1, runs=3)
     assert len(timings) == 2
     assert all(0 < timing.lower_ms <= timing.median_ms <= timing.upper_ms for timing in timings)
     assert all(timing.load_ms > 0 for timing in timings)

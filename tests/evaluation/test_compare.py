@@ -12,8 +12,9 @@ from textgraph import model_of
 
 from onnxvitq.core.errors import RewriteError, UnsupportedModelError
 from onnxvitq.evaluation import compare as comparing
-from onnxvitq.evaluation.compare import PLAIN_SAMPLES, Comparison, compare
+from onnxvitq.evaluation.compare import PLAIN_SAMPLES, compare
 from onnxvitq.numerics.decibels import CAP_DB
+from onnxvitq.report.model_records import OutputComparison
 from onnxvitq.runtime.session import Level, Session
 
 WEIGHT = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
@@ -28,7 +29,7 @@ def saved(path: Path, text: str = LINEAR, weight: np.ndarray = WEIGHT) -> Path:
 
 def run(
     models: tuple[Path, Path], feeds: Sequence[Mapping[str, np.ndarray]], weight: np.ndarray = WEIGHT
-) -> Comparison:
+) -> OutputComparison:
     return compare(models, feeds, [feed["x"] @ weight for feed in feeds], threads=1)
 
 

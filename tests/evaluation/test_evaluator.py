@@ -25,7 +25,7 @@ Judge = Callable[[QuantPlan], float]
 def judge(vit_file: Path) -> OutputEvaluator:
     graph = load_model(vit_file).graph
     canonicalise(graph)
-    blockmap = inspect(vit_file)[1]
+    blockmap = inspect(vit_file).blockmap
     names = {name for linear in blockmap.linears for name in (linear.weight, linear.bias) if name}
     feeds = [{"image": np.random.default_rng(seed).normal(size=(1, 3, 16, 16)).astype(np.float32)} for seed in range(4)]
     references = [run(onnx.load(vit_file), feed)[0] for feed in feeds]

@@ -8,6 +8,7 @@ from fitted_cases import Case, build_case, correlated, seeded_transformer
 from onnxvitq.core.formats import weight_format
 from onnxvitq.evaluation.saturation import describe_saturation
 from onnxvitq.numerics.affine import params_from_weight, quantize
+from onnxvitq.report.model_records import SaturationReport
 from onnxvitq.targets.ort_cpu.limits import estimate_linears
 
 
@@ -35,9 +36,9 @@ def test_layers_that_calibration_data_saturates_are_named(case: Case) -> None:
     linears = case.layers.blockmap.linears
     assert set(found) == {linear.name for linear in linears}
     described = describe_saturation(case.layers, found)
-    assert described["looked_at"] == len(linears)
-    assert described["at_risk"] == sum(layer["at_risk"] for layer in described["layers"]) > 0
-    sizes = [layer["largest"] for layer in described["layers"]]
+    assert described.looked_at == len(linears)
+    assert described.at_risk == sum(layer.at_risk for layer in described.layers) > 0
+    sizes = [layer.largest for layer in described.layers]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 1
 
@@ -58,7 +59,7 @@ def test_of_a_layer_the_sums_are_those_of_its_codes(case: Case) -> None:
 def test_limited_weights_are_at_no_risk(case: Case) -> None:
     safe = limited(case)
     found = estimate_linears(safe.layers, safe.plan, safe.stats, workers=1)
-    assert describe_saturation(safe.layers, found) == {"looked_at": len(found), "at_risk": 0, "layers": []}
+    assert describe_saturation(safe.layers, found) == SaturationReport(looked_at=len(found), at_risk=0)
 
 
 def test_without_rows_it_is_said_what_some_input_would_do(case: Case) -> None:

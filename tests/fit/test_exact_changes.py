@@ -43,7 +43,7 @@ def test_where_products_are_chosen_by_themselves_none_divides_late(
     proposed = {}
     for attention in ("auto", "mixed"):
         config = QuantConfig(attention=attention, skip=(*skip, "scales", "weights", "bias"), threads=1)  # type: ignore[arg-type]
-        report = quantize(tmp_path / "model.onnx", data, tmp_path / "out.onnx", config).report
+        report = quantize(tmp_path / "model.onnx", data, tmp_path / "out.onnx", config).report.to_dict()
         (step,) = [step for step in report["steps"] if step["name"] == "softmax"]
         proposed[attention] = [part["part"] for part in step["parts"]]
     assert proposed["mixed"] == []

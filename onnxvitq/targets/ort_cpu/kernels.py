@@ -1,7 +1,7 @@
 """Which kernels really run: the optimised session against the plan. A layer planned and not there is named."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,6 +10,7 @@ from onnxvitq.core.layers import BlockMap, Linear
 from onnxvitq.core.plan import QuantPlan, planned_linear, planned_products
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.graph.scratch import scratch_folder
+from onnxvitq.report.model_records import Audit, FloatLayer, LayerCounts
 from onnxvitq.runtime.session import Session
 from onnxvitq.targets.ort_cpu.branches import branch_names
 from onnxvitq.targets.ort_cpu.draft import integer_name
@@ -19,50 +20,6 @@ NOT_FUSED = "planned, but onnxruntime runs it in float"
 BARE = "planned, but onnxruntime multiplies its codes without fusing scales and bias"
 # What onnxruntime's CPU provider calls its integer matrix products.
 INTEGER_KERNELS = frozenset({"QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """Of one kind of layer: found in the graph, quantized by the plan, run by an integer kernel; in float, with why.
-
-    ``dynamic``: of those that an integer kernel runs, the ones that measure their input's range at run time, fused with it.
-    """
-
-    found: int
-    quantized: int
-    integer_kernels: int
-    float: tuple[tuple[str, str], ...]
-    dynamic: int = 0
-
-    @property
-    def sound(self) -> bool:
-        """Whether every planned layer runs on an integer kernel."""
-        return self.quantized == self.integer_kernels
-
-
-NONE = Count(found=0, quantized=0, integer_kernels=0, float=())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
-    """The counts for linear layers, patch embeddings (convolutions written as products), the products of attentions, other
-    products, and the products of low-rank branches; names of nodes that unpack weights at every run, where they should be
-    gone when the session has loaded; the inputs of the written model, with the sizes it is frozen to.
-    """
-
-    linears: Count
-    patch_embeddings: Count
-    attention_products: Count
-    other_products: Count
-    branches: Count = NONE
-    unpacking: tuple[str, ...] = ()
-    inputs: tuple[InputSpec, ...] = ()
-
-    @property
-    def sound(self) -> bool:
-        """Whether every planned layer runs on an integer kernel, and nothing is unpacked at run time."""
-        linears, products = (self.linears, self.patch_embeddings), (self.attention_products, self.other_products)
-        return not self.unpacking and all(count.sound for count in (*linears, *products, self.branches))
 
 
 def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Audit:
@@ -75,12 +32,12 @@ def audit(model: Path, blockmap: BlockMap, plan: QuantPlan, threads: int) -> Aud
     planned_nodes = set(planned_products(plan, blockmap))
     return Audit(
         linears=_count_linears(kinds["linear"], planned, kernels, plan),
-        patch_embeddings=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
+        patch_embedding=_count_linears(kinds["patch_embedding"], planned, kernels, plan),
         attention_products=_count([(node, node) for node in products], planned_nodes, kernels, plan),
         other_products=_count([(node, node) for node in others], planned_nodes, kernels, plan),
         branches=_count_branches(plan, blockmap, kernels),
-        unpacking=tuple(name for name in kernels if name.startswith(PACKED)),
-        inputs=inputs,
+        unpacked_at_run_time=tuple(name for name in kernels if name.startswith(PACKED)),
+        input_shapes={spec.name: spec.shape for spec in inputs},
     )
 
 
@@ -93,14 +50,16 @@ def _kernels(model: Path, threads: int) -> tuple[dict[str, str], tuple[InputSpec
         return {node.name: node.op_type for node in nodes}, inputs
 
 
-def _count_linears(linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
+def _count_linears(
+    linears: Sequence[Linear], planned: set[str], kernels: dict[str, str], plan: QuantPlan
+) -> LayerCounts:
     count = _count([(linear.name, integer_name(linear.name)) for linear in linears], planned, kernels, plan)
-    in_float = dict(count.float)
+    in_float = count.reasons
     dynamic = [linear.name for linear in linears if linear.input in plan.dynamic and linear.name in planned]
     return replace(count, dynamic=sum(name not in in_float for name in dynamic))
 
 
-def _count_branches(plan: QuantPlan, blockmap: BlockMap, kernels: dict[str, str]) -> Count:
+def _count_branches(plan: QuantPlan, blockmap: BlockMap, kernels: dict[str, str]) -> LayerCounts:
     """Both products of every branch; several branches may share the first."""
     written = [
         (f"{linear} {side}", name)
@@ -110,19 +69,24 @@ def _count_branches(plan: QuantPlan, blockmap: BlockMap, kernels: dict[str, str]
     return _count(written, {name for name, _ in written}, kernels, plan)
 
 
-def _count(names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan) -> Count:
+def _count(
+    names: Sequence[tuple[str, str]], planned: set[str], kernels: dict[str, str], plan: QuantPlan
+) -> LayerCounts:
     """names: (name in the canonical graph, name in the written one)."""
     integer = {name for name, written in names if kernels.get(written) in INTEGER_KERNELS}
     in_float = [
-        (name, _missed(kernels, written) if name in planned else plan.kept_float.get(name, "not planned"))
+        FloatLayer(
+            name=name,
+            reason=_missed(kernels, written) if name in planned else plan.kept_float.get(name, "not planned"),
+        )
         for name, written in names
         if name not in integer
     ]
-    return Count(
+    return LayerCounts(
         found=len(names),
         quantized=sum(name in planned for name, _ in names),
         integer_kernels=len(integer & planned),
-        float=tuple(in_float),
+        in_float=tuple(in_float),
     )
 
 

@@ -12,7 +12,8 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.quantize_options import TargetName
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.numerics.saturation import Saturation
-from onnxvitq.targets.ort_cpu.kernels import Audit, audit
+from onnxvitq.report.model_records import Audit
+from onnxvitq.targets.ort_cpu.kernels import audit
 from onnxvitq.targets.ort_cpu.layout import apply_plan, apply_products
 from onnxvitq.targets.ort_cpu.limits import estimate_linears
 from onnxvitq.targets.ort_cpu.native import is_native

@@ -14,16 +14,17 @@ from onnxvitq.api import Result, inspect, quantize
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.layers import BlockMap
 from onnxvitq.core.plan import QuantPlan
+from onnxvitq.report.model_records import Audit, FloatLayer, LayerCounts
 from onnxvitq.targets.ort_cpu import kernels as auditing
 from onnxvitq.targets.ort_cpu.draft import integer_name
-from onnxvitq.targets.ort_cpu.kernels import BARE, NOT_FUSED, Audit, Count, audit
+from onnxvitq.targets.ort_cpu.kernels import BARE, NOT_FUSED, audit
 
 Edit = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module")
 def blockmap(vit_file: Path) -> BlockMap:
-    return inspect(vit_file)[1]
+    return inspect(vit_file).blockmap
 
 
 @pytest.fixture
@@ -64,17 +65,19 @@ def without_codes(proto: onnx.ModelProto, node: str, port: int) -> None:
 def test_an_untouched_model_is_sound(audited: Callable[[Edit], Audit]) -> None:
     result = audited(lambda proto: None)
     assert result.sound
-    assert result.linears == Count(found=13, quantized=13, integer_kernels=13, float=())
-    assert result.patch_embeddings == Count(found=1, quantized=1, integer_kernels=1, float=())
-    assert result.attention_products == Count(found=4, quantized=4, integer_kernels=4, float=())
-    assert result.other_products == Count(found=0, quantized=0, integer_kernels=0, float=())
+    assert result.linears == LayerCounts(found=13, quantized=13, integer_kernels=13)
+    assert result.patch_embedding == LayerCounts(found=1, quantized=1, integer_kernels=1)
+    assert result.attention_products == LayerCounts(found=4, quantized=4, integer_kernels=4)
+    assert result.other_products == LayerCounts(found=0, quantized=0, integer_kernels=0)
 
 
 def test_a_linear_that_lost_its_codes_is_named(audited: Callable[[Edit], Audit], blockmap: BlockMap) -> None:
     lost = next(linear for linear in blockmap.linears if linear.role == "block1.mlp.fc2")
     result = audited(lambda proto: without_codes(proto, f"{lost.name}_int8", 0))
     assert not result.sound
-    assert result.linears == Count(found=13, quantized=13, integer_kernels=12, float=((lost.name, NOT_FUSED),))
+    assert result.linears == LayerCounts(
+        found=13, quantized=13, integer_kernels=12, in_float=(FloatLayer(name=lost.name, reason=NOT_FUSED),)
+    )
     assert result.attention_products.sound
 
 
@@ -83,7 +86,7 @@ def test_the_patch_embedding_is_counted_apart(audited: Callable[[Edit], Audit], 
     result = audited(lambda proto: without_codes(proto, f"{lost.name}_int8", 0))
     assert not result.sound
     assert result.linears.sound
-    assert result.patch_embeddings.float == ((lost.name, NOT_FUSED),)
+    assert result.patch_embedding.reasons == {lost.name: NOT_FUSED}
 
 
 @pytest.mark.parametrize("port", [0, 1])
@@ -93,7 +96,9 @@ def test_an_attention_product_that_lost_its_codes_is_named(
     lost = blockmap.attentions[0].context_node
     result = audited(lambda proto: without_codes(proto, lost, port))
     assert not result.sound
-    assert result.attention_products == Count(found=4, quantized=4, integer_kernels=3, float=((lost, NOT_FUSED),))
+    assert result.attention_products == LayerCounts(
+        found=4, quantized=4, integer_kernels=3, in_float=(FloatLayer(name=lost, reason=NOT_FUSED),)
+    )
     assert result.linears.sound
 
 
@@ -102,7 +107,7 @@ def test_a_layer_that_is_gone_from_the_session_is_float(audited: Callable[[Edit]
         node = next(node for node in proto.graph.node if node.op_type == "Gemm")
         node.name = "somebody else"
 
-    assert audited(rename).linears.integer_kernels + audited(rename).patch_embeddings.integer_kernels == 13
+    assert audited(rename).linears.integer_kernels + audited(rename).patch_embedding.integer_kernels == 13
 
 
 def test_reasons_come_from_the_plan(unmapped: Result, blockmap: BlockMap) -> None:
@@ -111,7 +116,7 @@ def test_reasons_come_from_the_plan(unmapped: Result, blockmap: BlockMap) -> Non
     result = audit(unmapped.output, blockmap, plan, 1)
     # The file's layers all run on integer kernels; a plan that does not speak of them has none to miss.
     assert result.sound
-    assert (result.linears.quantized, result.linears.integer_kernels, result.linears.float) == (0, 0, ())
+    assert (result.linears.quantized, result.linears.integer_kernels, result.linears.in_float) == (0, 0, ())
 
 
 def test_excluded_and_unplanned_layers_are_named(vit_file: Path, blockmap: BlockMap, unmapped: Result) -> None:
@@ -119,8 +124,8 @@ def test_excluded_and_unplanned_layers_are_named(vit_file: Path, blockmap: Block
     plan = QuantPlan(kept_float={head.name: "excluded by 'head'"})
     result = audit(vit_file, blockmap, plan, 1)  # the float model itself
     assert result.sound
-    assert dict(result.linears.float)[head.name] == "excluded by 'head'"
-    assert list(dict(result.linears.float).values()).count("not planned") == 12
+    assert result.linears.reasons[head.name] == "excluded by 'head'"
+    assert list(result.linears.reasons.values()).count("not planned") == 12
     # And with the full plan everything is missing.
     assert audit(vit_file, blockmap, unmapped.plan, 1).linears.integer_kernels == 0
 
@@ -131,7 +136,7 @@ def test_without_integer_kernels_nothing_is(
     monkeypatch.setattr(auditing, "INTEGER_KERNELS", frozenset())
     result = audit(unmapped.output, blockmap, unmapped.plan, 1)
     assert not result.sound
-    assert [name for name, _ in result.attention_products.float] == [
+    assert list(result.attention_products.reasons) == [
         node for attention in blockmap.attentions for node in (attention.scores_node, attention.context_node)
     ]
 
@@ -139,8 +144,8 @@ def test_without_integer_kernels_nothing_is(
 def test_attention_kept_float_is_named_with_its_reason(vit_file: Path, images: Path, tmp_path: Path) -> None:
     result = quantize(vit_file, images, tmp_path / "out.onnx", QuantConfig(attention="float", objective="minmax"))
     assert result.audit.sound
-    assert {reason for _, reason in result.audit.attention_products.float} == {"attention kept float"}
-    assert len(result.audit.attention_products.float) == 4
+    assert set(result.audit.attention_products.reasons.values()) == {"attention kept float"}
+    assert len(result.audit.attention_products.in_float) == 4
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +156,11 @@ def dynamic(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_dynamic_layers_are_counted_with_their_kernels(dynamic: Result) -> None:
-    assert dynamic.audit.linears == Count(found=13, quantized=13, integer_kernels=13, float=(), dynamic=13)
-    assert dynamic.audit.patch_embeddings == Count(found=1, quantized=1, integer_kernels=1, float=(), dynamic=1)
+    assert dynamic.audit.linears == LayerCounts(found=13, quantized=13, integer_kernels=13, dynamic=13)
+    assert dynamic.audit.patch_embedding == LayerCounts(found=1, quantized=1, integer_kernels=1, dynamic=1)
     assert dynamic.audit.attention_products.dynamic == 0
-    assert dynamic.report["linears"]["dynamic"] == 13
-    assert dynamic.report["config"]["activations"] == "dynamic"
+    assert dynamic.report.to_dict()["linears"]["dynamic"] == 13
+    assert dynamic.report.to_dict()["config"]["activations"] == "dynamic"
 
 
 def test_a_dynamic_layer_that_is_not_fused_is_named(dynamic: Result, blockmap: BlockMap, tmp_path: Path) -> None:
@@ -166,15 +171,17 @@ def test_a_dynamic_layer_that_is_not_fused_is_named(dynamic: Result, blockmap: B
     onnx.save(proto, tmp_path / "edited.onnx")  # somebody wants the sums themselves: they cannot be fused away
     result = audit(tmp_path / "edited.onnx", blockmap, dynamic.plan, 1)
     assert not result.sound
-    assert result.linears == Count(found=13, quantized=13, integer_kernels=12, float=((lost.name, BARE),), dynamic=12)
+    assert result.linears == LayerCounts(
+        found=13, quantized=13, integer_kernels=12, in_float=(FloatLayer(name=lost.name, reason=BARE),), dynamic=12
+    )
 
 
 def test_soundness_is_of_all_four_kinds() -> None:
-    good, bad = (Count(found=2, quantized=2, integer_kernels=kernels, float=()) for kernels in (2, 1))
-    sound = Audit(linears=good, patch_embeddings=good, attention_products=good, other_products=good)
-    assert not replace(sound, unpacking=("onnxvitq_packed4x64_0_codes",)).sound
+    good, bad = (LayerCounts(found=2, quantized=2, integer_kernels=kernels) for kernels in (2, 1))
+    sound = Audit(linears=good, patch_embedding=good, attention_products=good, other_products=good)
+    assert not replace(sound, unpacked_at_run_time=("onnxvitq_packed4x64_0_codes",)).sound
     assert sound.sound
-    for kind in ("linears", "patch_embeddings", "attention_products", "other_products"):
+    for kind in ("linears", "patch_embedding", "attention_products", "other_products"):
         changes: dict[str, Any] = {kind: bad}
         assert not replace(sound, **changes).sound
 
@@ -196,7 +203,7 @@ def without_softmax(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def test_other_products_are_counted_apart(without_softmax: Result) -> None:
-    report = without_softmax.report
+    report = without_softmax.report.to_dict()
     expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "dynamic": 0, "float": []}
     assert report["other_products"] == expected
     assert report["attention_products"]["found"] == report["attention"] == report["blocks"] == 0
@@ -216,7 +223,9 @@ def test_another_product_that_lost_its_codes_is_named(without_softmax: Result, t
     onnx.save(proto, tmp_path / "edited.onnx")
     result = audit(tmp_path / "edited.onnx", inspect_again(without_softmax), without_softmax.plan, 1)
     assert not result.sound
-    assert result.other_products == Count(found=3, quantized=3, integer_kernels=2, float=((lost, NOT_FUSED),))
+    assert result.other_products == LayerCounts(
+        found=3, quantized=3, integer_kernels=2, in_float=(FloatLayer(name=lost, reason=NOT_FUSED),)
+    )
     assert result.linears.sound
 
 
@@ -233,11 +242,11 @@ def test_a_product_kept_float_is_named_with_its_reason(without_softmax: Result) 
     float_file = without_softmax.output.with_name("float.onnx")
     result = audit(float_file, inspect_again(without_softmax), plan, 1)
     assert (result.other_products.found, result.other_products.quantized) == (3, 2)
-    assert dict(result.other_products.float) == {"v": plan.kept_float["v"], "kv": NOT_FUSED, "c": NOT_FUSED}
+    assert result.other_products.reasons == {"v": plan.kept_float["v"], "kv": NOT_FUSED, "c": NOT_FUSED}
 
 
 def inspect_again(result: Result) -> BlockMap:
-    return inspect(result.output.with_name("float.onnx"))[1]
+    return inspect(result.output.with_name("float.onnx")).blockmap
 
 
 def test_no_temporary_file_is_left(

@@ -1,0 +1,1 @@
+"""From records to text: one object a form, each with one method."""
