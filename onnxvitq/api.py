@@ -118,7 +118,7 @@ def quantize(  # noqa: PLR0913  three are needed, the others are named
         progress: called with (stage, done, total); last, when only the output's place is left to be taken, with "finish".
         target: a runtime to write for; the one that the options name when None.
         task: what the model's outputs mean; chosen by the shape of the first output when None.
-        target: a runtime to write for; the one that the options name when None.
+        steps: of the fit, in order; those run that the options ask for. One's own stand among those of ``fit.order.ORDER``.
 
     Raises:
         OnnxVitqError: the model, the data or the options cannot be used; nothing was written.
