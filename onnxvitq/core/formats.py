@@ -294,8 +294,13 @@ def activation_format(bits: int) -> TensorFormat:
     return TensorFormat(NumberFormat(bits=bits, signed=False, symmetric=False))
 
 
-class LayerBits(NamedTuple):
-    """Bits of a layer's weights and of its activations, printed as in "w4a8"."""
+class BitPair(NamedTuple):
+    """Bits of a layer's weights and of its activations, printed as in "w4a8".
+
+    Attributes:
+        weights: bits of a weight.
+        activations: bits of an activation.
+    """
 
     weights: int
     activations: int
@@ -304,7 +309,7 @@ class LayerBits(NamedTuple):
         return f"w{self.weights}a{self.activations}"
 
 
-def parse_bits(name: str, text: str) -> LayerBits:
+def parse_bits(name: str, text: str) -> BitPair:
     """(bits a weight, bits an activation) of "wNaM".
 
     Raises:
@@ -313,7 +318,7 @@ def parse_bits(name: str, text: str) -> LayerBits:
     found = LAYER_BITS.fullmatch(text)
     if found is None:
         raise ConfigError(name, f"expected wNaM with N and M {FEWEST_BITS} to {MOST_BITS}, such as w4a8, got {text!r}")
-    return LayerBits(int(found[1]), int(found[2]))
+    return BitPair(int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

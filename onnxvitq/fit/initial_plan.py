@@ -16,7 +16,7 @@ from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.formats import (
     EIGHT_BITS,
     PAIR_SAFE_BITS,
-    LayerBits,
+    BitPair,
     TensorFormat,
     activation_format,
     parse_bits,
@@ -84,7 +84,7 @@ def token_inputs(decisions: Mapping[str, SiteDecision]) -> frozenset[str]:
     return frozenset(name for name in dynamic_inputs(decisions) if not decisions[name].site.role.startswith(few))
 
 
-def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits], dict[str, str]]:
+def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, BitPair], dict[str, str]]:
     """Bits of every linear and product by its name, and those that stay float, with the reason."""
     names = dict(_names(blockmap))
     default = parse_bits("bits", config.bits)
@@ -92,7 +92,7 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits]
     if config.edges_at_8_bits:
         # Who asked for 7 bits asked for weights that no processor saturates with.
         weights = PAIR_SAFE_BITS if default.weights == PAIR_SAFE_BITS else EIGHT_BITS
-        bits |= dict.fromkeys(edges(blockmap), LayerBits(weights, EIGHT_BITS))
+        bits |= dict.fromkeys(edges(blockmap), BitPair(weights, EIGHT_BITS))
     excluded: dict[str, str] = {}
     for pattern in config.nodes_to_exclude:
         hits = _matching(names, pattern, "--nodes-to-exclude")
@@ -112,7 +112,7 @@ def _bits(blockmap: BlockMap, config: QuantConfig) -> tuple[dict[str, LayerBits]
     return bits, {**in_float, **excluded}
 
 
-def _spec(site: Site, bits: Mapping[str, LayerBits], target: Target) -> TensorFormat:
+def _spec(site: Site, bits: Mapping[str, BitPair], target: Target) -> TensorFormat:
     readers = [bits[node] for node, _ in site.consumers]
     if site.kind == "weight":
         return target.weight_format(max(reader.weights for reader in readers))

@@ -12,8 +12,8 @@ import onnxvitq
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.formats import (
     INT8,
+    BitPair,
     Granularity,
-    LayerBits,
     NumberFormat,
     PerBlock,
     PerChannel,
@@ -160,8 +160,8 @@ def test_which_values_share_a_scale(granularity: Granularity, expected: object) 
 
 
 def test_bits_of_a_layer_are_parsed_and_printed() -> None:
-    assert parse_bits("bits", "w4a8") == LayerBits(weights=4, activations=8) == (4, 8)
-    assert str(LayerBits(4, 8)) == "w4a8"
+    assert parse_bits("bits", "w4a8") == BitPair(weights=4, activations=8) == (4, 8)
+    assert str(BitPair(4, 8)) == "w4a8"
     with pytest.raises(ConfigError, match=r"bits: expected wNaM with N and M 2 to 8, such as w4a8, got 'w9a8'"):
         parse_bits("bits", "w9a8")
 
