@@ -42,7 +42,7 @@ Feeds = list[dict[str, np.ndarray]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A canonical graph with a min-max plan, and what a judge of the output needs."""
+    """A canonical graph with a min-max plan, and what an evaluator of its output needs."""
 
     graph: gs.Graph
     layers: Layers

@@ -77,7 +77,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], level: str = "d
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is judged by its exception
+    options.log_severity_level = 4  # what fails shows in its exception
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, dict(feeds))
 

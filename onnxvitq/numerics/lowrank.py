@@ -90,23 +90,23 @@ def _strongest(matrix: DoubleArray, rank: int) -> tuple[DoubleArray, DoubleArray
     return vectors, strength, (matrix.T @ vectors / strength).T
 
 
-def errors_by_rank(judged: Moments, fitted: Moments, fit: LowRank) -> DoubleArray:
+def errors_by_rank(held_out: Moments, fitted: Moments, fit: LowRank) -> DoubleArray:
     """Summed square error with the first 0, 1... r ranks, each with the bias that is best on the fitted rows: (r + 1,).
 
     All from one product with the gram: for the first r of A and B the error has the term tr(A^T G A B B^T), whose parts
     are sums over the leading r x r blocks.
 
     Args:
-        judged: moments of the rows to evaluate on.
+        held_out: moments of the rows to evaluate on.
         fitted: moments of the rows that the bias is fitted to.
         fit: the correction, in float.
     """
-    inputs, targets = judged.mean_a - fitted.mean_a, judged.mean_t - fitted.mean_t
+    inputs, targets = held_out.mean_a - fitted.mean_a, held_out.mean_t - fitted.mean_t
     a, b = fit.a.astype(np.float64), fit.b.astype(np.float64)
-    signal = judged.t2 + judged.mass * targets**2
+    signal = held_out.t2 + held_out.mass * targets**2
     moved = inputs @ a  # (r,)
-    gram = a.T @ judged.gram @ a + judged.mass * np.outer(moved, moved)  # (r, r)
-    cross = a.T @ judged.cross + judged.mass * np.outer(moved, targets)  # (r, O)
+    gram = a.T @ held_out.gram @ a + held_out.mass * np.outer(moved, moved)  # (r, r)
+    cross = a.T @ held_out.cross + held_out.mass * np.outer(moved, targets)  # (r, O)
     along = np.cumsum([0.0, *(cross * b).sum(axis=1)])
     squares = np.diag(np.pad(np.cumsum(np.cumsum(gram * (b @ b.T), axis=0), axis=1), ((1, 0), (1, 0))))
     return np.maximum(float(signal.sum()) - 2 * along + squares, 0.0)

@@ -69,9 +69,9 @@ class Rounder:
             values = self._feedback.round(formats)
         else:
             values = [fake_quantize(weight, params) for weight, params in formats]
-        return [self._judged(weight, value) for (weight, _), value in zip(formats, values, strict=True)]
+        return [self._evaluated(weight, value) for (weight, _), value in zip(formats, values, strict=True)]
 
-    def _judged(self, weight: FloatArray, value: FloatArray) -> Rounded:
+    def _evaluated(self, weight: FloatArray, value: FloatArray) -> Rounded:
         error = value - weight
         shift = np.zeros(weight.shape[1], np.float32) if self._feedback is None else -(self._mean @ error)
         difference = (self._held @ error + shift).astype(np.float64)

@@ -222,10 +222,10 @@ def test_chunks_take_nothing_ahead() -> None:
             taken.append(number)
             yield number
 
-    pieces = chunks(numbers(), 2)
-    assert next(pieces) == [0, 1]
+    runs = chunks(numbers(), 2)
+    assert next(runs) == [0, 1]
     assert taken == [0, 1]
-    assert list(pieces) == [[2, 3], [4]]
+    assert list(runs) == [[2, 3], [4]]
 
 
 def test_stack_fills_up_with_the_samples_it_has() -> None:

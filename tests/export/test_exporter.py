@@ -81,7 +81,7 @@ QUICK = ExportOptions(exporter="torchscript", seed=4)
 def run(file: Path, feeds: Feeds) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # an expected failure is judged by its exception
+    options.log_severity_level = 4  # an expected failure shows in its exception
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
 
 

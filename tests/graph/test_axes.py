@@ -22,7 +22,7 @@ def numbered(shape: Sequence[Size], sizes: dict[str, int]) -> Array:
     return np.arange(math.prod(known)).reshape(known)
 
 
-def replay(moves: Sequence[Move], array: Array) -> Array:
+def run_moves(moves: Sequence[Move], array: Array) -> Array:
     for move in moves:
         if move.op == "Transpose":
             array = array.transpose(move.values)
@@ -122,8 +122,8 @@ def test_a_random_chain_and_its_shortest_do_the_same(names: tuple[str, ...]) -> 
         assert len(moves) <= min(3, len(chain)), (start, chain)
         for sizes in (SIZES, OTHER_SIZES):
             array = numbered(start, sizes)
-            expected = replay(chain, array)
-            got = replay(moves, array)
+            expected = run_moves(chain, array)
+            got = run_moves(moves, array)
             assert got.shape == expected.shape, (start, chain, moves)
             assert np.array_equal(got, expected), (start, chain, moves)
     assert len(lengths) > CHAINS / 4
@@ -139,7 +139,7 @@ def test_no_shorter_chain_does_the_same() -> None:
             moves = axes.moves()
             assert moves is not None
             array = numbered(start, {})
-            assert len(moves) == fewest(array, replay(chain, array)), (start, chain, moves)
+            assert len(moves) == fewest(array, run_moves(chain, array)), (start, chain, moves)
 
 
 def moved(start: Sequence[Size], *chain: Move) -> list[Move] | None:

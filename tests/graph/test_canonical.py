@@ -22,8 +22,10 @@ from textgraph import difference, digest, feeds_of, graph_of, model_of, operator
 
 from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.graph.canonical import PASSES, canonicalise, run_pass
+from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.passes import constants
 from onnxvitq.graph.passes.selection import pick_early
+from onnxvitq.graph.pattern import producer
 from onnxvitq.graph.reading import load_model, to_graph
 
 ROUNDING = 1e-5  # of the largest output: one rounding of a folded constant, or another order of summation
@@ -119,6 +121,27 @@ def test_a_pass_that_breaks_the_graph_is_named_in_the_error() -> None:
     graph = graph_of("(float[N,4] x) => (float[A,B] y) { r = Relu(x) y = Exp(r) }")
     with pytest.raises(InvalidGraphError, match=r"^pass rename: two nodes are called 'same'$"):
         run_pass(graph, rename)
+
+
+def test_a_pass_from_outside_the_package_runs_like_any_other() -> None:
+    def remove_double_negation(graph: gs.Graph) -> int:
+        """Neg(Neg(x)) -> x."""
+        edit, count = Editor(graph), 0
+        for node in list(graph.nodes):
+            inner = producer(node.inputs[0]) if node.op == "Neg" else None
+            if inner is not None and inner.op == "Neg":
+                edit.replace(node, inner.inputs[0])
+                count += 1
+        return count
+
+    graph = graph_of("(float[N,4] x) => (float[A,B] y) { a = Relu(x) b = Neg(a) c = Neg(b) y = Exp(c) }")
+    before = proto_of(graph)
+    feeds = feeds_of(before)
+    assert run_pass(graph, remove_double_negation) == 1
+    assert operators(graph) == "Relu Exp"
+    assert graph.tensors()["a"].shape == ["N", 4]
+    assert run_pass(graph, remove_double_negation) == 0
+    assert difference(run(proto_of(graph), feeds), run(before, feeds)) == 0.0
 
 
 def test_canonicalise_counts_the_edits_of_every_pass_and_comes_to_an_end() -> None:

@@ -55,13 +55,13 @@ def test_energy_is_what_each_rank_takes_off(seed: int) -> None:
 @SEEDS
 def test_the_error_of_every_rank_on_other_rows_is_that_of_its_factors(seed: int) -> None:
     _, _, fitted = case(seed)
-    _, _, judged = case(seed + 50)
+    _, _, held_out = case(seed + 50)
     fit = low_rank(fitted, 5, [1e-2])[0]
     direct = []
     for rank in range(6):
         product = fit.first(rank).a @ fit.first(rank).b
-        direct.append(float(output_error(judged, product, best_bias(fitted, product)).sum()))
-    assert errors_by_rank(judged, fitted, fit) == pytest.approx(direct, rel=1e-5)  # the direct product is float32
+        direct.append(float(output_error(held_out, product, best_bias(fitted, product)).sum()))
+    assert errors_by_rank(held_out, fitted, fit) == pytest.approx(direct, rel=1e-5)  # the direct product is float32
 
 
 @pytest.mark.parametrize("outputs", [3, 8, 20], ids=["tall", "square", "wide"])
