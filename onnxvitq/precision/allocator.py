@@ -9,7 +9,7 @@ as well, and some that are spread evenly: one for every ``FRONT_EACH`` calibrati
 longer than the fit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,6 +57,54 @@ class _Choices:
         return self.proposed if self.mixed else self.uniform
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Prediction:
+    """Called with a choice, gives the output's SQNR in dB that its costs predict.
+
+    Attributes:
+        costs: in error power of the output over the output's power.
+        others: error power of what is in no group.
+    """
+
+    costs: WidthCosts
+    others: float
+
+    def __call__(self, choice: Sequence[int]) -> float:
+        return sqnr_of_error(self.others + self.costs.error(choice), smallest=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Figures:
+    """What the report says of a choice.
+
+    Attributes:
+        costs: by the criterion.
+        predict: output SQNR in dB of a choice.
+        other_bytes: of the file, that are no weights of the groups.
+        evaluated: output SQNR in dB of the choices that were run.
+    """
+
+    costs: WidthCosts
+    predict: _Prediction
+    other_bytes: float
+    evaluated: Mapping[Options, float]
+
+    def point(self, choice: Options) -> FrontPoint:
+        """Its size, its mean of bits and its errors."""
+        size, by_omega = self.costs.size(choice), self.costs is not self.predict.costs
+        return FrontPoint(
+            size_mb=round((self.other_bytes + size / 8) / 1e6, 4),
+            average_bits=round(size / self.costs.elements, 3),
+            predicted_db=round(self.predict(choice), 2),
+            omega=float(f"{self.costs.error(choice):.6g}") if by_omega else None,
+            measured_db=self.evaluated.get(choice),
+        )
+
+    def described(self, choice: Options) -> BitsChoice:
+        """The same with the bits of each group."""
+        return BitsChoice(**asdict(self.point(choice)), bits=self.costs.bits(choice))
+
+
 class BitAllocator:
     """Chooses the bits of one model's weights.
 
@@ -101,14 +149,10 @@ class BitAllocator:
         count = max(1, min(len(self._samples.feeds), self._network.statistics.count // EVALUATED))
         threads = self._config.threads
         trial = ChoiceTrial(self._network, self.groups, self.rounding, self._samples, count=count, threads=threads)
-        others = trial.other_power()
+        predict = _Prediction(costs=measured, others=trial.other_power())
         front = pareto_front(list(costs.sizes), list(costs.errors))
         points = [tuple(int(option) for option in choice) for choice in front.choices]
         written = WrittenChoices(self._network, costs)
-
-        def predict(choice: Sequence[int]) -> float:
-            return sqnr_of_error(others + measured.error(choice), smallest=0)
-
         if self._config.sized:
             choices = self._within_budget(costs, written, predict)
         else:
@@ -116,37 +160,26 @@ class BitAllocator:
         file = written(choices.chosen)
         near = {points[index] for index in self._spread(front.sizes)} | {choices.proposed, choices.uniform}
         self.rounding.prepare(costs.bits(choice) for choice in near)
-        evaluated = {choice: round(trial.sqnr_db(costs.bits(choice)), 2) for choice in near}
-
-        def point(choice: Options) -> FrontPoint:
-            size = costs.size(choice)
-            return FrontPoint(
-                size_mb=round((file.other_bytes + size / 8) / 1e6, 4),
-                average_bits=round(size / costs.elements, 3),
-                predicted_db=round(predict(choice), 2),
-                omega=None if costs is measured else float(f"{costs.error(choice):.6g}"),
-                measured_db=evaluated.get(choice),
-            )
-
-        def described(choice: Options) -> BitsChoice:
-            return BitsChoice(**asdict(point(choice)), bits=costs.bits(choice))
-
+        figures = _Figures(
+            costs=costs,
+            predict=predict,
+            other_bytes=file.other_bytes,
+            evaluated={choice: round(trial.sqnr_db(costs.bits(choice)), 2) for choice in near},
+        )
         return file.plan, PrecisionReport(
             criterion=self._config.criterion,
             granularity=self._config.granularity,
             mixed=choices.mixed,
-            chosen=described(choices.chosen),
-            proposed=described(choices.proposed),
-            uniform=described(choices.uniform),
-            front=tuple(point(choice) for choice in points),
+            chosen=figures.described(choices.chosen),
+            proposed=figures.described(choices.proposed),
+            uniform=figures.described(choices.uniform),
+            front=tuple(map(figures.point, points)),
             samples=self._meter.samples,
             evaluated_samples=count,
             runs=round(self._meter.runs + trial.runs, 2),
         )
 
-    def _within_budget(
-        self, costs: WidthCosts, written: WrittenChoices, predict: Callable[[Sequence[int]], float]
-    ) -> _Choices:
+    def _within_budget(self, costs: WidthCosts, written: WrittenChoices, predict: _Prediction) -> _Choices:
         """The best choice of that mean or size, and the same width for all, or the smallest there is."""
         if self._config.average_bits is not None:
             best = best_of_mean(costs, self._config.average_bits)
@@ -164,7 +197,7 @@ class BitAllocator:
         self,
         costs: WidthCosts,
         points: Sequence[Options],
-        predict: Callable[[Sequence[int]], float],
+        predict: _Prediction,
         trial: ChoiceTrial,
     ) -> _Choices:
         """The smallest point of the front that is predicted to keep the promise, and the smallest width for all that is."""
