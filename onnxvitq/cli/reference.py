@@ -1,7 +1,8 @@
-"""The reference pages, written from the descriptions of the options: ``python -m onnxvitq.cli.reference docs/reference``.
+"""The reference pages, written from what is described in the code: ``python -m onnxvitq.cli.reference docs/reference``.
 
-options.md is a table of all options, commands.md every command's help as it is printed, and config.schema.json the JSON schema
-of a configuration file. With ``--check`` nothing is written, and a file that is out of date ends in exit code 1.
+options.md is a table of all options, commands.md every command's help as it is printed, config.schema.json the JSON schema of
+a configuration file, and report.md the keys of the report. With ``--check`` nothing is written, and a file that is out of date
+ends in exit code 1.
 """
 
 import json
@@ -17,6 +18,7 @@ from onnxvitq.cli.arguments import Parser, metavar_of, read
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.options import NamedOption, Options, option, options_of, required
 from onnxvitq.core.schema import NAMES, json_schema
+from onnxvitq.report.reference import report_page
 
 COMMAND = "python -m onnxvitq.cli.reference docs/reference"
 HELP_WIDTH = 100
@@ -57,6 +59,7 @@ def pages() -> dict[str, str]:
     return {
         "options.md": note + OPTIONS_INTRODUCTION + "".join(map(options_of_command, parsers())),
         "commands.md": note + COMMANDS_INTRODUCTION + "".join(map(_help_of_command, parsers())),
+        "report.md": note + report_page(),
         "config.schema.json": json.dumps(schema, indent=2) + "\n",
     }
 
@@ -121,7 +124,7 @@ def out_of_date(folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write or check the pages; the exit code."""
-    parser = Parser("python -m onnxvitq.cli.reference", "Write the reference pages of the options.", ReferenceOptions)
+    parser = Parser("python -m onnxvitq.cli.reference", "Write the reference pages.", ReferenceOptions)
     args = read(parser.parse_args(arguments), ReferenceOptions)
     if args.check:
         stale = out_of_date(args.folder)
