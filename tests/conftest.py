@@ -110,5 +110,5 @@ def unmapped(vit_file: Path, images: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes or more for the whole suite; one where paths were named, which is sooner done than started."""
-    return max(2, os.cpu_count() or 2) if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    """Two to eight processes for the whole suite; one where paths were named, which is sooner done than started."""
+    return min(8, max(2, os.cpu_count() or 2)) if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
