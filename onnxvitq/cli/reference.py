@@ -1,8 +1,8 @@
 """The reference pages, written from what is described in the code: ``python -m onnxvitq.cli.reference docs/reference``.
 
 options.md is a table of all options, commands.md every command's help as it is printed, config.schema.json the JSON schema of
-a configuration file, and report.md the keys of the report. With ``--check`` nothing is written, and a file that is out of date
-ends in exit code 1.
+a configuration file, report.md the keys of the report. With ``--readme FILE`` the table between two markers of that file has
+the options that are described briefly. With ``--check`` nothing is written, and a file that is out of date ends in exit code 1.
 """
 
 import json
@@ -20,7 +20,8 @@ from onnxvitq.core.options import NamedOption, Options, option, options_of, requ
 from onnxvitq.core.schema import NAMES, json_schema
 from onnxvitq.report.reference import report_page
 
-COMMAND = "python -m onnxvitq.cli.reference docs/reference"
+COMMAND = "python -m onnxvitq.cli.reference docs/reference --readme README.md"
+BRIEF_TABLE = re.compile(r"(<!-- options -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
 HELP_WIDTH = 100
 WORDS = {**NAMES, str: "text", Path: "file"}
 HEAD = "| option | key | value | default | meaning | since |\n|---|---|---|---|---|---|\n"
@@ -44,6 +45,7 @@ class ReferenceOptions(Options):
     """Where the pages go."""
 
     folder: Path = required(help="Folder of the pages.", positional=True)
+    readme: Path | None = option(None, help="File with a table of the options most used.", none="no such file")
     check: bool = option(False, help="Write nothing; exit with 1 when a page is out of date.")
 
 
@@ -75,6 +77,25 @@ def options_of_command(parser: Parser) -> str:
         rows = chain.from_iterable(_rows(named, in_files=in_files) for named, in_files in group)
         text += heading + HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return text
+
+
+def brief_table() -> str:
+    """The options of the main command that are described briefly, in the order in which they are defined."""
+    brief = [named for named in options_of(QuantConfig) if named.option.brief]
+    rows = (f"| `{named.flags[0]}` | {_value(named)} | {named.option.brief} |\n" for named in brief)
+    return "| Option | Values | What it decides |\n|---|---|---|\n" + "".join(rows)
+
+
+def with_brief_table(text: str) -> str:
+    """A text with the table between its markers.
+
+    Raises:
+        ValueError: there are no markers, or several.
+    """
+    found = BRIEF_TABLE.findall(text)
+    if len(found) != 1:
+        raise ValueError(f"expected one table of options between markers, got {len(found)}")
+    return BRIEF_TABLE.sub(lambda match: match[1] + brief_table() + match[3], text)
 
 
 def _rows(named: NamedOption, *, in_files: bool) -> Iterator[tuple[str, ...]]:
@@ -113,12 +134,20 @@ def _help_of_command(parser: Parser) -> str:
     return f"\n## {parser.prog}\n\n```text\n{parser.help_text(HELP_WIDTH)}```\n"
 
 
-def out_of_date(folder: Path) -> list[str]:
-    """Names of the pages in a folder that are missing or not what they would be now."""
+def files(folder: Path, readme: Path | None = None) -> dict[Path, str]:
+    """Each file -> what is in it when it is up to date."""
+    found = {folder / name: text for name, text in pages().items()}
+    if readme is not None:
+        found[readme] = with_brief_table(readme.read_text(encoding="utf-8"))
+    return found
+
+
+def out_of_date(folder: Path, readme: Path | None = None) -> list[str]:
+    """Names of the files that are missing or not what they would be now."""
     return [
-        name
-        for name, text in pages().items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+        path.name
+        for path, text in files(folder, readme).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
 
 
@@ -127,13 +156,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("python -m onnxvitq.cli.reference", "Write the reference pages.", ReferenceOptions)
     args = read(parser.parse_args(arguments), ReferenceOptions)
     if args.check:
-        stale = out_of_date(args.folder)
+        stale = out_of_date(args.folder, args.readme)
         for name in stale:
             sys.stderr.write(f"{args.folder / name}: out of date; run {COMMAND}\n")
         return int(bool(stale))
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items():
-        (args.folder / name).write_text(text, encoding="utf-8")
+    for path, text in files(args.folder, args.readme).items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -35,6 +35,7 @@ class Option:
 
     Attributes:
         help: what it does, in full sentences.
+        brief: the same in a few words; the README's table has the options that have it.
         flags: spellings on the command line, the usual one first, then those of other tools; () for none; None for the
             name's own, "--num-samples" of num_samples.
         positional: it is given on the command line without a flag.
@@ -53,6 +54,7 @@ class Option:
     """
 
     help: str
+    brief: str = ""
     flags: tuple[str, ...] | None = None
     positional: bool = False
     shortcuts: Mapping[str, object] = field(default_factory=dict)

@@ -70,6 +70,7 @@ class FittingOptions(Options):
     )
     method: Method = option(
         "closed-form",
+        brief="How far the fit goes: scales, weights, learned blocks.",
         help="How far the fit goes: search chooses the quantizers' scales, closed-form also solves the weights again, aiqvit "
         "then learns every block by gradients with low-rank branches beside its weights (needs torch). Each starts "
         "from the one before it.",
@@ -83,11 +84,13 @@ class FittingOptions(Options):
     )
     effort: Effort = option(
         "default",
+        brief="How much time the fit takes.",
         help="How much time the fit may take. fast leaves out the scale search and the weight reconstruction, about three "
         "quarters of the time; best searches finer and chooses the form of every layer's input by the model's output.",
     )
     preset: Preset = option(
         "performance",
+        brief="The fastest or the most accurate form of 8 bits.",
         help="What is done where activations and attention are not given: accuracy takes activations token and attention "
         "float, and leaves layers outside the blocks (patch embedding and head, too) in float unless a pattern of "
         "bit_overrides (--bits-for) gives them bits or outer-linears is skipped.",
@@ -171,6 +174,7 @@ class FormatOptions(Options):
 
     bits: str = option(
         "w8a8",
+        brief="Bits of weights and of activations, 2 to 8 each.",
         help="Bits of the weights and of the activations, 2 to 8 each: w4a8 is 4 bits a weight and 8 bits an activation.",
         metavar="wNaM",
         pattern=LAYER_BITS.pattern,
@@ -178,6 +182,7 @@ class FormatOptions(Options):
     )
     bit_overrides: tuple[tuple[str, str], ...] = option(
         (),
+        brief="Other bits, or float, for some layers.",
         help="Other bits, or float, for layers whose node name or role matches a glob pattern; the last pattern that matches "
         "a layer counts. A table of patterns and bits in a file.",
         flags=("--bits-for",),
@@ -195,6 +200,7 @@ class FormatOptions(Options):
     )
     activations: InputForm | None = option(
         None,
+        brief="Ranges of layer inputs: calibrated or measured at run time.",
         help="How inputs of linear layers are quantized: static with calibrated ranges; dynamic with the range measured at "
         "run time; token the same after every token was divided by its largest value (more accurate, costs time); auto by "
         "kind of layer with the cheapest form that costs the output little on held-out samples.",
@@ -202,6 +208,7 @@ class FormatOptions(Options):
     )
     attention: Products = option(
         "auto",
+        brief="Which products of attentions are integers.",
         help="Which products of each attention are quantized: int8 both, float none, mixed the scores, and probabilities "
         "times values unless floats gain a little there on held-out samples; auto as mixed, but floats have to gain much, "
         "measured after the late division of the softmax was tried.",
@@ -231,6 +238,7 @@ class PrecisionOptions(Options):
     )
     target_size: float | None = option(
         None,
+        brief="A file of that size, with bits chosen by layer.",
         help="Mixed precision by the size of the written file in MB; on the command line with a unit, as 12MB.",
         metavar="SIZE",
         least=1e-6,
@@ -257,6 +265,7 @@ class PrecisionOptions(Options):
     )
     max_drop: float | None = option(
         None,
+        brief="Promise how many decisions may change.",
         help="Share of decisions that may be lost, from 0 to 1; on the command line also as 0.5%. Bits are raised and layers "
         "return to float until the drop stays below it; with a budget, only where that costs no byte. With bit_candidates and "
         "no budget, weights first get as few bits as are expected to keep it. Where it is not kept, the exit code is 3.",
@@ -300,6 +309,7 @@ class OutputOptions(Options):
 
     target: TargetName = option(
         "auto",
+        brief="Processors to be right on.",
         help="Processors to write for. auto and x86-avx2 limit neighbouring weights so that no sum of two products "
         "saturates on processors that add them in 16 bits (AVX2, AVX512 without VNNI); such a model is right "
         "everywhere. x86-vnni and arm64 go without that limit, a little more accurate and faster there.",
@@ -314,6 +324,7 @@ class OutputOptions(Options):
     )
     external_data: bool = option(
         False,
+        brief="Weights in a second file, mapped by onnxruntime.",
         help="Write the weights to a second file beside the model, named after its contents. onnxruntime maps it, so that a "
         "session loads faster and needs less memory. Over 2 GB this is done without being asked.",
         flags=("--external-data", "--use-external-data-format"),

@@ -19,6 +19,16 @@ def test_the_committed_pages_are_up_to_date() -> None:
     assert reference.out_of_date(FOLDER) == [], f"run {reference.COMMAND}"
 
 
+def test_the_readmes_table_is_up_to_date_and_a_change_is_noticed(tmp_path: Path) -> None:
+    readme = FOLDER.parents[1] / "README.md"
+    assert "README.md" not in reference.out_of_date(FOLDER, readme), f"run {reference.COMMAND}"
+    changed = tmp_path / "README.md"
+    changed.write_text(readme.read_text().replace("How much time", "How much money", 1))
+    assert "README.md" in reference.out_of_date(FOLDER, changed)
+    with pytest.raises(ValueError, match="expected one table of options between markers, got 0"):
+        reference.with_brief_table("no markers")
+
+
 def test_a_page_that_is_out_of_date_or_missing_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "reference"
     assert reference.main([str(folder)]) == 0
