@@ -125,6 +125,8 @@ class LayerCounts:
         quantized: layers that the plan quantizes.
         integer_kernels: layers that the optimised session runs on an integer kernel.
         dynamic: of these, the ones that measure their input's range at run time.
+        simulated: of those quantized, the layers that float operators compute on values rounded to their codes, because the
+            target has no kernel of their format; each is in ``in_float``, too, with that reason.
         in_float: layers that no integer kernel runs, each with the reason.
     """
 
@@ -132,12 +134,13 @@ class LayerCounts:
     quantized: int
     integer_kernels: int
     dynamic: int = 0
+    simulated: int = 0
     in_float: tuple[FloatLayer, ...] = field(default=(), metadata=keyed("float"))
 
     @property
     def sound(self) -> bool:
-        """Whether every layer that the plan quantizes runs on an integer kernel."""
-        return self.quantized == self.integer_kernels
+        """Whether every layer that the plan quantizes runs on an integer kernel, but for those that no kernel could run."""
+        return self.quantized == self.integer_kernels + self.simulated
 
     @property
     def reasons(self) -> dict[str, str]:

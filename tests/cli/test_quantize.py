@@ -75,7 +75,14 @@ def test_report_has_every_documented_key(work: Path, capsys: Capture) -> None:
     run_cli(capsys, "model.onnx", "--calib", "images", "-o", "out.onnx", "--report", "report.json", *QUICK)
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert (report["blocks"], report["attention"]) == (2, 2)
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
+    assert report["linears"] == {
+        "found": 13,
+        "quantized": 13,
+        "integer_kernels": 13,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
     assert report["unmatched"] == []
     assert {"sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"} <= set(report["compare"])
     assert 0 <= report["compare"]["top1_agreement"] <= 1
@@ -352,6 +359,7 @@ def test_excluded_role_stays_float_with_its_reason(work: Path, capsys: Capture) 
         "quantized": 12,
         "integer_kernels": 12,
         "dynamic": 0,
+        "simulated": 0,
         "float": [{"name": "/blocks.1/fc2/MatMul", "reason": "excluded by 'block1.mlp.fc2'"}],
     }
     assert [entry["reason"] for entry in report["attention_products"]["float"]] == ["excluded by 'block0.attn.scores'"]

@@ -328,6 +328,7 @@ def test_a_graph_with_branches_of_unknown_shape_is_quantized(tmp_path: Path) -> 
         "quantized": 4,
         "integer_kernels": 4,
         "dynamic": 0,
+        "simulated": 0,
         "float": [],
     }
     assert result.report.to_dict()["attention_products"]["integer_kernels"] == 2

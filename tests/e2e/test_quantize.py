@@ -65,9 +65,30 @@ def form(
 
 def test_every_product_runs_on_an_integer_kernel(form: tuple[Result, onnx.ModelProto, bool]) -> None:
     report = form[0].report.to_dict()
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
-    assert report["patch_embedding"] == {"found": 1, "quantized": 1, "integer_kernels": 1, "dynamic": 0, "float": []}
-    assert report["attention_products"] == {"found": 4, "quantized": 4, "integer_kernels": 4, "dynamic": 0, "float": []}
+    assert report["linears"] == {
+        "found": 13,
+        "quantized": 13,
+        "integer_kernels": 13,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
+    assert report["patch_embedding"] == {
+        "found": 1,
+        "quantized": 1,
+        "integer_kernels": 1,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
+    assert report["attention_products"] == {
+        "found": 4,
+        "quantized": 4,
+        "integer_kernels": 4,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
     assert report["unmatched"] == []
     assert report["audit_passed"]
 

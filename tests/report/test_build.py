@@ -21,9 +21,23 @@ def report(quantized: Result) -> Report:
 def test_every_documented_key_is_there(quantized: Result) -> None:
     report = quantized.report.to_dict()
     assert (report["blocks"], report["attention"]) == (2, 2)
-    assert report["linears"] == {"found": 13, "quantized": 13, "integer_kernels": 13, "dynamic": 0, "float": []}
+    assert report["linears"] == {
+        "found": 13,
+        "quantized": 13,
+        "integer_kernels": 13,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
     assert (report["unmatched"], report["products"]) == ([], [])
-    assert report["other_products"] == {"found": 0, "quantized": 0, "integer_kernels": 0, "dynamic": 0, "float": []}
+    assert report["other_products"] == {
+        "found": 0,
+        "quantized": 0,
+        "integer_kernels": 0,
+        "dynamic": 0,
+        "simulated": 0,
+        "float": [],
+    }
     assert set(report["compare"]) == {"output", "samples", "sqnr_db", "cosine", "top1_agreement", "optimised_vs_plain"}
     assert set(report["size_mb"]) == {"float", "quantized"}
     assert set(report["bits"]) == {"layers", "weights_mb", "values_mb", "expected_mb"}
@@ -76,6 +90,7 @@ def test_keys_that_users_have_stay() -> None:
         "quantized": 2,
         "integer_kernels": 1,
         "dynamic": 0,
+        "simulated": 0,
         "float": [{"name": "fc", "reason": "why"}],
     }
     assert to_dict(counts) == expected

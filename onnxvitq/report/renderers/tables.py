@@ -147,7 +147,9 @@ def _counts(report: Report) -> list[tuple[str, LayerCounts]]:
 
 def _kernels(counts: LayerCounts) -> str:
     dynamic = f", {counts.dynamic} of them dynamic" if counts.dynamic else ""
-    return f"{counts.found} found, {counts.quantized} quantized, {counts.integer_kernels} on integer kernels{dynamic}"
+    simulated = f", {counts.simulated} simulated in float" if counts.simulated else ""
+    integer = f"{counts.integer_kernels} on integer kernels{dynamic}{simulated}"
+    return f"{counts.found} found, {counts.quantized} quantized, {integer}"
 
 
 def _inputs(report: Report) -> str:

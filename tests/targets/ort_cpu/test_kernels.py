@@ -204,7 +204,7 @@ def without_softmax(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def test_other_products_are_counted_apart(without_softmax: Result) -> None:
     report = without_softmax.report.to_dict()
-    expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "dynamic": 0, "float": []}
+    expected = {"found": 3, "quantized": 3, "integer_kernels": 3, "dynamic": 0, "simulated": 0, "float": []}
     assert report["other_products"] == expected
     assert report["attention_products"]["found"] == report["attention"] == report["blocks"] == 0
     assert [(product["name"], product["constant"]) for product in report["products"]] == [
