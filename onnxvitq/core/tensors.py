@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]  # of sums and solutions, which float32 is too coarse for
+RealArray = NDArray[np.floating]  # of either type
 IntArray = NDArray[np.integer]
+LongArray = NDArray[np.int64]  # of sizes, indices and class labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

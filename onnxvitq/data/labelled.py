@@ -8,15 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxvitq.core.errors import ConfigError, DataError
-from onnxvitq.core.tensors import InputSpec
+from onnxvitq.core.tensors import InputSpec, LongArray
 from onnxvitq.data.arrays import Array, Feed, Sample, chunks, load_npz, read_arrays, stack, static_batch
 from onnxvitq.data.images import SUFFIXES, ImageReader, check_image_model, check_path, list_images, printable
 from onnxvitq.data.preprocess import Preprocessing
 
-Labels = NDArray[np.int64]
 LARGEST_LABEL = 2**31 - 1
 
 
@@ -41,7 +39,7 @@ class Labelled(ABC):
         self._static = static_batch(inputs)
         self._batch = self._static or batch
 
-    def __iter__(self) -> Iterator[tuple[Feed, Labels]]:
+    def __iter__(self) -> Iterator[tuple[Feed, LongArray]]:
         for pairs in chunks(self._pairs(), self._batch):
             samples = [sample for sample, _ in pairs]
             yield stack(samples, self._static or len(pairs)), np.array([label for _, label in pairs], np.int64)
@@ -207,7 +205,7 @@ def _classes(folder: Path) -> list[tuple[int, str]]:
     return numbered
 
 
-def _check_labels(labels: Array, where: str) -> Labels:
+def _check_labels(labels: Array, where: str) -> LongArray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(where, f"expected integers (N,), got {labels.dtype} {list(labels.shape)}")
     if len(labels) and (labels.min() < 0 or labels.max() > LARGEST_LABEL):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxvitq.core.errors import ConfigError, DataError
-from onnxvitq.core.tensors import FloatArray, InputSpec
+from onnxvitq.core.tensors import FloatArray, InputSpec, LongArray
 from onnxvitq.data.arrays import sample_digests
 from onnxvitq.data.images import check_path, printable
-from onnxvitq.data.labelled import Labelled, Labels, is_labelled, open_labelled
+from onnxvitq.data.labelled import Labelled, is_labelled, open_labelled
 from onnxvitq.data.preprocess import Preprocessing
 from onnxvitq.data.source import Source, open_source
 from onnxvitq.evaluation.tasks.choose import choose_task, evaluated_output
@@ -46,7 +46,7 @@ class Decisions:
     scores: FloatArray
     margins: FloatArray
     task: Task = field(default_factory=Classification)
-    labels: Labels | None = None
+    labels: LongArray | None = None
     source: str = HELD_OUT
     skipped: tuple[tuple[str, str], ...] = ()
     digest: str = ""
@@ -187,14 +187,14 @@ class _Feeds:
         return (feed for feed, _ in _pairs(self._data))
 
 
-def _pairs(data: Labelled | Source) -> Iterator[tuple[dict[str, np.ndarray], Labels | None]]:
+def _pairs(data: Labelled | Source) -> Iterator[tuple[dict[str, np.ndarray], LongArray | None]]:
     if isinstance(data, Labelled):
         yield from data
     else:
         yield from ((feed, None) for feed in data)
 
 
-def _check_labels(task: Task, outputs: FloatArray, labels: Labels, where: str) -> None:
+def _check_labels(task: Task, outputs: FloatArray, labels: LongArray, where: str) -> None:
     if refusal := task.refusal(outputs, labels):
         raise DataError(where, refusal)
     right = float(task.scores(outputs, labels).mean())

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from onnxvitq.core.plan import QuantPlan
+from onnxvitq.core.tensors import DoubleArray
 from onnxvitq.evaluation.probe import OutputProbe
-from onnxvitq.numerics.allocate import Floats
 
 ENOUGH = 4  # samples, before the errors of any are carried further
 
@@ -52,7 +52,7 @@ class OneByOne:
         """The part to which each change's error is carried."""
         return [min(last + ahead, len(self._probe.shares) - 1) for _, last in self._places]
 
-    def powers(self, plan_of: PlanOf) -> Floats:
+    def powers(self, plan_of: PlanOf) -> DoubleArray:
         """Error power of the output with each change alone, in units of the output's; (U,)."""
         return np.fromiter(self._powers(plan_of), np.float64, len(self._places))
 

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Whole = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Sizes = Sequence[Whole]  # of each group: (options,)
-Errors = Sequence[Floats]  # of each group: (options,)
-Origin = tuple[Whole, Whole]  # of each partial sum: index of the sum that it extends, and the option that was added
+from onnxvitq.core.tensors import DoubleArray, LongArray
+
+Sizes = Sequence[LongArray]  # of each group: (options,)
+Errors = Sequence[DoubleArray]  # of each group: (options,)
+Origin = tuple[
+    LongArray, LongArray
+]  # of each partial sum: index of the sum that it extends, and the option that was added
 MOST_POINTS = 100_000  # points of a front; where more sums differ, sizes are counted in coarser steps
 SLACK = 1e-12  # relative; two sums of the same errors in another order may differ by it
 
@@ -36,9 +37,9 @@ class Front:
         choices: (P, groups), index of each group's option.
     """
 
-    sizes: Whole
-    errors: Floats
-    choices: Whole
+    sizes: LongArray
+    errors: DoubleArray
+    choices: LongArray
 
 
 def pareto_front(sizes: Sizes, errors: Errors) -> Front:
@@ -76,18 +77,20 @@ def least_error(sizes: Sizes, errors: Errors, budget: float) -> tuple[int, ...]:
     return _minimise(_as_floats(errors), _as_floats(sizes), budget)
 
 
-def _as_floats(values: Sizes | Errors) -> list[Floats]:
+def _as_floats(values: Sizes | Errors) -> list[DoubleArray]:
     return [np.asarray(options, np.float64) for options in values]  # sizes are whole numbers far below 2 ** 53
 
 
-def _extended(total: Whole, error: Floats, size: Whole, cost: Floats) -> tuple[Whole, Floats, Origin]:
+def _extended(
+    total: LongArray, error: DoubleArray, size: LongArray, cost: DoubleArray
+) -> tuple[LongArray, DoubleArray, Origin]:
     """(sizes, errors, origins) of all sums extended by one more group, without those that another sum beats."""
     sizes, errors = (total[:, None] + size).reshape(-1), (error[:, None] + cost).reshape(-1)
     kept = _nondominated(sizes, errors)
     return sizes[kept], errors[kept], (kept // len(size), kept % len(size))
 
 
-def _nondominated(sizes: Whole | Floats, errors: Floats) -> Whole:
+def _nondominated(sizes: LongArray | DoubleArray, errors: DoubleArray) -> LongArray:
     """Indices of the points that no other point beats, sorted by size; of equal points the first."""
     order = np.lexsort((errors, sizes))
     falling = errors[order]
@@ -95,7 +98,7 @@ def _nondominated(sizes: Whole | Floats, errors: Floats) -> Whole:
     return order[falling < best_before]
 
 
-def _choices(steps: Sequence[Origin], positions: Whole) -> Whole:
+def _choices(steps: Sequence[Origin], positions: LongArray) -> LongArray:
     """(P, groups): the options that led to the last group's sums at these positions."""
     found = np.empty((len(positions), len(steps)), np.int64)
     for group in range(len(steps) - 1, -1, -1):
@@ -114,12 +117,12 @@ class _Relaxed:
         steps: (group, weight, cost) that lead from each break to the next, best gain per weight first.
     """
 
-    breaks: Floats
-    bounds: Floats
+    breaks: DoubleArray
+    bounds: DoubleArray
     steps: tuple[tuple[int, float, float], ...]
 
 
-def _hull(cost: Floats, weight: Floats) -> list[tuple[float, float]]:
+def _hull(cost: DoubleArray, weight: DoubleArray) -> list[tuple[float, float]]:
     """Lower convex hull of one group's options as (weight, cost), from the lightest on."""
     hull: list[tuple[float, float]] = []
     for w, c in sorted(zip(weight.tolist(), cost.tolist(), strict=True)):
@@ -159,7 +162,7 @@ def _reached(relaxed: _Relaxed, limit: float) -> float:
     return cost
 
 
-def _minimise(costs: Sequence[Floats], weights: Sequence[Floats], limit: float) -> tuple[int, ...]:
+def _minimise(costs: Sequence[DoubleArray], weights: Sequence[DoubleArray], limit: float) -> tuple[int, ...]:
     """The option of each group with the least sum of costs whose sum of weights is within the limit."""
     hulls = [_hull(cost, weight) for cost, weight in zip(costs, weights, strict=True)]
     first = _relaxed(hulls)
@@ -169,7 +172,7 @@ def _minimise(costs: Sequence[Floats], weights: Sequence[Floats], limit: float) 
         raise ValueError(f"expected a limit of at least {first.breaks[0]:.6g}, got {limit:.6g}")
     known = _reached(first, most) + SLACK * dearest
     weight, cost = np.zeros(1), np.zeros(1)
-    steps: list[tuple[Whole, Whole]] = []
+    steps: list[tuple[LongArray, LongArray]] = []
     for group, (group_cost, group_weight) in enumerate(zip(costs, weights, strict=True)):
         spent, sums = (weight[:, None] + group_weight).reshape(-1), (cost[:, None] + group_cost).reshape(-1)
         rest = _relaxed(hulls[group + 1 :])

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
 
 LEVEL = 0.95  # of intervals, two-sided, and of bounds, one-sided
 ONE_SIDED, TWO_SIDED = 1.645, 1.960  # quantiles of the normal distribution at that level
@@ -21,8 +20,6 @@ HALVINGS = 60  # of a bisection between 0 and 1
 # in 91 to 99.
 NEAREST = (1, 2, 4, 8)
 RIVALS = 32  # classes of the next largest scores that a decision may be lost to
-
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class ExpectedDrop:
 
 
 def expected_drop(
-    scores: FloatArray, seen: tuple[FloatArray, FloatArray], labels: Labels | None = None
+    scores: FloatArray, seen: tuple[FloatArray, FloatArray], labels: LongArray | None = None
 ) -> ExpectedDrop:
     """The share of decisions that is expected to be lost, and its upper bound.
 
@@ -92,13 +89,13 @@ def _deviation(before: FloatArray, after: FloatArray) -> float:
     )
 
 
-def _exceeded(margins: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
+def _exceeded(margins: DoubleArray, deviation: float) -> DoubleArray:
     """Probability that a normal error exceeds each margin."""
-    tails: NDArray[np.float64] = np.vectorize(math.erfc, otypes=[np.float64])(margins / (deviation * math.sqrt(2))) / 2
+    tails: DoubleArray = np.vectorize(math.erfc, otypes=[np.float64])(margins / (deviation * math.sqrt(2))) / 2
     return tails
 
 
-def _unseen(margins: NDArray[np.float64], deviation: float, count: int) -> float:
+def _unseen(margins: DoubleArray, deviation: float, count: int) -> float:
     """Bound of the lost share, if margins are as dense near zero as the smallest ones of ``count`` samples may be."""
     smallest, bounds = np.sort(margins), [0.0]
     for place in (place for place in NEAREST if place <= len(smallest)):
@@ -130,7 +127,7 @@ def binomial_interval(hits: int, count: int) -> tuple[float, float]:
 
 def _at_most(hits: int, count: int, share: float) -> float:
     """Probability of at most ``hits`` of ``count`` trials, each with probability ``share``."""
-    k: NDArray[np.float64] = np.arange(hits + 1, dtype=np.float64)
+    k: DoubleArray = np.arange(hits + 1, dtype=np.float64)
     steps = np.log((count - k[:-1]) / (k[:-1] + 1)) + math.log(share) - math.log1p(-share)
     logs = count * math.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)])
     return float(np.exp(logs).sum())

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.core.tensors import FloatArray
-from onnxvitq.numerics.moments import DoubleArray, Moments
+from onnxvitq.core.tensors import DoubleArray, FloatArray
+from onnxvitq.numerics.moments import Moments
 
 DAMPING = 1e-3  # of the gram, in units of its mean diagonal: directions that hardly vary are noise, and would ask for a large A
 

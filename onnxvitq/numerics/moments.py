@@ -8,11 +8,8 @@ matrices are most of what a fit holds (75 MB for 3072 inputs), so sums are added
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxvitq.core.tensors import FloatArray
-
-DoubleArray = NDArray[np.float64]
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 
 CHUNK = 1024  # rows made float64 at a time: bounds the copy, 25 MB at 3072 inputs
 BLOCK = 1024  # inputs whose products are made at a time: bounds what is added to the sums, 8 MB

@@ -10,13 +10,13 @@ Shapes: C channels.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from onnxvitq.core.tensors import DoubleArray, RealArray
+
 STILL = 1e-12  # of the squared length of the vector of ones: below it nothing is left to reflect
 
 
-def rotation(width: int, seed: int) -> NDArray[np.float64]:
+def rotation(width: int, seed: int) -> DoubleArray:
     """Q (C, C) with Q^T Q = 1 and Q 1 = 1: signs and an order drawn at random, a Hadamard matrix, and one reflection.
 
     Where no Hadamard matrix of that order is known here, it is an orthogonal matrix drawn at random, reflected likewise.
@@ -40,7 +40,7 @@ def rotation(width: int, seed: int) -> NDArray[np.float64]:
     return turned - (2 / length) * np.outer(mirror, mirror @ turned)
 
 
-def hadamard(order: int) -> NDArray[np.float64] | None:
+def hadamard(order: int) -> DoubleArray | None:
     """(C, C) of +1 and -1 with orthogonal rows; None where neither doubling (Sylvester) nor a prime (Paley) makes one."""
     if order == 1:
         return np.ones((1, 1))
@@ -52,7 +52,7 @@ def hadamard(order: int) -> NDArray[np.float64] | None:
     return _paley(order - 1) if order % 4 == 0 and _is_prime(order - 1) else None
 
 
-def turn(values: Floats, axis: int, matrix: NDArray[np.float64]) -> Floats:
+def turn(values: RealArray, axis: int, matrix: DoubleArray) -> RealArray:
     """``values`` with its vectors v along ``axis`` replaced by v Q, worked out in float64.
 
     A weight that writes a stream is turned along its output channels; one that reads it along its input channels, as
@@ -72,7 +72,7 @@ def turn(values: Floats, axis: int, matrix: NDArray[np.float64]) -> Floats:
     return np.ascontiguousarray(turned.astype(values.dtype))
 
 
-def _paley(prime: int) -> NDArray[np.float64]:
+def _paley(prime: int) -> DoubleArray:
     """The Hadamard matrix of order prime + 1, for a prime that is 3 modulo 4."""
     residue = -np.ones(prime)
     residue[np.arange(1, prime) ** 2 % prime] = 1

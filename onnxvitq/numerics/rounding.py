@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxvitq.core.formats import QParams
-from onnxvitq.core.tensors import FloatArray, IntArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray, IntArray
 from onnxvitq.numerics.affine import dequantize, fake_quantize
-from onnxvitq.numerics.moments import DoubleArray
 from onnxvitq.numerics.pairs import partner, room_beside
 
 BLOCK = 128  # inputs rounded between two matrix products

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 from onnxvitq.numerics.affine import fake_quantize
-from onnxvitq.numerics.moments import DoubleArray
 from onnxvitq.numerics.rounding import Format, RowFeedback
 
 

@@ -11,13 +11,14 @@ and its consumer undoes the change in its weight.
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-WeightBias = tuple[Floats, Floats]  # (I, O) and (O,) of a linear layer
+from onnxvitq.core.tensors import DoubleArray, RealArray
+
+WeightBias = tuple[RealArray, RealArray]  # (I, O) and (O,) of a linear layer
 
 LOWEST, HIGHEST = 1e-2, 1e2  # a scale further off costs the weight what the activation gains
 
 
-def channel_shift(low: Floats, high: Floats) -> Floats:
+def channel_shift(low: RealArray, high: RealArray) -> RealArray:
     """Middle of each channel's range: (C,) and (C,) -> (C,). RepQ-ViT (Li et al. 2023), its zero points without the scale.
 
     Raises:
@@ -28,7 +29,9 @@ def channel_shift(low: Floats, high: Floats) -> Floats:
     return (0.5 * (low.astype(np.float64) + high)).astype(low.dtype)
 
 
-def smoothing_scale(spread: Floats, weight_spread: Floats, strength: float, weight_exponent: float = 0.0) -> Floats:
+def smoothing_scale(
+    spread: RealArray, weight_spread: RealArray, strength: float, weight_exponent: float = 0.0
+) -> RealArray:
     """Scale by channel, (C,): (spread / weight_spread ^ weight_exponent) ^ strength over its geometric mean.
 
     One family for what is published, within [0.01, 100]. Strength 0 is no change. Strength 1 with exponent 0 makes all
@@ -54,7 +57,7 @@ def smoothing_scale(spread: Floats, weight_spread: Floats, strength: float, weig
     return _normalised(strength * wanted, alive).astype(spread.dtype)
 
 
-def balance_query_key(query_spread: Floats, key_spread: Floats) -> Floats:
+def balance_query_key(query_spread: RealArray, key_spread: RealArray) -> RealArray:
     """Scale s (H, D) for q / s and k * s: both then spread alike in each channel, up to one factor for the head.
 
     s = sqrt(query_spread / key_spread) over its geometric mean in the head, within [0.01, 100]; a channel without spread in
@@ -70,12 +73,14 @@ def balance_query_key(query_spread: Floats, key_spread: Floats) -> Floats:
     return _normalised(0.5 * np.log(ratio), alive).astype(query_spread.dtype)
 
 
-def fold_into_norm(gamma: Floats, beta: Floats, shift: Floats, scale: Floats) -> tuple[Floats, Floats]:
+def fold_into_norm(
+    gamma: RealArray, beta: RealArray, shift: RealArray, scale: RealArray
+) -> tuple[RealArray, RealArray]:
     """gamma', beta' (C,) of a normalisation whose output is (u - shift) / scale in place of u; arguments all (C,)."""
     return fold_into_outputs(gamma, beta, shift, scale)
 
 
-def fold_into_outputs(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> WeightBias:
+def fold_into_outputs(weight: RealArray, bias: RealArray, shift: RealArray, scale: RealArray) -> WeightBias:
     """weight', bias' of a linear layer whose output is (u - shift) / scale in place of u.
 
     Args:
@@ -92,7 +97,7 @@ def fold_into_outputs(weight: Floats, bias: Floats, shift: Floats, scale: Floats
     return (weight / divisor).astype(weight.dtype), ((bias.astype(np.float64) - shift) / divisor).astype(bias.dtype)
 
 
-def fold_into_linear(weight: Floats, bias: Floats, shift: Floats, scale: Floats) -> WeightBias:
+def fold_into_linear(weight: RealArray, bias: RealArray, shift: RealArray, scale: RealArray) -> WeightBias:
     """weight', bias' with u' W' + b' = u W + b for u' = (u - shift) / scale: W' = scale W by rows, b' = b + shift W.
 
     Args:
@@ -110,7 +115,9 @@ def fold_into_linear(weight: Floats, bias: Floats, shift: Floats, scale: Floats)
     return scaled.astype(weight.dtype), moved.astype(bias.dtype)
 
 
-def query_to_key(query: WeightBias, key: WeightBias, shift: Floats, scale: Floats) -> tuple[WeightBias, WeightBias]:
+def query_to_key(
+    query: WeightBias, key: WeightBias, shift: RealArray, scale: RealArray
+) -> tuple[WeightBias, WeightBias]:
     """query', key' with q' = q / scale and k' = (k - shift) * scale: the same attention weights.
 
     q' k'^T = q k^T - q shift^T, and softmax does not see what is constant along a row. With rotary positions after the
@@ -126,7 +133,9 @@ def query_to_key(query: WeightBias, key: WeightBias, shift: Floats, scale: Float
     return balanced, fold_into_outputs(*key, shift, 1.0 / scale.astype(np.float64))
 
 
-def value_to_proj(value: WeightBias, proj: WeightBias, shift: Floats, scale: Floats) -> tuple[WeightBias, WeightBias]:
+def value_to_proj(
+    value: WeightBias, proj: WeightBias, shift: RealArray, scale: RealArray
+) -> tuple[WeightBias, WeightBias]:
     """value', proj' with v' = (v - shift) / scale: the same output of the attention.
 
     A v' = (A v - shift) / scale where the rows of A sum to one, so the projection takes back both. Needs a softmax with
@@ -141,7 +150,7 @@ def value_to_proj(value: WeightBias, proj: WeightBias, shift: Floats, scale: Flo
     return fold_into_outputs(*value, shift, scale), fold_into_linear(*proj, shift, scale)
 
 
-def _spreads(first: Floats, second: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _spreads(first: RealArray, second: RealArray) -> tuple[DoubleArray, DoubleArray]:
     """Both in float64, checked to be finite, not negative and of one shape."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     if a.shape != b.shape or not (np.isfinite(a) & np.isfinite(b)).all() or (a < 0).any() or (b < 0).any():
@@ -149,14 +158,14 @@ def _spreads(first: Floats, second: Floats) -> tuple[NDArray[np.float64], NDArra
     return a, b
 
 
-def _normalised(logarithm: NDArray[np.float64], alive: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _normalised(logarithm: DoubleArray, alive: NDArray[np.bool_]) -> DoubleArray:
     """exp, with geometric mean 1 over the live channels of the last axis before the clamp; 1 in the others."""
     count = np.maximum(alive.sum(axis=-1, keepdims=True), 1)
     mean = np.where(alive, logarithm, 0.0).sum(axis=-1, keepdims=True) / count
     return np.exp(np.clip(np.where(alive, logarithm - mean, 0.0), np.log(LOWEST), np.log(HIGHEST)))
 
 
-def _check_channels(shift: Floats, scale: Floats, channels: int) -> None:
+def _check_channels(shift: RealArray, scale: RealArray, channels: int) -> None:
     if shift.shape != (channels,) or scale.shape != (channels,):
         raise ValueError(f"expected shift and scale of {channels} channels, got {shift.shape} and {scale.shape}")
     if not np.isfinite(scale).all() or (scale == 0).any():

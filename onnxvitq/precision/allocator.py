@@ -17,9 +17,10 @@ import numpy as np
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
 from onnxvitq.core.plan import QuantPlan
+from onnxvitq.core.tensors import LongArray
 from onnxvitq.evaluation.decisions import Decisions
 from onnxvitq.evaluation.probe import Samples
-from onnxvitq.numerics.allocate import Whole, pareto_front
+from onnxvitq.numerics.allocate import pareto_front
 from onnxvitq.numerics.decibels import sqnr_of_error
 from onnxvitq.precision.allowed_error import allowed_db, smallest_that_reaches
 from onnxvitq.precision.budget import best_of_mean, best_of_size, is_worth, same_width_within
@@ -209,7 +210,7 @@ class BitAllocator:
         proposed, uniform = (smallest_that_reaches(choices, predict, least) for choices in (points, same))
         return _Choices(proposed=proposed, uniform=uniform, mixed=costs.size(proposed) < costs.size(uniform))
 
-    def _spread(self, sizes: Whole) -> list[int]:
+    def _spread(self, sizes: LongArray) -> list[int]:
         """Of the front's points those that are evaluated, spread evenly over its sizes in bits (P,)."""
         most = min(FRONT, self._network.statistics.count // FRONT_EACH)
         wanted = sizes[0] + (np.arange(most) + 0.5) / most * (sizes[-1] - sizes[0])

@@ -15,10 +15,9 @@ import numpy as np
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.plan import Layers, QuantPlan, only
 from onnxvitq.core.quantize_options import FLOAT
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
 from onnxvitq.evaluation.one_by_one import OneByOne
 from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
-from onnxvitq.numerics.allocate import Floats, Whole
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.precision.groups import FIRST_WIDTH, FLOAT_BITS, LayerGroup
 from onnxvitq.precision.network import PlannedNetwork
@@ -44,8 +43,8 @@ class WidthCosts:
 
     groups: tuple[LayerGroup, ...]
     widths: tuple[int, ...]
-    sizes: Whole
-    errors: Floats
+    sizes: LongArray
+    errors: DoubleArray
 
     def error(self, choice: Sequence[int]) -> float:
         """Sum of the errors of a choice, in the unit of ``errors``."""
@@ -119,7 +118,7 @@ class CostMeter:
             return measured, measured
         return measured, WidthCosts(groups=self._groups, widths=widths, sizes=sizes, errors=omegas[:, None] * ratios)
 
-    def _measure_groups(self, width: int) -> tuple[Floats, Floats]:
+    def _measure_groups(self, width: int) -> tuple[DoubleArray, DoubleArray]:
         """Output error power and Omega of each group's weights quantized alone with that many bits; (G,) each."""
         nothing = only(self._network.plan, ())
 

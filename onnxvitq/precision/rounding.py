@@ -13,9 +13,8 @@ from onnxvitq.calibration.held_out import split_samples
 from onnxvitq.core.formats import QParams
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import QuantPlan
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 from onnxvitq.numerics.affine import least_squares_params, params_from_weight
-from onnxvitq.numerics.allocate import Floats
 from onnxvitq.numerics.sensitivity import Rounded, Rounder
 from onnxvitq.precision.groups import FLOAT_BITS, LayerGroup
 from onnxvitq.precision.network import PlannedNetwork
@@ -40,7 +39,7 @@ class GroupRounding:
         self._rounders: dict[str, Rounder] = {}  # by the tensor that is read
         self._rounded: dict[tuple[str, int], Rounded] = {}  # by layer and width
 
-    def relative_errors(self, widths: Sequence[int], reference: int) -> Floats:
+    def relative_errors(self, widths: Sequence[int], reference: int) -> DoubleArray:
         """Error of each group's layers with each width over that with ``reference`` bits, the mean over layers; (G, K).
 
         The error is that of a layer's own output, on held-out inputs. A layer passes its error on by a factor that hardly
@@ -128,7 +127,7 @@ class GroupRounding:
         return weight, least_squares_params(weight, spec) if self._feedback else params_from_weight(weight, spec)
 
 
-def drawn_outputs(errors: Floats, most: int) -> tuple[np.ndarray, Floats]:
+def drawn_outputs(errors: DoubleArray, most: int) -> tuple[np.ndarray, DoubleArray]:
     """At most so many outputs of a layer, drawn by their errors (O,), and what each stands for of their sum, (D,) each.
 
     They are drawn evenly over the sum, so that an output with most of the error, as some layers have, is sure to be among them,

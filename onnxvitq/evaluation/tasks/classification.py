@@ -3,10 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
 from onnxvitq.evaluation.tasks.features import Features
-from onnxvitq.evaluation.tasks.task import DoubleArray
-from onnxvitq.numerics.drop import ExpectedDrop, Labels, expected_drop
+from onnxvitq.numerics.drop import ExpectedDrop, expected_drop
 
 
 class Classification(Features):
@@ -19,7 +18,7 @@ class Classification(Features):
         """The class of the largest score, (B,)."""
         return output.argmax(axis=1)
 
-    def refusal(self, output: FloatArray, labels: Labels | None = None) -> str:
+    def refusal(self, output: FloatArray, labels: LongArray | None = None) -> str:
         """Whether there are no classes, or a label is none of them."""
         if output.ndim != 2 or output.shape[1] < 2:
             return super().refusal(output)
@@ -28,7 +27,7 @@ class Classification(Features):
             return f"expected classes 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
         return ""
 
-    def scores(self, output: FloatArray, labels: Labels) -> DoubleArray:
+    def scores(self, output: FloatArray, labels: LongArray) -> DoubleArray:
         """1 where the decision is the label, else 0; (B,)."""
         return (output.argmax(axis=1) == labels).astype(np.float64)
 
@@ -37,7 +36,7 @@ class Classification(Features):
         return 1 / output.shape[1]
 
     def expected_drop(
-        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: Labels | None
+        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: LongArray | None
     ) -> ExpectedDrop:
         """A decision is lost when the error of the difference of two scores exceeds their margin (``numerics.drop``)."""
         return expected_drop(margins, evaluated, labels)

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.tensors import FloatArray
-from onnxvitq.evaluation.tasks.task import DoubleArray
-from onnxvitq.numerics.drop import ExpectedDrop, Labels
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
+from onnxvitq.numerics.drop import ExpectedDrop
 
 SMALLEST = 1e-12  # of a probability: what is less is of no class that could be chosen
 
@@ -40,12 +39,12 @@ class Features:
         del output
         return None
 
-    def refusal(self, output: FloatArray, labels: Labels | None = None) -> str:
+    def refusal(self, output: FloatArray, labels: LongArray | None = None) -> str:
         """Why no decision can be read."""
         del labels
         return f"expected class scores (batch, classes), got shape {list(output.shape)}"
 
-    def scores(self, output: FloatArray, labels: Labels) -> DoubleArray:
+    def scores(self, output: FloatArray, labels: LongArray) -> DoubleArray:
         """Refused.
 
         Raises:
@@ -59,7 +58,7 @@ class Features:
         return 0.0
 
     def expected_drop(
-        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: Labels | None
+        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: LongArray | None
     ) -> ExpectedDrop:
         """Refused.
 

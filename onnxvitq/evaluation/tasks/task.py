@@ -10,10 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxvitq.core.tensors import FloatArray
-from onnxvitq.numerics.drop import ExpectedDrop, Labels
-
-DoubleArray = NDArray[np.float64]
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
+from onnxvitq.numerics.drop import ExpectedDrop
 
 
 class Task(Protocol):
@@ -41,11 +39,11 @@ class Task(Protocol):
         """What is decided for each sample, (B,); None where nothing is."""
         ...
 
-    def refusal(self, output: FloatArray, labels: Labels | None = None) -> str:
+    def refusal(self, output: FloatArray, labels: LongArray | None = None) -> str:
         """Why nothing can be decided by such an output, or with such labels; empty where it can."""
         ...
 
-    def scores(self, output: FloatArray, labels: Labels) -> DoubleArray:
+    def scores(self, output: FloatArray, labels: LongArray) -> DoubleArray:
         """The metric of each sample, (B,), 0 to 1; that of many samples is the mean."""
         ...
 
@@ -54,7 +52,7 @@ class Task(Protocol):
         ...
 
     def expected_drop(
-        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: Labels | None
+        self, margins: FloatArray, evaluated: tuple[FloatArray, FloatArray], labels: LongArray | None
     ) -> ExpectedDrop:
         """Share of decisions that an error as large as that between two evaluated outputs is expected to lose.
 

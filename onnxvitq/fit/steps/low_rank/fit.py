@@ -15,7 +15,7 @@ from onnxvitq.calibration.held_out import is_held_out
 from onnxvitq.core.formats import EIGHT_BITS, INT8, QParams, TensorFormat, activation_format, weight_format
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.plan import Branch, Layers, QuantPlan
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 from onnxvitq.fit.quantized_inputs import quantized_input
 from onnxvitq.fit.steps.low_rank.ranks import FittedBranches
 from onnxvitq.fit.steps.weight_reconstruction.rows import Rows, summed, used_rows
@@ -25,7 +25,7 @@ from onnxvitq.numerics.affine import fake_quantize, params_from_range, params_fr
 from onnxvitq.numerics.decibels import sqnr_of_error
 from onnxvitq.numerics.fit import times
 from onnxvitq.numerics.lowrank import LowRank, errors_by_rank, low_rank
-from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
+from onnxvitq.numerics.moments import Moments, output_error
 from onnxvitq.numerics.ridge import best_bias
 
 FACTOR_A = weight_format(EIGHT_BITS, saturation_free=True)

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxvitq.core.plan import Branch, Layers, QuantPlan, planned_linear
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 from onnxvitq.numerics.lowrank import share_budget
-from onnxvitq.numerics.moments import DoubleArray
 
 # Time of a branch, in multiplies of the large product: of every value it adds to, whatever its rank, and of its own multiplies.
 ADDED, SMALL = 250.0, 2.0

@@ -19,13 +19,13 @@ from onnxvitq.core.formats import QParams
 from onnxvitq.core.layers import Linear
 from onnxvitq.core.parallel import fan_out
 from onnxvitq.core.plan import Layers, QuantPlan
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray
 from onnxvitq.fit.quantized_inputs import quantized_input
 from onnxvitq.fit.steps.weight_reconstruction.rows import Rows, summed, used_rows
 from onnxvitq.fit.steps.weight_reconstruction.side_by_side import SideBySide
 from onnxvitq.numerics.affine import fake_quantize, least_squares_params
 from onnxvitq.numerics.decibels import sqnr_of_error
-from onnxvitq.numerics.moments import DoubleArray, Moments, output_error
+from onnxvitq.numerics.moments import Moments, output_error
 from onnxvitq.numerics.ridge import Ridge, best_bias
 from onnxvitq.numerics.rounding import round_with_feedback
 from onnxvitq.runtime.memory import give_back
