@@ -87,7 +87,7 @@ def blocks_of(page: Path, text: str | None = None) -> list[Block]:
 
 def commands_of(text: str) -> list[str]:
     """The commands of a ``bash`` block: continued lines joined, comments and empty lines left out."""
-    joined = text.replace("\\\n", " ").splitlines()
+    joined = re.sub(r"\s*\\\n\s*", " ", text).splitlines()
     return [line for line in (shlex.join(_words(line)) if "#" in line else line.strip() for line in joined) if line]
 
 

@@ -29,6 +29,11 @@ ROWS = (
 )
 SAMPLES = {"64", ""}  # equal for all tools that calibrate
 HEADINGS = ("The bundled model", "Its twin", "A text recogniser", "A sentence encoder")
+MADE_BY = (
+    ("accuracy; speed on the encoder", "bench_accuracy.md"),
+    ("speed on ViT-S", "peers_speed.md"),
+    ("file", "file_sizes.md"),
+)
 HEAD = [
     "| W8A8 | bundled ViT | outlier twin | recogniser | encoder | speed, encoder | speed, ViT-S | file, ViT-S |",
     "|---|---|---|---|---|---|---|---|",
@@ -77,10 +82,16 @@ def size(tool: str) -> str:
     return next((row["of float"] for row in rows if row["tool"] == tool), "")
 
 
+def provenance(name: str) -> str:
+    """How a table was made: the line above it, in one cell."""
+    return (RESULTS / name).read_text().splitlines()[0].replace("|", "/")
+
+
 def summary() -> str:
-    """The table."""
+    """The table, and how its columns were made."""
     lines = [f"| {title} | {' | '.join([*accuracy(a), speed(b), size(c)])} |" for title, a, b, c in ROWS]
-    return "\n".join([*HEAD, *lines])
+    made = [f"| {columns} | {provenance(name)} |" for columns, name in MADE_BY]
+    return "\n".join([*HEAD, *lines, "", "| Columns | Made by |", "|---|---|", *made])
 
 
 def fill(readme: str) -> str:

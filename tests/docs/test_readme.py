@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from documentation import PAGES, ROOT
+from documentation import PAGES, ROOT, commands_of
 
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "tools" / "results"
@@ -45,6 +45,21 @@ def test_every_table_is_shown_once_and_indexed() -> None:
     tables = sorted(path.name for path in RESULTS.glob("*.md"))
     assert sorted(shown) == tables
     assert sorted(indexed) == tables
+
+
+def commands_of_tables(page: str) -> dict[str, str]:
+    """Table's file -> the commands above it on a page, joined as the table itself says them."""
+    found = re.findall(r'```bash\n([^`]*)```\s+--8<-- "tools/results/(\S+)"', page)
+    return {name: "; ".join(commands_of(text)) for text, name in found}
+
+
+def test_commands_above_tables_are_those_that_made_them() -> None:
+    shown = {}
+    for path in sorted((ROOT / "docs" / "results").glob("*.md")):
+        shown |= commands_of_tables(path.read_text())
+    assert len(shown) == len(list(RESULTS.glob("*.md")))
+    for name, commands in shown.items():
+        assert (RESULTS / name).read_text().startswith(f"`{commands}`"), name
 
 
 def test_ci_runs_the_readmes_commands() -> None:
