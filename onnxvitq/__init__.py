@@ -2,7 +2,7 @@
 
     import onnxvitq
     result = onnxvitq.quantize("model.onnx", "images/", "model_int8.onnx")
-    print(result.report["compare"])
+    print(result.report.compare)
 
 Names are loaded when they are first used, so that importing the package loads neither onnxruntime nor torch.
 """

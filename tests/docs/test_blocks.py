@@ -87,7 +87,7 @@ def check_words(command: str) -> None:
     script = next((ROOT / word for word in words if re.match(r"(tools|models)/\S+\.(py|sh)$", word)), None)
     if script is None:
         return
-    source = script.read_text()
+    source = source_of(script)
     unknown = [word for word in words if word.startswith("--") and f'"{word}"' not in source and word != "--help"]
     assert unknown == [], f"{command}: {script.name} knows no {unknown}"
 
@@ -105,6 +105,13 @@ class PageRun:
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "documentation"})
     above: str = ""
     done: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def source_of(script: Path) -> str:
+    """Of a script and of the modules beside it that it imports."""
+    text = script.read_text()
+    beside = (script.with_name(f"{name}.py") for name in re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
+    return text + "".join(source_of(path) for path in beside if path.exists())
 
 
 def run_block(block: Block, page: PageRun) -> str:

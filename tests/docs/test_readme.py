@@ -32,7 +32,7 @@ def test_summary_is_of_the_tools_results(summary: ModuleType) -> None:
 
 
 def test_a_changed_figure_is_noticed(summary: ModuleType) -> None:
-    changed = re.sub(r"\d+\.\d dB", "99.9 dB", README, count=1)
+    changed = re.sub(r"\d+\.\d dB \|", "99.9 dB |", README, count=1)
     assert changed != README
     assert summary.fill(changed) == README
 
