@@ -11,13 +11,20 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "NumberFormat": "onnxvitq.core.formats",
     "OnnxVitqError": "onnxvitq.core.errors",
-    "PreprocessOptions": "onnxvitq.api",
+    "PreprocessOptions": "onnxvitq.data.opening",
     "QuantConfig": "onnxvitq.core.config",
+    "Renderer": "onnxvitq.report.renderers.registry",
     "Result": "onnxvitq.api",
+    "Step": "onnxvitq.fit.step",
+    "Target": "onnxvitq.targets.target",
+    "Task": "onnxvitq.evaluation.tasks.task",
+    "bench": "onnxvitq.api",
+    "evaluate": "onnxvitq.api",
     "inspect": "onnxvitq.api",
     "quantize": "onnxvitq.api",
-}
+}  # exporting is ``onnxvitq.api.export``: ``onnxvitq.export`` is the package that does it
 __all__ = sorted(_HOMES)
 
 

@@ -11,7 +11,7 @@ everything reached 41.5. What costs time or bytes has no such benefit: it must g
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxvitq.core.formats import QParams
@@ -112,7 +112,7 @@ def _all_or_nothing(state: FitState, context: FitContext, proposal: Proposal, pl
         before=state.sqnr_db,
         after=round(score.sqnr_db, 3),
         kept=proposal.gain.kept if accepted else 0,
-        parts=proposal.parts,
+        parts=proposal.parts if accepted else refused(proposal.parts),
     )
 
 
@@ -136,14 +136,20 @@ def _each_part(state: FitState, context: FitContext, proposal: Proposal, plan: Q
 
     kept, _, parts = accept_parts(state.plan, plan, state.layers, evaluate, state.best_db)
     after = state.scored(kept, next(score for candidate, score in seen if candidate is kept))
+    accepted = any(part.accepted for part in parts)
     return Verdict(
         state=after,
-        accepted=any(part.accepted for part in parts),
+        accepted=accepted,
         before=state.sqnr_db,
         after=after.sqnr_db,
-        kept=gain.kept,
+        kept=gain.kept if accepted else 0,
         parts=parts,
     )
+
+
+def refused(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts of a proposal none of which was kept, whatever each of them promised."""
+    return tuple(part if part.accepted is None else replace(part, accepted=False) for part in parts)
 
 
 # ------------------------------------------------------------------------------------------------------- part by part
