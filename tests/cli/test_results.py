@@ -134,7 +134,9 @@ def test_what_is_said_to_be_kept_was_accepted(fitted: tuple[tuple[str, ...], Res
     check_steps(result.report.steps)
 
 
-@pytest.mark.parametrize("method", ["search", "closed-form", "aiqvit"])  # minmax evaluates no output: it rejects nothing
+@pytest.mark.parametrize(
+    "method", ["search", "closed-form", "aiqvit"]
+)  # minmax evaluates no output: it rejects nothing
 def test_of_steps_that_are_rejected_nothing_is_kept(
     vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
