@@ -12,12 +12,10 @@ from textgraph import model_of
 import onnxvitq
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import ConfigError
-from onnxvitq.core.tensors import FloatArray
+from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
 from onnxvitq.evaluation.tasks.choose import choose_task
 from onnxvitq.evaluation.tasks.classification import Classification
 from onnxvitq.evaluation.tasks.features import Features
-from onnxvitq.evaluation.tasks.task import DoubleArray
-from onnxvitq.numerics.drop import Labels
 
 # One attention; its first output is features of every token, its second 4 scores of the whole.
 TWO_OUTPUTS = (
@@ -39,7 +37,7 @@ class TopTwo(Classification):
     def evaluated_output(self, names: Sequence[str]) -> str:
         return names[-1]
 
-    def scores(self, output: FloatArray, labels: Labels) -> DoubleArray:
+    def scores(self, output: FloatArray, labels: LongArray) -> DoubleArray:
         best = np.argsort(output, axis=1)[:, -2:]
         return (best == labels[:, None]).any(axis=1).astype(np.float64)
 
