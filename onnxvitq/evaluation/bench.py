@@ -20,7 +20,16 @@ LOADS = 7  # fresh processes a model; from one to the next the allocator's luck 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One model: cold load, median and quartiles of its runs in ms, and the first model's median over its own."""
+    """How long one model takes.
+
+    Attributes:
+        model: path of the file.
+        load_ms: cold load in this process, in ms.
+        median_ms: of its runs, in ms.
+        lower_ms: lower quartile of its runs, in ms.
+        upper_ms: upper quartile, in ms.
+        speedup: the first model's median over its own.
+    """
 
     model: str
     load_ms: float
@@ -32,7 +41,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """One model in fresh processes: medians of cold load in ms and of the memory at its peak in MB, and the largest peak."""
+    """What loading one model takes in fresh processes.
+
+    Attributes:
+        model: path of the file.
+        load_ms: median of cold load, in ms.
+        peak_mb: median of the memory at its peak, in MB.
+        largest_mb: the largest peak, in MB.
+    """
 
     model: str
     load_ms: float
@@ -82,9 +98,9 @@ def footprints(models: Sequence[Path], feeds: Sequence[Mapping[str, np.ndarray]]
     return [
         Loading(
             model=taken[0].model,
-            load_ms=float(np.median([one.load_ms for one in taken])),
-            peak_mb=float(np.median([one.peak_mb for one in taken])),
-            largest_mb=max(one.peak_mb for one in taken),
+            load_ms=float(np.median([process.load_ms for process in taken])),
+            peak_mb=float(np.median([process.peak_mb for process in taken])),
+            largest_mb=max(process.peak_mb for process in taken),
         )
         for taken in zip(*rounds, strict=True)
     ]

@@ -120,14 +120,14 @@ def open_decisions(path: Path, inputs: tuple[InputSpec, ...], preprocessing: Pre
 
 
 def read_decisions(
-    model: Path, data: Labelled | Source, seen: Collection[bytes], threads: int, task: Task | None = None
+    model: Path, data: Labelled | Source, calibrated: Collection[bytes], threads: int, task: Task | None = None
 ) -> Decisions:
     """What the float model decides on other data than it is calibrated with.
 
     Args:
         model: the float model.
         data: of ``open_decisions``.
-        seen: digests of the calibration samples (``sample_digests``).
+        calibrated: digests of the calibration samples (``sample_digests``).
         threads: of onnxruntime.
         task: says which output is evaluated and what is decided; chosen by the output's shape when None.
 
@@ -140,7 +140,7 @@ def read_decisions(
     scores, labels, shared = [], [], 0
     for feed, right in _pairs(data):
         digests = sample_digests(feed)[: None if right is None else len(right)]
-        shared += sum(digest in seen for digest in digests)
+        shared += sum(digest in calibrated for digest in digests)
         scores.append(session.run(feed, [name])[0][: len(digests)])
         task = _deciding(scores[-1], task)
         contents.update(b"".join(digests))

@@ -1,6 +1,6 @@
 """How much of the output's error each kind of site brings in: one at a time, everything else float.
 
-Needs no labels, and no class scores: it is the error of the model's first output, logits or features.
+Needs no labels, and no class scores: it is the error of the model's evaluated output, logits or features.
 """
 
 import re
@@ -10,11 +10,12 @@ from typing import Protocol
 
 from onnxvitq.core.plan import Layers, QuantPlan, only
 from onnxvitq.numerics.decibels import error_power
+from onnxvitq.report.records import SiteSensitivity
 
 IN_BLOCK = re.compile(r"block(\d+)\.(.*)")
 
 
-class Reading(Protocol):
+class Difference(Protocol):
     """The difference of the model's output from the float model's."""
 
     @property
@@ -24,16 +25,23 @@ class Reading(Protocol):
 
     @property
     def agreement(self) -> float | None:
-        """Share of the samples with the same decision; None where the output is no class scores."""
+        """Share of the samples with the same decision; None where nothing is decided."""
         ...
 
 
-Measure = Callable[[QuantPlan], Reading]  # of a plan some of whose sites have no parameters: these are float
+Measure = Callable[[QuantPlan], Difference]  # of a plan some of whose sites have no parameters: these are float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SitePart:
-    """The sites of one kind in one block (None outside all blocks), and the most bits one of them has."""
+class SiteGroup:
+    """The sites of one kind in one block.
+
+    Attributes:
+        block: number of the block; None outside all blocks.
+        kind: of the sites, such as ``mlp.fc1.weight``.
+        tensors: names of their tensors.
+        bits: the most that one of them has.
+    """
 
     block: int | None
     kind: str
@@ -41,31 +49,21 @@ class SitePart:
     bits: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
-    """A part, the output with only this part quantized, and its share of the sum of all parts' error powers."""
-
-    part: SitePart
-    sqnr_db: float
-    agreement: float | None
-    share: float
-
-
-def site_parts(layers: Layers, plan: QuantPlan) -> tuple[SitePart, ...]:
-    """Every site of a plan in exactly one part: those outside all blocks, then block after block."""
+def site_groups(layers: Layers, plan: QuantPlan) -> tuple[SiteGroup, ...]:
+    """Every site of a plan in exactly one group: those outside all blocks, then block after block."""
     roles = {linear.name: linear.role for linear in layers.blockmap.linears}
-    found: dict[tuple[int | None, str], list[str]] = {}
+    members: dict[tuple[int | None, str], list[str]] = {}
     for tensor, decision in plan.decisions.items():
         nodes = [node for node, _ in decision.site.consumers]
         readers = sorted({roles[node] for node in nodes if node in roles}, key=_in_order)
-        found.setdefault(_block_and_kind(decision.site.role, readers), []).append(tensor)
-    parts = [
-        SitePart(
-            block=block, kind=kind, tensors=tuple(tensors), bits=max(plan.decisions[one].spec.bits for one in tensors)
+        members.setdefault(_block_and_kind(decision.site.role, readers), []).append(tensor)
+    groups = [
+        SiteGroup(
+            block=block, kind=kind, tensors=tuple(tensors), bits=max(plan.decisions[name].spec.bits for name in tensors)
         )
-        for (block, kind), tensors in found.items()
+        for (block, kind), tensors in members.items()
     ]
-    return tuple(sorted(parts, key=lambda part: (part.block is not None, part.block or 0)))
+    return tuple(sorted(groups, key=lambda group: (group.block is not None, group.block or 0)))
 
 
 def _in_order(role: str) -> tuple[int, str]:
@@ -83,13 +81,21 @@ def _block_and_kind(role: str, readers: Sequence[str]) -> tuple[int | None, str]
     return (int(found[1]), found[2]) if found else (None, role)
 
 
-def one_at_a_time(layers: Layers, plan: QuantPlan, measure: Measure) -> tuple[Sensitivity, ...]:
-    """The output's error with one part of a fitted plan quantized, for every part."""
-    parts = site_parts(layers, plan)
-    readings = [measure(only(plan, part.tensors)) for part in parts]
-    powers = [error_power(reading.sqnr_db) for reading in readings]
+def one_at_a_time(layers: Layers, plan: QuantPlan, measure: Measure) -> tuple[SiteSensitivity, ...]:
+    """The output's error with one group of sites of a fitted plan quantized, for every group."""
+    groups = site_groups(layers, plan)
+    differences = [measure(only(plan, group.tensors)) for group in groups]
+    powers = [error_power(difference.sqnr_db) for difference in differences]
     total = sum(powers) or 1.0
     return tuple(
-        Sensitivity(part=part, sqnr_db=reading.sqnr_db, agreement=reading.agreement, share=power / total)
-        for part, reading, power in zip(parts, readings, powers, strict=True)
+        SiteSensitivity(
+            block=group.block,
+            kind=group.kind,
+            tensors=group.tensors,
+            bits=group.bits,
+            sqnr_db=round(difference.sqnr_db, 2),
+            agreement=difference.agreement,
+            share=round(power / total, 5),
+        )
+        for group, difference, power in zip(groups, differences, powers, strict=True)
     )

@@ -36,22 +36,30 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inside:
-    """What is made use of inside a probe's network.
+class ProbeOptions:
+    """How the network of a probe is cut up.
 
     Attributes:
         watched: tensors of the graph that ``OutputProbe.watch`` can give.
-        stages: subgraphs to run one after the other, at most. A plan that differs from the probe's own in a late layer is
+        subgraphs: to run one after the other, at most. A plan that differs from the probe's own in a late layer is
             evaluated by running the subgraphs from that on: the values that a sample has between them are kept.
     """
 
     watched: tuple[str, ...] = ()
-    stages: int = 1
+    subgraphs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
-    """A subgraph with its session; ``watched`` are outputs that are asked for by name."""
+class _OpenSubgraph:
+    """A subgraph with its session.
+
+    Attributes:
+        session: runs it.
+        inputs: names of what it reads.
+        outputs: names of what it hands on.
+        watched: names of outputs that it gives where they are asked for.
+        share: of the whole network, 0 to 1.
+    """
 
     session: Session
     inputs: frozenset[str]
@@ -74,7 +82,7 @@ class OutputProbe:
             evaluated later has the same readers.
         samples: to evaluate on.
         threads: of onnxruntime.
-        inside: what of the network's inside is made use of; nothing when None.
+        options: how the network is cut up; not at all when None.
 
     Raises:
         InvalidGraphError: onnxruntime cannot run the graph.
@@ -88,7 +96,7 @@ class OutputProbe:
         plan: QuantPlan,
         samples: Samples,
         threads: int,
-        inside: Inside | None = None,
+        options: ProbeOptions | None = None,
     ) -> None:
         self._layers, self._samples = layers, samples
         probe = probe_graph(graph, layers, plan)
@@ -97,14 +105,15 @@ class OutputProbe:
         self._output, self._probabilities = evaluated.name, is_probabilities(evaluated)
         probe.outputs = [tensor for tensor in probe.outputs if tensor.name == evaluated.name]
         base = probe_parameters(layers, plan)
-        inside = inside or Inside()
+        options = options or ProbeOptions()
         sizes = {name: value.size for name, value in base.items()}
-        self._parts = [
-            _opened(probe, part, threads) for part in cut_evenly(probe, sizes, inside.stages, inside.watched)
+        self._subgraphs = [
+            _opened(probe, subgraph, threads)
+            for subgraph in cut_evenly(probe, sizes, options.subgraphs, options.watched)
         ]
-        read = {name for part in self._parts for name in part.inputs}
+        read = {name for subgraph in self._subgraphs for name in subgraph.inputs}
         self._base = {name: value for name, value in base.items() if name in read}
-        self._known: dict[int, dict[str, np.ndarray]] = {}  # of a sample, what the parts hand on with ``plan``
+        self._known: dict[int, dict[str, np.ndarray]] = {}  # of a sample, what subgraphs hand on with ``plan``
         self.runs = 0.0  # of the whole network
 
     def __call__(self, plan: QuantPlan, count: int | None = None) -> OutputDifference:
@@ -124,27 +133,27 @@ class OutputProbe:
         return {name: value for name, value in values.items() if name in self._base}
 
     def watch(self, plan: QuantPlan, tensors: Sequence[str], count: int | None = None) -> list[FloatArray]:
-        """The values of some watched tensors, samples joined along the first axis; later parts are not run."""
+        """The values of some watched tensors, samples joined along the first axis; later subgraphs are not run."""
         parameters = self._parameters(plan)
-        last = max(place for place, part in enumerate(self._parts) if part.gives(tensors))
-        found = [self._run(index, parameters, tensors, last) for index in range(len(self._samples.feeds[:count]))]
-        return [np.concatenate([values[name] for values in found]) for name in tensors]
+        last = max(place for place, subgraph in enumerate(self._subgraphs) if subgraph.gives(tensors))
+        values = [self._run(index, parameters, tensors, last) for index in range(len(self._samples.feeds[:count]))]
+        return [np.concatenate([of_sample[name] for of_sample in values]) for name in tensors]
 
     def propagated(self, plan: QuantPlan, places: Sequence[int], count: int) -> list[float]:
-        """Error power of what these parts hand on, in units of the power of what they hand on with the own plan.
+        """Error power of what the subgraphs at these places hand on, over the power of what they hand on with the own plan.
 
-        Of the last part that is the output. Later parts than the last of these are not run.
+        Of the last subgraph that is the output. Later ones than the last of these are not run.
         """
         parameters = self._parameters(plan)
         errors, powers = np.zeros(len(places)), np.zeros(len(places))
         for index in range(count):
             known = self._own(index)
-            found = known | self._run(index, parameters, (), max(places))
+            values = known | self._run(index, parameters, (), max(places))
             for at, place in enumerate(places):
-                for name in self._parts[place].outputs:
+                for name in self._subgraphs[place].outputs:
                     if known[name].dtype.kind == "f":
                         exact = known[name].astype(np.float64)
-                        errors[at] += ((found[name] - exact) ** 2).sum()
+                        errors[at] += ((values[name] - exact) ** 2).sum()
                         powers[at] += (exact**2).sum()
         return list(errors / np.maximum(powers, np.finfo(np.float64).tiny))
 
@@ -155,17 +164,17 @@ class OutputProbe:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of each part in the whole network, 0 to 1."""
-        return tuple(part.share for part in self._parts)
+        """Of each subgraph in the whole network, 0 to 1."""
+        return tuple(subgraph.share for subgraph in self._subgraphs)
 
     def places(self, linears: Iterable[str]) -> tuple[int, int]:
-        """The first and the last part that read these linears' weights."""
+        """Places of the first and the last subgraph that read these linears' weights."""
         names = {weight_input(self._layers.blockmap.linear(name)) for name in linears}
-        found = [place for place, part in enumerate(self._parts) if part.inputs & names]
-        return found[0], found[-1]
+        reading = [place for place, subgraph in enumerate(self._subgraphs) if subgraph.inputs & names]
+        return reading[0], reading[-1]
 
     def _own(self, index: int) -> dict[str, np.ndarray]:
-        """What the parts hand on of a sample with the own plan; kept."""
+        """What the subgraphs hand on of a sample with the own plan; kept."""
         if index not in self._known:
             self._known[index] = self._from(0, {**self._samples.feeds[index], **self._base})
         return self._known[index]
@@ -173,9 +182,9 @@ class OutputProbe:
     def _run(
         self, index: int, parameters: Mapping[str, np.ndarray], tensors: Sequence[str] = (), last: int | None = None
     ) -> dict[str, np.ndarray]:
-        """What the parts up to ``last`` hand on, and watched tensors, of one of the own samples."""
+        """What the subgraphs up to ``last`` hand on, and watched tensors, of one of the own samples."""
         feed = self._samples.feeds[index]
-        if len(self._parts) == 1:
+        if len(self._subgraphs) == 1:
             return self._from(0, {**feed, **parameters}, tensors)
         known = self._own(index)
         changed = {
@@ -183,8 +192,12 @@ class OutputProbe:
             for name, value in parameters.items()
             if value is not self._base[name] and not np.array_equal(value, self._base[name])
         }
-        places = (place for place, part in enumerate(self._parts) if part.inputs & changed or part.gives(tensors))
-        first = next(places, len(self._parts))
+        places = (
+            place
+            for place, subgraph in enumerate(self._subgraphs)
+            if subgraph.inputs & changed or subgraph.gives(tensors)
+        )
+        first = next(places, len(self._subgraphs))
         return known | self._from(first, {**feed, **known, **parameters}, tensors, last)
 
     def _from(
@@ -194,29 +207,29 @@ class OutputProbe:
         tensors: Sequence[str] = (),
         last: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Run the parts ``first`` to ``last``; ``values`` are the inputs and what parts before them hand on."""
-        known, found = dict(values), dict[str, np.ndarray]()
-        for part in self._parts[first : len(self._parts) if last is None else last + 1]:
-            names = [*part.outputs, *(part.watched & {*tensors})]
-            made = zip(names, part.session.run({name: known[name] for name in part.inputs}, names), strict=True)
-            found.update(made)
-            known.update(found)
-            self.runs += part.share
-        return found
+        """Run the subgraphs ``first`` to ``last``; ``values`` are the inputs and what subgraphs before them hand on."""
+        known, computed = dict(values), dict[str, np.ndarray]()
+        for subgraph in self._subgraphs[first : len(self._subgraphs) if last is None else last + 1]:
+            names = [*subgraph.outputs, *(subgraph.watched & {*tensors})]
+            outputs = subgraph.session.run({name: known[name] for name in subgraph.inputs}, names)
+            computed.update(zip(names, outputs, strict=True))
+            known.update(computed)
+            self.runs += subgraph.share
+        return computed
 
 
-def _opened(probe: gs.Graph, part: WeightedSubgraph, threads: int) -> _Part:
-    graph = as_graph(probe, part.subgraph, part.watched).copy()  # subgraphs share their tensors
+def _opened(probe: gs.Graph, weighted: WeightedSubgraph, threads: int) -> _OpenSubgraph:
+    graph = as_graph(probe, weighted.subgraph, weighted.watched).copy()  # subgraphs share their tensors
     for tensor in graph.inputs:
         tensor.dtype = tensor.dtype or np.float32
     with scratch_folder() as folder:
         path = folder / "probe.onnx"
         save_in_scratch(to_proto(graph, {}), path)
         session = Session(path, threads=threads, spare="cores")
-    return _Part(
+    return _OpenSubgraph(
         session=session,
-        inputs=frozenset(part.subgraph.inputs),
-        outputs=part.subgraph.outputs,
-        watched=frozenset(part.watched),
-        share=part.share,
+        inputs=frozenset(weighted.subgraph.inputs),
+        outputs=weighted.subgraph.outputs,
+        watched=frozenset(weighted.watched),
+        share=weighted.share,
     )

@@ -1,15 +1,15 @@
 """A float graph that computes what any plan of one model computes: its quantizers' parameters and its weights are inputs.
 
-Judging a plan by writing it, opening it and running it costs a session a plan, and most of the time of a search over hundreds
-of plans. Here one session serves them all: ``x`` of a planned tensor becomes
+Evaluating a plan by writing it, opening it and running it costs a session a plan, and most of the time of a search over
+hundreds of plans. Here one session serves them all: ``x`` of a planned tensor becomes
 
     scale * clip(round(x / scale), low, high)        low = qmin - zero point, high = qmax - zero point
 
 in four float operators, which is what QuantizeLinear and DequantizeLinear compute, with ``scale``, ``low`` and ``high`` given
 at each run. A tensor that is to stay float gets a scale so fine that rounding does nothing. Weights are given as the values
-that their codes stand for. Products are then float products of exact codes: equal to the integer ones but for the rounding of
-sums. That is enough to move a code by one here and there, and a moved code moves codes in all layers after it: in a deep
-model the error of one sample may differ by some dB from the written model's, over many samples it is the same.
+that their integers stand for. Products are then float products of exact integers: equal to the integer ones but for the
+rounding of sums. That is enough to move an integer by one here and there, and a moved one moves others in all layers after it:
+in a deep model the error of one sample may differ by some dB from the written model's, over many samples it is the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def probe_graph(graph: gs.Graph, layers: Layers, plan: QuantPlan) -> gs.Graph:
     """A copy of a canonical graph whose weights and quantizers are inputs; ``probe_parameters`` gives their values.
 
     A tensor that the plan has parameters for gets a quantizer before every reader that the plan names: a probe that is made
-    for a plan without any costs hardly more than the float model, and judges weights. The outputs are those of ``graph``.
+    for a plan without any costs hardly more than the float model, and evaluates weights. The outputs are those of ``graph``.
     """
     writer = _Writer(graph.copy(), layers, plan)
     for linear in planned_layers(layers, plan):
@@ -55,7 +55,7 @@ def probe_parameters(layers: Layers, plan: QuantPlan) -> dict[str, np.ndarray]:
         if decision.site.kind == "weight":
             continue
         if tensor in layers.constants:
-            values[_constant(tensor)] = _as_seen(layers.constants[tensor], decision.params)
+            values[_constant(tensor)] = _dequantized(layers.constants[tensor], decision.params)
         else:
             values.update(_quantizer(tensor, decision.params))
     for linear in planned_layers(layers, plan):
@@ -66,7 +66,7 @@ def probe_parameters(layers: Layers, plan: QuantPlan) -> dict[str, np.ndarray]:
             params = raise_for_bias(params, bias, float(inputs.scale))
             step = (params.scale * inputs.scale).astype(np.float64)
             bias = (np.rint(bias / step) * step).astype(np.float32)
-        values[weight_input(linear)], values[_bias(linear)] = _as_seen(weight, params), bias
+        values[weight_input(linear)], values[_bias(linear)] = _dequantized(weight, params), bias
     return values
 
 
@@ -81,7 +81,7 @@ def _reads(plan: QuantPlan, tensor: str, reader: tuple[str, int]) -> bool:
     return tensor in plan.decisions and reader in plan.decisions[tensor].site.consumers
 
 
-def _as_seen(values: FloatArray, params: QParams | None) -> FloatArray:
+def _dequantized(values: FloatArray, params: QParams | None) -> FloatArray:
     return values if params is None else fake_quantize(values, params)
 
 
@@ -114,7 +114,7 @@ class _Writer:
         self.graph, self._layers, self._plan = graph, layers, plan
         self._edit = Editor(graph)
         self._nodes, self._tensors = {node.name: node for node in graph.nodes}, graph.tensors()
-        self._seen: dict[str, gs.Tensor] = {}
+        self._made: dict[str, gs.Tensor] = {}
 
     def linear(self, linear: Linear) -> None:
         """Q(x) W + b with W and b as inputs; a layer without a bias gets one."""
@@ -122,7 +122,7 @@ class _Writer:
         output = self._nodes[linear.bias_node or linear.name].outputs[0]
         source = node.inputs[0]
         weight = self._input(weight_input(linear), (linear.in_features, linear.out_features))
-        node.inputs = [self._codes(source, linear.input), weight]
+        node.inputs = [self._quantized(source, linear.input), weight]
         bias = self._input(_bias(linear), (linear.out_features,))
         if linear.bias_node:
             last = self._nodes[linear.bias_node]
@@ -138,21 +138,21 @@ class _Writer:
             return
         for port, tensor in enumerate(operands):
             source = self._nodes[node].inputs[port]
-            codes = self._codes(source, tensor)
-            self._nodes[node].inputs[port] = codes
+            quantized = self._quantized(source, tensor)
+            self._nodes[node].inputs[port] = quantized
             for total in row_sums(source):
-                total.inputs[0] = codes
+                total.inputs[0] = quantized
 
-    def _codes(self, source: gs.Tensor, site: str) -> gs.Tensor:
+    def _quantized(self, source: gs.Tensor, site: str) -> gs.Tensor:
         if isinstance(source, gs.Constant):
             make = self._constant
         elif self._plan.params(site) is not None:
             make = self._round
         else:
             return source
-        if site not in self._seen:
-            self._seen[site] = make(source, site)
-        return self._seen[site]
+        if site not in self._made:
+            self._made[site] = make(source, site)
+        return self._made[site]
 
     def _constant(self, source: gs.Constant, site: str) -> gs.Tensor:
         return self._input(_constant(site), source.values.shape)
@@ -162,7 +162,7 @@ class _Writer:
         value = self._edit.node("Div", f"{site}:divided", [source, scale])
         value = self._edit.node("Round", f"{site}:rounded", [value])
         value = self._edit.node("Clip", f"{site}:clipped", [value, low, high])
-        value = self._edit.node("Mul", f"{site}:seen", [value, scale])
+        value = self._edit.node("Mul", f"{site}:dequantized", [value, scale])
         value.shape = source.shape
         return value
 

@@ -17,7 +17,7 @@ from onnxvitq.core.plan import Layers, QuantPlan, only
 from onnxvitq.core.quantize_options import FLOAT
 from onnxvitq.core.tensors import DoubleArray, FloatArray, LongArray
 from onnxvitq.evaluation.one_by_one import OneByOne
-from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
+from onnxvitq.evaluation.probe import OutputProbe, ProbeOptions, Samples
 from onnxvitq.numerics.sensitivity import omega
 from onnxvitq.precision.groups import FIRST_WIDTH, FLOAT_BITS, LayerGroup
 from onnxvitq.precision.network import PlannedNetwork
@@ -92,9 +92,9 @@ class CostMeter:
     ) -> None:
         self._network, self._groups, self._rounding, self._config = network, groups, rounding, config
         self._watched = [_watched(network.layers, group) for group in groups]
-        inside = Inside(watched=tuple(dict.fromkeys(tensor for tensor, _ in self._watched)), stages=SUBGRAPHS)
+        options = ProbeOptions(watched=tuple(dict.fromkeys(tensor for tensor, _ in self._watched)), subgraphs=SUBGRAPHS)
         nothing = only(network.plan, ())
-        self._probe = OutputProbe(network.graph, network.layers, nothing, samples, config.threads, inside)
+        self._probe = OutputProbe(network.graph, network.layers, nothing, samples, config.threads, options)
         count = network.statistics.count
         runs = count * (FEW_PASSES if count < FEW else PASSES)
         self._one_by_one = OneByOne(self._probe, [group.linears for group in groups], runs, len(samples.feeds))

@@ -8,7 +8,7 @@ from fitted_cases import Case, build_case, correlated, seeded_transformer
 
 from onnxvitq.core.plan import QuantPlan, only
 from onnxvitq.evaluation.one_by_one import ENOUGH, OneByOne
-from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
+from onnxvitq.evaluation.probe import OutputProbe, ProbeOptions, Samples
 from onnxvitq.graph.writing import save_for_session, to_proto
 from onnxvitq.numerics.decibels import error_power
 from onnxvitq.runtime.session import Session
@@ -30,8 +30,8 @@ class Changes:
     def __init__(self, case: Case, samples: Samples) -> None:
         self.case = case
         self.linears = [one for one in case.layers.blockmap.linears if one.weight in case.plan.decisions]
-        inside = Inside(stages=6)
-        self.probe = OutputProbe(case.graph, case.layers, only(case.plan, ()), samples, 1, inside)
+        options = ProbeOptions(subgraphs=6)
+        self.probe = OutputProbe(case.graph, case.layers, only(case.plan, ()), samples, 1, options)
 
     def plan_of(self, numbers: Sequence[int]) -> QuantPlan:
         return only(self.case.plan, {self.linears[number].weight for number in numbers})

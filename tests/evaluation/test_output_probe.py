@@ -11,7 +11,7 @@ from fitted_cases import Case, build_case, correlated, seeded_transformer, with_
 from onnxvitq.core.errors import OutputError
 from onnxvitq.core.plan import only
 from onnxvitq.evaluation.evaluator import OutputEvaluator
-from onnxvitq.evaluation.probe import Inside, OutputProbe, Samples
+from onnxvitq.evaluation.probe import OutputProbe, ProbeOptions, Samples
 from onnxvitq.fit.steps.ranges import fit_ranges
 from onnxvitq.graph import scratch
 from onnxvitq.graph.writing import save_for_session, to_proto
@@ -56,8 +56,8 @@ def test_stages_give_the_figures_of_the_whole_and_run_less(made: Made) -> None:
     nothing = only(case.plan, ())
     linears = [linear for linear in case.layers.blockmap.linears if linear.weight in case.plan.decisions]
     watched = linears[-2].output
-    whole = OutputProbe(case.graph, case.layers, nothing, samples, 1, Inside(watched=(watched,)))
-    parts = OutputProbe(case.graph, case.layers, nothing, samples, 1, Inside(watched=(watched,), stages=3))
+    whole = OutputProbe(case.graph, case.layers, nothing, samples, 1, ProbeOptions(watched=(watched,)))
+    parts = OutputProbe(case.graph, case.layers, nothing, samples, 1, ProbeOptions(watched=(watched,), subgraphs=3))
     parts(nothing)
     assert len(parts.shares) == 3
     assert parts.runs == pytest.approx(len(samples.feeds))
@@ -78,7 +78,7 @@ def test_stages_give_the_figures_of_the_whole_and_run_less(made: Made) -> None:
 
 def test_what_is_carried_a_part_on_runs_no_further(made: Made) -> None:
     case, samples = made
-    probe = OutputProbe(case.graph, case.layers, only(case.plan, ()), samples, 1, Inside(stages=3))
+    probe = OutputProbe(case.graph, case.layers, only(case.plan, ()), samples, 1, ProbeOptions(subgraphs=3))
     plan = only(case.plan, {case.layers.blockmap.linears[0].weight})
     probe.propagated(plan, [0], 2)
     before = probe.runs

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.statistics import StatisticsRequest
-from onnxvitq.evaluation.one_at_a_time import Sensitivity, one_at_a_time
+from onnxvitq.evaluation.one_at_a_time import one_at_a_time
 from onnxvitq.evaluation.probe import OutputProbe
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, Proposal
-from onnxvitq.report.records import Section, SensitivityReport, SiteSensitivity
+from onnxvitq.report.records import Section, SensitivityReport
 
 REPORTED = 8  # held-out samples that it is measured on: each is run once for every part
 
@@ -35,20 +35,7 @@ class ReportSensitivity:
             output=context.output,
             outputs=context.outputs,
             samples=len(samples.feeds),
-            parts=tuple(_recorded(part) for part in one_at_a_time(state.layers, state.plan, probe)),
+            parts=one_at_a_time(state.layers, state.plan, probe),
         )
         section = Section(key=self.name, content=content)
         return Proposal(acceptance=Acceptance.DECIDED, section=section, recorded=False)
-
-
-def _recorded(measured: Sensitivity) -> SiteSensitivity:
-    part = measured.part
-    return SiteSensitivity(
-        block=part.block,
-        kind=part.kind,
-        tensors=part.tensors,
-        bits=part.bits,
-        sqnr_db=round(measured.sqnr_db, 2),
-        agreement=measured.agreement,
-        share=round(measured.share, 5),
-    )
