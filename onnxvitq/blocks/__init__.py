@@ -1,1 +1,1 @@
-"""What a Vision Transformer looks like in ONNX: patterns as constants, and the search that returns a BlockMap."""
+"""Patterns of the layers of a Vision Transformer in ONNX, as data, and the search that returns a BlockMap."""

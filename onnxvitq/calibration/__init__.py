@@ -1,1 +1,1 @@
-"""Calibration samples, and what is measured of a network on them."""
+"""The calibration dataset, and statistics of a network that are measured on it."""

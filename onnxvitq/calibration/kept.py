@@ -1,4 +1,4 @@
-"""Statistics that can be put aside in a file while something else needs the room: they are half of all that a fit holds."""
+"""Statistics that can be moved to a file while something else needs the memory: they are half of all that a fit holds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,11 @@ from onnxvitq.graph.scratch import scratch_error
 
 
 class KeptStatistics:
-    """The statistics of one graph, in memory or in a file. What they say never changes, only where they lie."""
+    """The statistics of one graph, in memory or in a file.
+
+    Args:
+        statistics: in memory.
+    """
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics: Statistics | None = statistics
@@ -17,21 +21,21 @@ class KeptStatistics:
 
     @property
     def statistics(self) -> Statistics:
-        """Read again where they were put aside; they stay in the file then."""
+        """The statistics; read from the file, and not kept in memory, where they were put aside."""
         if self._statistics is None:
             assert self._file is not None  # put_aside wrote it
             return read_stats(self._file)
         return self._statistics
 
     def put_aside(self, folder: Path, reduced: Callable[[Statistics], Statistics] | None = None) -> Path:
-        """Into a file of a folder, out of memory; the file.
+        """Move the statistics from memory to a file, and return its path.
 
         Args:
-            folder: of temporary files.
-            reduced: what of them is still needed; all of it when None.
+            folder: for the file; it exists, and may be removed after ``take_back``.
+            reduced: function from the statistics to those that are still needed; None keeps all.
 
         Raises:
-            OutputError: no room in the folder.
+            OutputError: the file cannot be written; the statistics are still in memory.
         """
         file = folder / "statistics.npz"
         try:
@@ -42,5 +46,5 @@ class KeptStatistics:
         return file
 
     def take_back(self) -> None:
-        """Into memory again, before the folder goes."""
+        """Move the statistics back to memory. The file is not needed afterwards."""
         self._statistics = self.statistics

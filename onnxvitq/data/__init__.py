@@ -1,1 +1,1 @@
-"""What is fed to the model: images, arrays and iterables, the preprocessing that makes them fit, and labels."""
+"""The model's inputs: images, arrays and iterables, the preprocessing that makes them fit, and labels."""

@@ -1,4 +1,4 @@
-"""Data for one model: opened with the preprocessing that the user, the model's metadata or a file beside it says."""
+"""Calibration data opened for one model, with the preprocessing that options, metadata or a file beside the model state."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from onnxvitq.data.source import Source, open_source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessOptions:
-    """What the user said about preprocessing.
+    """The user's options for preprocessing.
 
     Attributes:
         flags: single settings by name, such as ``mean``; None is a setting that was not given.
@@ -35,7 +35,7 @@ class OpenedData:
 
     Attributes:
         source: the samples.
-        preprocessing: what is done to images; None where the data are no images.
+        preprocessing: of images; None where the data are not images.
         origin: where the preprocessing was found, in words.
     """
 
@@ -52,10 +52,18 @@ def open_for_model(
     options: PreprocessOptions,
     limit: int | None = None,
 ) -> OpenedData:
-    """Calibration data, at most ``limit`` samples of them, as inputs of a model.
+    """Open calibration data as inputs of a model.
+
+    Args:
+        data: a path, arrays or an iterable, as ``source.open_source`` takes them.
+        model: path of the model; a preprocessing file may lie beside it.
+        inputs: of the model.
+        metadata: of the model.
+        options: the user's, for preprocessing.
+        limit: number of samples, at most; None for all.
 
     Raises:
-        DataError: there is nothing to read, or it does not fit the model, or nothing says how images become inputs.
+        DataError: there are no samples, they do not fit the model, or nothing states how images become inputs.
     """
     preprocessing, origin = preprocessing_for(inputs, metadata, options, find_config_file(model), data)
     source = open_source(data, inputs, preprocessing, limit=limit)
@@ -69,18 +77,19 @@ def preprocessing_for(
     beside: Path | None,
     data: object,
 ) -> tuple[Preprocessing | None, str]:
-    """What is done to images, and where that was found; None where the model takes none, or where nothing says it and
-    ``data`` may need none.
+    """The preprocessing of images, and where it was found, in words.
+
+    The preprocessing is None where the model does not take one image, and where nothing states it and the data may not need it.
 
     Args:
         inputs: of the model.
         metadata: of the model.
-        options: what the user said.
+        options: the user's, for preprocessing.
         beside: a configuration file beside the model.
-        data: what is to be read.
+        data: a path, arrays or an iterable.
 
     Raises:
-        DataError: the data are images, or the user said something, and it is not enough.
+        DataError: the data are images or the user gave options, and no source states the whole preprocessing.
     """
     images = [spec for spec in inputs if len(spec.shape) == 4]
     if len(inputs) != 1 or not images:
@@ -96,7 +105,7 @@ def preprocessing_for(
 
 
 def gives_the_same_again(data: object) -> bool:
-    """Whether a second pass over ``data`` gives what the first gave: a loader that shuffles can be read again, too."""
+    """Whether every pass over data gives the same samples. Not known of a loader, say, which may shuffle at each pass."""
     return isinstance(data, str | os.PathLike | np.ndarray | Mapping | list | tuple)
 
 

@@ -1,4 +1,4 @@
-"""What does not depend on the input becomes a constant."""
+"""Tensors that do not depend on the input become constants."""
 
 import logging
 
