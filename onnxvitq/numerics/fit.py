@@ -1,6 +1,6 @@
 """Search for scales by the error of a product's output, one operand at a time in turn.
 
-Paper A, section 1.4; docs/methods.md, "Interval search".
+Paper A's interval search; docs/methods.md, "Interval search".
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """The architecture page names rooms and files that exist, every room, and the rooms' contracts where they are."""
 
 import re
+from pathlib import Path
 
 from documentation import ROOT
 
@@ -41,3 +42,32 @@ def test_contracts_are_where_the_page_says() -> None:
     ):
         assert f"`{path}`" in PAGE
         assert name in (PACKAGE / path).read_text(), path
+
+
+CITED = re.compile(r'docs/(\w+)\.md,\s+"([^"]+)"(?:\s+and\s+"([^"]+)")?')
+
+
+def cited_in(source: str) -> list[tuple[str, str]]:
+    """(page, heading) of every section of these pages that a source cites."""
+    return [(page, title) for page, *titles in CITED.findall(source) for title in titles if title]
+
+
+def unknown_sections(cited: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those that no page has."""
+    return [(page, title) for page, title in cited if not _has(ROOT / "docs" / f"{page}.md", " ".join(title.split()))]
+
+
+def _has(page: Path, title: str) -> bool:
+    return page.exists() and re.search(rf"^#+ {re.escape(title)}$", page.read_text(), re.MULTILINE) is not None
+
+
+def test_sections_that_the_code_cites_exist() -> None:
+    sources = [path for room in ("onnxvitq", "tests", "tools") for path in (ROOT / room).rglob("*.py")]
+    cited = [section for path in sources for section in cited_in(path.read_text()) if path != Path(__file__)]
+    assert len(cited) > 10
+    assert unknown_sections(cited) == []
+
+
+def test_a_section_that_is_not_there_is_noticed() -> None:
+    source = '(docs/methods.md, "Ridge regression" and\n    "Black magic")'
+    assert unknown_sections(cited_in(source)) == [("methods", "Black magic")]
