@@ -20,6 +20,7 @@ from interrupt_driver import LATE, MOMENTS, OLD
 import onnxvitq
 from onnxvitq.cli.main import COMMANDS
 
+pytestmark = pytest.mark.slow  # every moment is a whole run
 ROOT = str(Path(onnxvitq.__file__).parent.parent)
 LEFT = {
     "code": 130,

@@ -20,6 +20,7 @@ from onnxvitq.fit import acceptance, exact_changes
 from onnxvitq.report.records import StepRecord
 from onnxvitq.report.renderers.as_csv import COLUMNS
 
+pytestmark = pytest.mark.slow
 Capture = pytest.CaptureFixture[str]
 METHODS = {
     "search": (),

@@ -408,6 +408,7 @@ def test_formats_can_be_chosen_for_the_baseline(outlying: Path, tmp_path: Path) 
     assert steps["activations"]["before"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["dynamic", "token"])
 def test_run_time_ranges_serve_every_step(outlying: Path, tmp_path: Path, activations: str) -> None:
     steps = steps_of(outlying, tmp_path, activations=activations)

@@ -11,6 +11,7 @@ from onnxvitq.fit import acceptance, exact_changes
 from onnxvitq.fit.steps.block_learning import available
 
 
+@pytest.mark.slow
 def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "learned.onnx"
     output.parent.mkdir()
@@ -26,6 +27,7 @@ def test_blocks_are_learned_and_the_model_is_sound(vit_file: Path, images: Path,
     assert [path.name for path in output.parent.iterdir()] == ["learned.onnx"]
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_the_score_as_it_was(
     vit_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.quantize_options import TargetName
 from onnxvitq.runtime.session import Session
 
+pytestmark = pytest.mark.slow
 QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None
 PROCESSORS = ("host", "Haswell") if QEMU else ("host",)
 TARGETS: tuple[TargetName, ...] = ("auto", "x86-avx2", "x86-vnni")
