@@ -16,7 +16,6 @@ nor calibrated, nor test. Needs torch and Debian's dataset-fashion-mnist. What w
 """
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ from onnxvitq.fit.steps.low_rank.branches import Branches, fit_branches
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.scratch import scratch_folder
 from onnxvitq.graph.writing import save_model, to_proto
+from onnxvitq.numerics.decibels import sqnr
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.targets.registry import DEFAULT_TARGET
 
@@ -201,7 +201,7 @@ def measured(
                 name,
                 Figure(
                     top1=model.evaluate(answers),
-                    sqnr_db=10 * math.log10(float(np.sum(reference**2) / np.sum((answers - reference) ** 2))),
+                    sqnr_db=sqnr(float(np.sum(reference**2)), float(np.sum((answers - reference) ** 2))),
                     divergence=1e3 * divergence(reference, answers),
                     kilobytes=sum(branch.nbytes for branch in plan.branches.values()) / 1e3,
                 ),

@@ -13,7 +13,6 @@ Models and calibration data are those of tools/bench_accuracy.py.
 """
 
 import itertools
-import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from onnxvitq.data.source import open_source
 from onnxvitq.graph.edit import with_outputs
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.writing import save_model, to_proto
+from onnxvitq.numerics.decibels import gain_db
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form
 from onnxvitq.runtime.session import Session
 
@@ -70,7 +70,7 @@ def gain(a: FloatArray, v: FloatArray, bits: int, *, late: bool) -> Gain:
     if best[0] == 0:
         return Gain(share=0.0, db=0.0)
     without, left = (square_error(a[1::2], v[1::2], one, bits, late=late) for one in (zero, best))
-    return Gain(share=best[0] / best[1], db=10 * math.log10(without / left))
+    return Gain(share=best[0] / best[1], db=gain_db(without, left))
 
 
 def operands(model: Bench, samples: int) -> Iterator[tuple[FloatArray, FloatArray]]:
