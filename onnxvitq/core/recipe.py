@@ -12,13 +12,20 @@ PLACES = ("cache", "judged_on")  # options that name a place: where something li
 
 
 def recipe(
-    model: Path, config: Mapping[str, Any], *, data_digest: str, samples: int | None, promise_digest: str | None
+    model: Path,
+    config: Mapping[str, Any],
+    *,
+    target: str,
+    data_digest: str,
+    samples: int | None,
+    promise_digest: str | None,
 ) -> str:
     """JSON text for the metadata under ``RECIPE_KEY``.
 
     Args:
         model: the float model's file.
         config: options, as a configuration file says them.
+        target: name of the runtime and the processors that the model is written for.
         data_digest: SHA-256 of the calibration data in hex; empty where it is not known.
         samples: number of calibration samples.
         promise_digest: SHA-256 of the data that a promise is evaluated on; None where there is no promise.
@@ -31,6 +38,7 @@ def recipe(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     entries = {
         "onnxvitq": tool,
+        "target": target,
         "config": {**config, **dict.fromkeys(PLACES)},
         "model_sha256": digest,
         "data_sha256": data_digest,

@@ -217,6 +217,7 @@ def _metadata(job: Job, opened: OpenedData, decisions: Decisions | None) -> dict
     written = recipe(
         job.model,
         job.config.to_dict(),
+        target=job.target.name,
         data_digest=source.digest,
         samples=source.count,
         promise_digest=None if decisions is None else decisions.digest,

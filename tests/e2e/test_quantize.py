@@ -245,7 +245,7 @@ def test_metadata_holds_the_recipe_and_no_path_and_no_time(
     metadata = metadata_of(first.output)
     assert metadata["author"] == "somebody"
     recipe = json.loads(metadata[RECIPE_KEY])
-    assert set(recipe) == {"onnxvitq", "config", "model_sha256", "data_sha256", "samples"}
+    assert set(recipe) == {"onnxvitq", "target", "config", "model_sha256", "data_sha256", "samples"}
     assert recipe["config"] == QUICK.to_dict()
     assert recipe["samples"] == 16
     assert len(recipe["model_sha256"]) == len(recipe["data_sha256"]) == 64
