@@ -11,6 +11,7 @@ from textgraph import difference, feeds_of, model_of, run
 
 from onnxvitq.blocks.find import find_blocks
 from onnxvitq.core.config import QuantConfig
+from onnxvitq.core.formats import NumberFormat, TensorFormat
 from onnxvitq.core.plan import Branch, Layers, QuantPlan
 from onnxvitq.core.statistics import Statistics
 from onnxvitq.fit.initial_plan import make_plan
@@ -120,6 +121,20 @@ def test_a_branch_that_lost_its_kernel_is_named(tmp_path: Path) -> None:
     audited = audit(tmp_path / "written.onnx", case.blockmap, case.plan, 1)
     assert not audited.sound
     assert "u B" in audited.branches.reasons
+
+
+def test_beside_a_simulated_layer_the_side_that_reads_its_input_is_simulated(tmp_path: Path) -> None:
+    case = Case(two_branches())
+    int16 = TensorFormat(NumberFormat(bits=16, signed=True, symmetric=True))
+    params = params_from_range(float(case.feeds["x"].min()), float(case.feeds["x"].max()), int16)
+    decisions = {**case.plan.decisions, "x": replace(case.plan.decisions["x"], spec=int16, params=params)}
+    plan = replace(case.plan, decisions=decisions)
+    onnx.save(case.written(plan), tmp_path / "written.onnx")
+    audited = audit(tmp_path / "written.onnx", case.blockmap, plan, 1)
+    assert audited.sound
+    assert (audited.linears.integer_kernels, audited.linears.simulated) == (0, 2)
+    assert (audited.branches.integer_kernels, audited.branches.simulated) == (2, 2)
+    assert audited.branches.reasons.keys() == {"p A", "u A"}
 
 
 def test_different_factors_are_not_shared() -> None:
