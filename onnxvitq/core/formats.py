@@ -231,11 +231,6 @@ class TensorFormat:
         return self.number.qmax
 
     @property
-    def signed(self) -> bool:
-        """Whether there are codes on both sides of 0."""
-        return self.number.signed
-
-    @property
     def symmetric(self) -> bool:
         """Whether the zero point is 0."""
         return self.number.symmetric
