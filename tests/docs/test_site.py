@@ -10,7 +10,7 @@ from documentation import ROOT
 def build(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     """``tools/docs.sh`` on one page, with this repository's rules for links."""
     own = (ROOT / "mkdocs.yml").read_text()
-    rules = own[own.index("validation:") : own.index("nav:\n")]
+    rules = own[own.index("validation:") : own.index("\nnav:\n")]
     (folder / "docs").mkdir()
     (folder / "docs" / "index.md").write_text(text)
     (folder / "mkdocs.yml").write_text(f"site_name: one page\nplugins: []\n{rules}")
