@@ -64,7 +64,7 @@ def test_readers_that_the_plan_leaves_out_see_the_float_tensor(case: Case) -> No
     fewer = replace(decision, site=replace(decision.site, consumers=decision.site.consumers[:1]))
     plan = replace(case.plan, decisions={**case.plan.decisions, tensor: fewer})
     graph = probe_graph(case.graph, case.layers, plan)
-    readers = {node.name for node in graph.tensors()[f"{tensor}:seen"].outputs}
+    readers = {node.name for node in graph.tensors()[f"{tensor}:dequantized"].outputs}
     assert readers == {decision.site.consumers[0][0]}
 
 
@@ -87,7 +87,7 @@ def test_sums_of_late_divided_powers_are_those_of_their_codes(tmp_path: Path) ->
     again = build_case(proto_of(late), correlated(0, 2), tmp_path, attention="int8")
     graph = probe_graph(again.graph, again.layers, again.plan)
     (total,) = (node for node in graph.nodes if node.op == "ReduceSum")
-    assert total.inputs[0].name.endswith(":seen")
+    assert total.inputs[0].name.endswith(":dequantized")
 
 
 def test_the_graph_is_left_as_it_was(case: Case) -> None:
