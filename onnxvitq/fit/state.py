@@ -22,6 +22,7 @@ from onnxvitq.evaluation.decisions import Decisions, held_out_decisions
 from onnxvitq.evaluation.evaluator import OutputEvaluator
 from onnxvitq.evaluation.metrics import OutputDifference
 from onnxvitq.evaluation.probe import Samples
+from onnxvitq.evaluation.tasks.choose import evaluated_output
 from onnxvitq.evaluation.tasks.task import Task
 from onnxvitq.graph.reading import LoadedModel
 from onnxvitq.numerics.decibels import CAP_DB
@@ -132,7 +133,7 @@ class FitContext:
             dataset=dataset,
             float_outputs=(),
             measurer=measurer,
-            output=loaded.outputs[0],
+            output=evaluated_output(loaded.outputs),
             outputs=len(loaded.outputs),
             target=target_of(config),
             progress=progress,
