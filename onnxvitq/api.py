@@ -14,11 +14,7 @@ from onnxvitq.core.plan import QuantPlan
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.data.config_files import find_config_file
 from onnxvitq.data.labelled import Labelled, open_labelled
-from onnxvitq.data.opening import (
-    OpenedData,
-    PreprocessOptions,
-    preprocessing_for,
-)
+from onnxvitq.data.opening import OpenedData, PreprocessOptions, preprocessing_for
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
 from onnxvitq.data.source import Source
 from onnxvitq.evaluation.bench import Loading, Timing, footprints, profile, time_models
@@ -36,19 +32,8 @@ from onnxvitq.graph.checking import check_written
 from onnxvitq.graph.reading import load_model
 from onnxvitq.graph.writing import atomic_model, data_beside, save_model
 from onnxvitq.report.build import bits_report, environment, found_graph, other_sections, section
-from onnxvitq.report.model_records import (
-    Audit,
-    BitsReport,
-    EvaluationReport,
-    InspectionReport,
-    OutputComparison,
-)
-from onnxvitq.report.records import (
-    PrecisionReport,
-    PromiseReport,
-    SensitivityReport,
-    SkippedFile,
-)
+from onnxvitq.report.model_records import Audit, BitsReport, EvaluationReport, InspectionReport, OutputComparison
+from onnxvitq.report.records import PrecisionReport, PromiseReport, SensitivityReport, SkippedFile
 from onnxvitq.report.report import CalibrationReport, Report, Sizes
 from onnxvitq.report.stopwatch import Stopwatch
 from onnxvitq.runtime.canonical_form import bring_to_canonical_form

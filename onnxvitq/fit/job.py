@@ -22,12 +22,7 @@ from onnxvitq.core.recipe import RECIPE_KEY, recipe
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.data.arrays import static_batch
 from onnxvitq.data.labelled import Labelled
-from onnxvitq.data.opening import (
-    OpenedData,
-    PreprocessOptions,
-    gives_the_same_again,
-    open_for_model,
-)
+from onnxvitq.data.opening import OpenedData, PreprocessOptions, gives_the_same_again, open_for_model
 from onnxvitq.data.preprocess import PREPROCESSING_KEY
 from onnxvitq.data.source import Source
 from onnxvitq.evaluation.decisions import Decisions, open_decisions, read_decisions, refuse_calibration_data

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxvitq.core.errors import (
-    OutputError,
-    RewriteError,
-)
+from onnxvitq.core.errors import OutputError, RewriteError
 from onnxvitq.core.files import atomic_file, refuse_output
 
 

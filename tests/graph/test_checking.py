@@ -7,15 +7,10 @@ import numpy as np
 import onnx
 import onnx.defs
 import pytest
-from model_files import LINEAR, refused, with_function
+from model_files import LINEAR, assert_refused, with_function
 from textgraph import model_of, operators
 
-from onnxvitq.core.errors import (
-    InvalidGraphError,
-    RewriteError,
-    UnsupportedModelError,
-    UnsupportedOpsetError,
-)
+from onnxvitq.core.errors import InvalidGraphError, RewriteError, UnsupportedModelError, UnsupportedOpsetError
 from onnxvitq.graph.checking import check_written
 from onnxvitq.graph.reading import load_model
 
@@ -43,14 +38,16 @@ NAN, INF = np.float32(np.nan), np.float32(np.inf)
 )
 def test_an_invalid_graph(saved: Callable[[onnx.ModelProto], Path], old: str, new: str, problem: str) -> None:
     path = saved(model_of(LINEAR.replace(old, new)))
-    refused(path, InvalidGraphError, "the ONNX checker refuses it: ")
-    refused(path, InvalidGraphError, problem)
+    assert_refused(path, InvalidGraphError, "the ONNX checker refuses it: ")
+    assert_refused(path, InvalidGraphError, problem)
 
 
 @pytest.mark.parametrize("opset", [1, 10, onnx.defs.onnx_opset_version() + 1])
 def test_an_operator_set_too_old_or_too_new(saved: Callable[[onnx.ModelProto], Path], opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
-    refused(saved(model_of(LINEAR, opset=opset)), UnsupportedOpsetError, f"expected opset 11 to {newest}, got {opset}")
+    assert_refused(
+        saved(model_of(LINEAR, opset=opset)), UnsupportedOpsetError, f"expected opset 11 to {newest}, got {opset}"
+    )
 
 
 def test_an_operator_set_that_cannot_be_raised(
@@ -61,7 +58,7 @@ def test_an_operator_set_that_cannot_be_raised(
 
     monkeypatch.setattr(onnx.version_converter, "convert_version", fail)
     problem = "opset 12 cannot be raised to 13: no adapter for Upsample"
-    refused(saved(model_of(LINEAR, opset=12)), UnsupportedOpsetError, problem)
+    assert_refused(saved(model_of(LINEAR, opset=12)), UnsupportedOpsetError, problem)
 
 
 @pytest.mark.parametrize(
@@ -76,18 +73,22 @@ def test_an_operator_set_that_cannot_be_raised(
 )
 def test_a_quantized_model(saved: Callable[[onnx.ModelProto], Path], text: str, operator: str) -> None:
     weights = {"W": np.eye(4, dtype=np.uint8)} if " W>" in text else None
-    refused(saved(model_of(text, weights=weights)), UnsupportedModelError, f"is a {operator} (give the float model)")
+    assert_refused(
+        saved(model_of(text, weights=weights)), UnsupportedModelError, f"is a {operator} (give the float model)"
+    )
 
 
 def test_a_quantized_function_body(saved: Callable[[onnx.ModelProto], Path]) -> None:
     body = onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "y"])
-    refused(saved(with_function(body)), UnsupportedModelError, "is a DynamicQuantizeLinear")
+    assert_refused(saved(with_function(body)), UnsupportedModelError, "is a DynamicQuantizeLinear")
 
 
 def test_a_model_that_onnxruntime_fused(saved: Callable[[onnx.ModelProto], Path]) -> None:
     model = model_of("(float[N,4] x) => (float[A,B] y) { y = com.microsoft.FusedGelu(x) }")
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    refused(saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft FusedGelu")
+    assert_refused(
+        saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft FusedGelu"
+    )
 
 
 def test_fused_operators_that_can_be_opened_are_accepted(saved: Callable[[onnx.ModelProto], Path]) -> None:
@@ -97,7 +98,7 @@ def test_fused_operators_that_can_be_opened_are_accepted(saved: Callable[[onnx.M
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     assert operators(load_model(saved(model)).graph) == "Gelu FusedMatMul"
     model.graph.node[1].attribute.append(onnx.helper.make_attribute("transBatchA", 1))
-    refused(
+    assert_refused(
         saved(model), UnsupportedModelError, "already fused by onnxruntime: node 'y' is a com.microsoft FusedMatMul"
     )
 
@@ -108,33 +109,35 @@ def test_fused_operators_that_can_be_opened_are_accepted(saved: Callable[[onnx.M
 def test_weights_of_another_type(saved: Callable[[onnx.ModelProto], Path], dtype: type, name: str) -> None:
     text = LINEAR.replace("float[N,4] x", f"{name}[N,4] x").replace("float[A,B]", f"{name}[A,B]")
     path = saved(model_of(text, weights={"W": np.eye(4, dtype=dtype)}))
-    refused(path, UnsupportedModelError, f"expected float32 weights, got {name} in 'W'")
+    assert_refused(path, UnsupportedModelError, f"expected float32 weights, got {name} in 'W'")
 
 
 def test_a_half_precision_input(saved: Callable[[onnx.ModelProto], Path]) -> None:
     text = LINEAR.replace("float[N,4] x", "float16[N,4] x").replace(
         "{ y = MatMul(x", "{ c = Cast<to = 1>(x) y = MatMul(c"
     )
-    refused(saved(model_of(text)), UnsupportedModelError, "input 'x' is half precision")
+    assert_refused(saved(model_of(text)), UnsupportedModelError, "input 'x' is half precision")
 
 
 def test_an_input_that_is_no_tensor(saved: Callable[[onnx.ModelProto], Path]) -> None:
     model = model_of("(float[N] x) => (int64 n) { n = Size(x) }")
     model.graph.node[0].op_type = "SequenceLength"
     model.graph.input[0].CopyFrom(onnx.helper.make_tensor_sequence_value_info("x", onnx.TensorProto.FLOAT, None))
-    refused(saved(model), UnsupportedModelError, "input 'x' is not a tensor")
+    assert_refused(saved(model), UnsupportedModelError, "input 'x' is not a tensor")
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_weight_that_is_not_finite(saved: Callable[[onnx.ModelProto], Path], value: np.float32) -> None:
     weight = np.eye(4, dtype=np.float32)
     weight[2, 1] = value
-    refused(saved(model_of(LINEAR, weights={"W": weight})), InvalidGraphError, "weight 'W' holds a NaN or an infinity")
+    assert_refused(
+        saved(model_of(LINEAR, weights={"W": weight})), InvalidGraphError, "weight 'W' holds a NaN or an infinity"
+    )
 
 
 def test_a_nan_in_a_constant_node(saved: Callable[[onnx.ModelProto], Path]) -> None:
     text = "(float[N,2] x) => (float[A,B] y) { c = Constant<value = float[2] {nan, 1}>() y = Add(x, c) }"
-    refused(saved(model_of(text)), InvalidGraphError, "weight 'c' holds a NaN")
+    assert_refused(saved(model_of(text)), InvalidGraphError, "weight 'c' holds a NaN")
 
 
 def test_a_mask_may_hide_with_an_infinity(saved: Callable[[onnx.ModelProto], Path]) -> None:

@@ -7,41 +7,41 @@ import numpy as np
 import onnx
 import onnx.defs
 import pytest
-from model_files import LINEAR, refused, with_function
+from model_files import LINEAR, assert_refused, with_function
 from textgraph import difference, feeds_of, graph_of, model_of, operators, proto_of, run
 
-from onnxvitq.core.errors import (
-    InvalidGraphError,
-)
+from onnxvitq.core.errors import InvalidGraphError
 from onnxvitq.core.tensors import InputSpec
 from onnxvitq.graph.reading import load_model, to_graph
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    refused(tmp_path / "absent.onnx", InvalidGraphError, "no such file")
+    assert_refused(tmp_path / "absent.onnx", InvalidGraphError, "no such file")
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    refused(tmp_path, InvalidGraphError, "expected an ONNX file, got a folder")
+    assert_refused(tmp_path, InvalidGraphError, "expected an ONNX file, got a folder")
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
-    refused(tmp_path / "model.onnx", InvalidGraphError, "it holds no nodes")
+    assert_refused(tmp_path / "model.onnx", InvalidGraphError, "it holds no nodes")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file(tmp_path: Path, share: float) -> None:
     whole = model_of(LINEAR).SerializeToString()
     (tmp_path / "model.onnx").write_bytes(whole[: int(len(whole) * share)])
-    refused(tmp_path / "model.onnx", InvalidGraphError, "not an ONNX model, or truncated (is the download complete?)")
+    assert_refused(
+        tmp_path / "model.onnx", InvalidGraphError, "not an ONNX model, or truncated (is the download complete?)"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "txt", "json", "textproto", "onnxtxt"])
 def test_a_text_file_whatever_it_is_called(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model.{suffix}"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
-    refused(path, InvalidGraphError, "not an ONNX model, or truncated")
+    assert_refused(path, InvalidGraphError, "not an ONNX model, or truncated")
 
 
 def save_external(path: Path) -> onnx.ModelProto:
@@ -64,13 +64,13 @@ def test_external_data_is_read_and_counted(tmp_path: Path) -> None:
 def test_missing_external_data(tmp_path: Path) -> None:
     save_external(tmp_path / "model.onnx")
     (tmp_path / "weights.bin").unlink()
-    refused(tmp_path / "model.onnx", InvalidGraphError, "weights.bin' (external data must lie beside the model)")
+    assert_refused(tmp_path / "model.onnx", InvalidGraphError, "weights.bin' (external data must lie beside the model)")
 
 
 def test_truncated_external_data(tmp_path: Path) -> None:
     save_external(tmp_path / "model.onnx")
     (tmp_path / "weights.bin").write_bytes(b"short")
-    refused(tmp_path / "model.onnx", InvalidGraphError, "cannot be read: External data length (16384) exceeds")
+    assert_refused(tmp_path / "model.onnx", InvalidGraphError, "cannot be read: External data length (16384) exceeds")
 
 
 def test_what_is_known_of_a_loaded_model(saved: Callable[[onnx.ModelProto], Path]) -> None:

@@ -28,7 +28,7 @@ def rotated(graph: gs.Graph, seed: int = 0) -> gs.Graph:
     return rotate_streams(graph, blockmap, streams, seed)
 
 
-def same_function(text: str) -> gs.Graph:
+def assert_same_function(text: str) -> gs.Graph:
     """The rotated graph of a text graph, which computes the same."""
     model = model_of(text)
     graph, feeds = to_graph(model), feeds_of(model)
@@ -54,7 +54,7 @@ def same_function(text: str) -> gs.Graph:
 )  # fmt: skip
 def test_a_text_transformer_stays_what_it_was(changes: dict[str, str]) -> None:
     text = embedded(depth=1, **changes)
-    assert sorted(operators(same_function(text)).split()) == sorted(
+    assert sorted(operators(assert_same_function(text)).split()) == sorted(
         operators(graph_of(text).cleanup().toposort()).split()
     )
 
@@ -103,7 +103,7 @@ def test_all_blocks_are_found_again_after_it() -> None:
 
 def test_a_reader_without_a_bias_gets_one() -> None:
     text = embedded(depth=1).replace("b0_k = MatMul", "b0_k_out = MatMul").replace("b0_k_out = Add(b0_k, b0_k_b)", "")
-    changed = same_function(text.replace(", float[32] b0_k_b", ""))
+    changed = assert_same_function(text.replace(", float[32] b0_k_b", ""))
     linear = next(one for one in find_blocks(changed, "it").linears if one.name == "b0_k_out")
     assert linear.bias
     assert linear.output == "b0_k_out"
@@ -111,14 +111,14 @@ def test_a_reader_without_a_bias_gets_one() -> None:
 
 def test_one_weight_of_two_readers_becomes_two() -> None:
     text = embedded(depth=1).replace("MatMul(b0_norm1, b0_v_W)", "MatMul(b0_norm1, b0_q_W)")
-    changed = same_function(text.replace("float[32,32] b0_v_W, ", ""))
+    changed = assert_same_function(text.replace("float[32,32] b0_v_W, ", ""))
     weights = {node.name: node.inputs[1].values for node in changed.nodes if node.name in ("b0_q", "b0_v")}
     assert np.array_equal(weights["b0_q"], weights["b0_v"])
 
 
 def test_a_layer_that_reads_the_stream_and_writes_it() -> None:
     change = "tokens = Add(placed, positions) -> mixed = MatMul(placed, b0_proj_W) tokens = Add(mixed, positions)"
-    same_function(embedded(depth=1, change=change))
+    assert_same_function(embedded(depth=1, change=change))
 
 
 def test_channels_on_the_second_axis_of_a_convolution() -> None:
@@ -131,7 +131,7 @@ def test_channels_on_the_second_axis_of_a_convolution() -> None:
     )
     text = text.replace("float[8,32] e_W, float[32] e_b, float[5,32] positions", "float[25,32] positions")
     text = with_weights(text, "float[32,3,2,2] s_W, float[32] s_b, float[32,32,3,3] c_W, int64[3] rows = {0, 32, 25}")
-    changed = same_function(text)
+    changed = assert_same_function(text)
     assert {node.op for node in changed.nodes} >= {"Conv"}
 
 
@@ -154,7 +154,7 @@ def test_a_root_mean_square_norm_commutes_as_well() -> None:
     )
     text = embedded(depth=1, change=f"b0_norm2 = LayerNormalization(b0_mid, b0_norm2_g, b0_norm2_b) -> {rms}")
     text = with_weights(text.replace(", float[32] b0_norm2_b", ""), "float eps = {1e-6}")
-    same_function(text)
+    assert_same_function(text)
     broken = text.replace("b0_norm2_v = ReduceMean<axes = [-1]>", "b0_norm2_v = ReduceMean<axes = [1]>")
     graph = graph_of(broken)
     assert not find_streams(graph, find_blocks(graph, "over tokens"))[0]

@@ -12,7 +12,7 @@ from onnxvitq.graph.reading import load_model
 LINEAR = "(float[N,4] x) => (float[A,B] y) <float[4,4] W> { y = MatMul(x, W) }"
 
 
-def refused(path: Path, kind: type[ModelError], problem: str) -> None:
+def assert_refused(path: Path, kind: type[ModelError], problem: str) -> None:
     """Assert that loading raises exactly that kind of error, about that file, in one line that says so."""
     with pytest.raises(ModelError) as caught:
         load_model(path)
