@@ -313,7 +313,7 @@ def _pair(
         zero = np.array(round(-low / float(scale)), np.uint8)
     else:
         others = tuple(one for one in range(values[0].ndim) if one != axis)
-        scale = np.maximum(np.abs(values[0]).max(axis=others) / 127, 1e-30).astype(np.float32)
+        scale = np.maximum(np.abs(values[0]).max(axis=others) / 127, np.finfo(np.float32).tiny).astype(np.float32)
         zero = np.zeros(scale.shape, np.int8)
     stem = f"{name}_by_{'tensor' if axis is None else axis}"
     parameters = [f"{stem}_scale", f"{stem}_zero"]

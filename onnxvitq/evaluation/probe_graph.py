@@ -23,7 +23,7 @@ from onnxvitq.core.plan import Layers, QuantPlan
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.graph.edit import Editor
 from onnxvitq.graph.query import row_sums
-from onnxvitq.numerics.affine import fake_quantize, raise_for_bias
+from onnxvitq.numerics.affine import bias_has_codes, fake_quantize, raise_for_bias
 
 # x / FINEST is a float32's own value shifted by 40 bits: rounding changes nothing above 2 ** -17, and 2 ** -41 below.
 FINEST = np.float32(2.0**-40)
@@ -62,7 +62,7 @@ def probe_parameters(layers: Layers, plan: QuantPlan) -> dict[str, np.ndarray]:
         weight = plan.weights.get(linear.name, layers.constants[linear.weight])
         bias = plan.biases.get(linear.name, layers.bias(linear.name))
         params, inputs = plan.params(linear.weight), plan.params(linear.input)
-        if params is not None and inputs is not None:
+        if params is not None and inputs is not None and bias_has_codes(params, bias, float(inputs.scale)):
             params = raise_for_bias(params, bias, float(inputs.scale))
             step = (params.scale * inputs.scale).astype(np.float64)
             bias = (np.rint(bias / step) * step).astype(np.float32)

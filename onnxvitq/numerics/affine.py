@@ -4,9 +4,12 @@ import numpy as np
 
 from onnxvitq.core.formats import QParams, TensorFormat
 from onnxvitq.core.tensors import FloatArray, IntArray
+from onnxvitq.numerics.magnitude import comfortable
 from onnxvitq.numerics.pairs import LARGEST_PAIR, ROUNDED_UP, largest_pair, limit_pairs
 
-SMALLEST_SCALE = np.float32(1e-12)  # a constant tensor still needs a positive scale
+# The smallest normal float32: QuantizeLinear's scale is one, and a processor may flush what is smaller to zero.
+SMALLEST_SCALE = np.finfo(np.float32).tiny
+SCALE_OF_ZEROS = np.float32(1e-12)  # any positive one serves: nothing is multiplied with it
 WEIGHT_GRID = (0.8, 0.85, 0.9, 0.95, 1.0)  # multipliers of a channel's largest weight, tried as its scale
 OUTPUTS = 128  # that are searched at a time: what is tried stays in the cache
 FEW_BITS = 4
@@ -68,7 +71,12 @@ def params_from_range(low: float, high: float, spec: TensorFormat) -> QParams:
     else:
         scale = (high - low) / (spec.qmax - spec.qmin)
         zero = spec.qmin if scale == 0 else int(np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax))
-    return QParams(spec=spec, scale=np.maximum(np.float32(scale), SMALLEST_SCALE), zero_point=np.array(zero))
+    return QParams(spec=spec, scale=_positive(np.float32(scale)), zero_point=np.array(zero))
+
+
+def _positive(scale: FloatArray | np.float32) -> FloatArray:
+    """Scales of one or many; where nothing but zeros was seen, one that serves."""
+    return np.where(np.asarray(scale) == 0, SCALE_OF_ZEROS, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
 
 
 def params_from_weight(weight: FloatArray, spec: TensorFormat, multiplier: float = 1.0) -> QParams:
@@ -100,7 +108,7 @@ def weight_steps(weight: FloatArray, spec: TensorFormat) -> FloatArray:
 
 def params_from_steps(steps: FloatArray, spec: TensorFormat, multiplier: float) -> QParams:
     """Symmetric quantizer with scales multiplier * steps."""
-    scale = np.maximum(np.float32(multiplier) * steps, SMALLEST_SCALE)
+    scale = _positive(np.float32(multiplier) * steps)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
@@ -114,11 +122,15 @@ def least_squares_params(weight: FloatArray, spec: TensorFormat) -> QParams:
     scale = np.empty(weight.shape[1], np.float32)
     for start in range(0, weight.shape[1], OUTPUTS):
         part = np.ascontiguousarray(weight[:, start : start + OUTPUTS])
+        size = comfortable(part, axis=0)
+        if (size != 1).any():
+            part = part * size
         steps = weight_steps(part, spec)
         tried = [params_from_steps(steps, spec, multiplier) for multiplier in grid]
         errors = np.stack([_squared_error(part, params) for params in tried])
         scales = np.stack([params.scale for params in tried])
-        scale[start : start + OUTPUTS] = scales[errors.argmin(axis=0), np.arange(part.shape[1])]
+        chosen = scales[errors.argmin(axis=0), np.arange(part.shape[1])]
+        scale[start : start + OUTPUTS] = np.maximum(chosen / size, SMALLEST_SCALE)
     return QParams(spec=spec, scale=scale, zero_point=np.zeros(scale.shape, np.int64))
 
 
@@ -135,9 +147,31 @@ def raise_for_bias(params: QParams, bias: FloatArray, input_scale: float) -> QPa
     """Weight scales (O,) raised where the int32 bias, in units of input_scale * scale, would overflow.
 
     A channel of tiny weights with a large bias needs it; onnxruntime's own quantizer does the same. Half of the int32
-    range is left for the sum of products.
+    range is left for the sum of products. The units themselves stay normal float32 numbers: of smaller ones nothing is left.
     """
-    needed = np.abs(bias).astype(np.float64) / (input_scale * 2**30)
+    needed = np.maximum(np.abs(bias).astype(np.float64) / 2**30, SMALLEST_SCALE) / input_scale
     return QParams(
         spec=params.spec, scale=np.maximum(params.scale, needed.astype(np.float32)), zero_point=params.zero_point
     )
+
+
+def bias_has_codes(params: QParams, bias: FloatArray, input_scale: float) -> bool:
+    """Whether the bias fits int32 with weight scales none of which is wider than the layer's widest was.
+
+    Wider ones would round that channel's weights away; a bias so large beside its weights is to be added in float.
+    """
+    return bool(
+        raise_for_bias(params, bias, input_scale).scale.max() <= max(params.scale.max(), SMALLEST_SCALE / input_scale)
+    )
+
+
+def product_unit(left: QParams, right: QParams) -> float:
+    """What one step of a product of codes is worth, at most: 0 or infinity where float32 has no normal number for it.
+
+    Kernels multiply the two scales in float32. A scale at its floor means that its tensor is smaller than its codes can tell.
+    """
+    scales = [float(params.scale.max()) for params in (left, right)]
+    unit = scales[0] * scales[1]
+    if unit > float(np.finfo(np.float32).max):
+        return np.inf
+    return 0.0 if min(*scales, unit) <= SMALLEST_SCALE else unit

@@ -6,10 +6,11 @@ differ in the last bit.
 """
 
 import math
+import sys
 
 CAP_DB = 120.0  # equal outputs would be infinitely many dB; JSON has no infinity
 SMALLEST_ERROR = 1e-12  # relative error power that is CAP_DB
-SMALLEST_POWER = 1e-30  # a power below it divides as if it were this much
+NOTHING = 1e-30  # of the signal's power: an error below it is none
 
 
 def decibels(ratio: float) -> float:
@@ -32,13 +33,17 @@ def sqnr_of_error(error: float, signal: float = 1.0, *, smallest: float = SMALLE
         error: power of the error, at least 0.
         signal: power of the signal; 1 where ``error`` is relative to it already.
         smallest: relative error that a smaller one counts as. The default caps the result at 120 dB; 0 does not cap it.
+
+    Returns:
+        At least -300 dB, which is what any error of no signal is.
     """
-    return -decibels(max(error / max(signal, SMALLEST_POWER), smallest))
+    return -decibels(min(max(error / max(signal, sys.float_info.min), smallest), 1 / NOTHING))
 
 
-def gain_db(before: float, after: float) -> float:
-    """By how many dB an error's power fell; 0 dB where both are below the smallest power."""
-    return decibels(max(before, SMALLEST_POWER) / max(after, SMALLEST_POWER))
+def gain_db(before: float, after: float, signal: float = 1.0) -> float:
+    """By how many dB an error's power fell; 0 dB where both are nothing beside the signal's power."""
+    smallest = max(NOTHING * signal, sys.float_info.min)
+    return decibels(max(before, smallest) / max(after, smallest))
 
 
 def error_power(sqnr_db: float) -> float:

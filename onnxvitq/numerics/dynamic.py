@@ -13,7 +13,7 @@ from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.affine import fake_quantize
 
 DYNAMIC = TensorFormat(UINT8)  # the only format that DynamicQuantizeLinear has
-SMALLEST_ROW = np.float32(1e-30)  # a row of zeros is divided by something, too
+SMALLEST_ROW = np.finfo(np.float32).tiny  # a row of zeros is divided by something, too, whose inverse is finite
 
 
 def dynamic_params(x: FloatArray) -> QParams:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from onnxvitq.core.tensors import FloatArray
 from onnxvitq.numerics.decibels import sqnr_of_error
+from onnxvitq.numerics.magnitude import comfortable
 
 Objective = Callable[[FloatArray, FloatArray], float]
 
+SMALLEST = np.float32(1e-30)  # power that a sample of zeros is divided by: far below that of a comfortable size
 GAMMA, THETA = 0.1, 0.2  # Paper A: weight of the ranking term, margin of its hinge
 OFFSETS = 8  # pairs looked at for each key
 
@@ -29,7 +31,7 @@ def mse(reference: FloatArray, approximation: FloatArray) -> float:
     """Mean over samples of ||error||^2 / ||reference||^2: the inverse of the signal-to-noise power ratio."""
     ref = reference.reshape(len(reference), -1)
     error = ref - approximation.reshape(len(reference), -1)
-    return float(np.mean(_dots(error, error) / np.maximum(_dots(ref, ref), 1e-30), dtype=np.float64))
+    return float(np.mean(_dots(error, error) / np.maximum(_dots(ref, ref), SMALLEST), dtype=np.float64))
 
 
 def pearson_loss(reference: FloatArray, approximation: FloatArray) -> float:
@@ -43,7 +45,14 @@ def pearson_loss(reference: FloatArray, approximation: FloatArray) -> float:
 
 
 def against(objective: Objective, reference: FloatArray) -> Callable[[FloatArray], float]:
-    """An objective as a function of the approximation; the part that depends on the reference alone is computed once."""
+    """An objective as a function of the approximation; the part that depends on the reference alone is computed once.
+
+    No objective depends on the unit: where float32 has no room for squares, both are taken in another one.
+    """
+    unit = comfortable(reference)
+    if unit != 1:
+        scaled = against(objective, reference * unit)
+        return lambda approximation: scaled(approximation * unit)
     if objective is not pearson_loss:
         return lambda approximation: objective(reference, approximation)
     standardised = _standardised(reference)
@@ -68,8 +77,11 @@ def _standardised(values: FloatArray) -> _Standardised:
     size = np.sqrt(_dots(flat, flat))
     flat = flat - flat.mean(axis=1, keepdims=True)
     norm = np.sqrt(_dots(flat, flat))
-    flat /= np.maximum(norm, 1e-15)[:, None]
-    return flat, norm <= np.maximum(1e-6 * size, 1e-15)  # a constant less its float32 mean leaves the mean's rounding
+    smallest = np.sqrt(SMALLEST)
+    flat /= np.maximum(norm, smallest)[:, None]
+    return flat, norm <= np.maximum(
+        1e-6 * size, smallest
+    )  # a constant less its float32 mean leaves the mean's rounding
 
 
 def ranking_hinge(reference: FloatArray, approximation: FloatArray) -> float:
@@ -87,7 +99,7 @@ def ranking_hinge(reference: FloatArray, approximation: FloatArray) -> float:
     keys = reference.shape[-1]
     offsets = np.unique(np.linspace(1, max(keys // 2, 1), OFFSETS).astype(int))
     spread = reference.reshape(len(reference), -1).std(axis=1).reshape(-1, *[1] * (reference.ndim - 1))
-    scale = 1.0 / np.maximum(spread, 1e-30)
+    scale = 1.0 / np.maximum(spread, SMALLEST)
     ref, approx = reference * scale, approximation * scale
     total, count = 0.0, 0
     for offset in offsets:
@@ -110,4 +122,4 @@ OBJECTIVES: dict[str, Objective] = {"mse": mse, "pearson": pearson_loss, "rankin
 
 def sqnr_db(reference: FloatArray, approximation: FloatArray) -> float:
     """Signal-to-quantization-noise ratio in dB, from the mean relative error power of the samples; 120 at most."""
-    return sqnr_of_error(mse(reference, approximation))
+    return sqnr_of_error(against(mse, reference)(approximation))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from onnxvitq.core.formats import (
     weight_format,
 )
 from onnxvitq.numerics.affine import (
+    SCALE_OF_ZEROS,
     SMALLEST_SCALE,
+    bias_has_codes,
     dequantize,
     fake_quantize,
     least_squares_params,
     params_from_range,
     params_from_weight,
+    product_unit,
     quantize,
     raise_for_bias,
 )
@@ -247,10 +251,53 @@ def test_scaling_the_range_scales_the_scale(factor: float) -> None:
 def test_a_tensor_of_zeros_has_a_positive_scale() -> None:
     for spec in (UINT8, TensorFormat(INT8)):
         params = params_from_range(0.0, 0.0, spec)
-        assert params.scale == SMALLEST_SCALE
+        assert params.scale == SCALE_OF_ZEROS
         assert params.zero_point == 0
     weight = params_from_weight(np.zeros((3, 2), np.float32), WEIGHT)
-    assert weight.scale.tolist() == [SMALLEST_SCALE] * 2
+    assert weight.scale.tolist() == [SCALE_OF_ZEROS] * 2
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-31, 1e-13, 1e30, 1e36])
+def test_scales_follow_values_of_any_size(size: float) -> None:
+    """What a quantizer leaves of values does not depend on their unit; only where float32 ends is there a floor."""
+    weight = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    scaled = (weight.astype(np.float64) * size).astype(np.float32)
+    limited = replace(WEIGHT, saturation_free=True)
+    for fit in (
+        lambda w: params_from_weight(w, WEIGHT),
+        lambda w: params_from_weight(w, limited),
+        lambda w: least_squares_params(w, limited),
+        lambda w: params_from_range(float(w.min()), float(w.max()), UINT8),
+    ):
+        plain, own = fit(weight), fit(scaled)
+        assert np.allclose(own.scale / np.float64(size), plain.scale, rtol=1e-6, atol=0)
+        near = np.abs(quantize(weight, plain).astype(int) - quantize(scaled, own))
+        assert near.max() <= 1  # a tie, moved by the rounding of the unit
+        assert near.mean() < 0.01
+
+
+def test_no_scale_is_below_the_smallest_normal_number() -> None:
+    assert params_from_range(-1e-40, 1e-40, UINT8).scale == SMALLEST_SCALE
+    assert (params_from_weight(np.full((2, 2), 1e-40, np.float32), WEIGHT).scale == SMALLEST_SCALE).all()
+
+
+def test_what_float32_cannot_scale_is_seen() -> None:
+    def params(scale: float) -> QParams:
+        return QParams(spec=UINT8, scale=np.array(scale, np.float32), zero_point=np.array(0))
+
+    assert product_unit(params(0.5), params(0.25)) == 0.125
+    assert product_unit(params(1e-20), params(1e-20)) == 0  # of float32's product a few digits are left at most
+    assert product_unit(params(float(SMALLEST_SCALE)), params(100.0)) == 0
+    assert product_unit(params(1e20), params(1e20)) == np.inf
+
+
+def test_a_bias_that_would_round_weights_away_has_no_codes() -> None:
+    weight = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    params = params_from_weight(weight, WEIGHT)
+    assert bias_has_codes(params, np.array([1.0, -2.0, 1e4], np.float32), 0.02)
+    assert not bias_has_codes(params, np.array([1.0, -2.0, 1e9], np.float32), 0.02)
+    weight[:, 0] = 1e-20  # a dead channel: its scale may be as wide as the others'
+    assert bias_has_codes(params_from_weight(weight, WEIGHT), np.array([1.0, -2.0, 3.0], np.float32), 0.02)
 
 
 @pytest.mark.parametrize(

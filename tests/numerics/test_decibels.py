@@ -36,7 +36,8 @@ def test_sqnr_of_an_error() -> None:
     assert sqnr_of_error(0.0) == sqnr_of_error(1e-13) == CAP_DB
     assert sqnr_of_error(1e-13, smallest=0) == pytest.approx(130.0)
     assert sqnr_of_error(0.0, smallest=0) == math.inf
-    assert sqnr_of_error(1.0, 0.0) == -300.0  # a signal of nothing counts as 1e-30
+    assert sqnr_of_error(1.0, 0.0) == pytest.approx(-300.0)  # any error of no signal
+    assert sqnr_of_error(1e-64, 1e-62) == pytest.approx(20.0)  # powers of values near 1e-31
     assert math.isnan(sqnr_of_error(math.nan))  # not mistaken for a perfect result
 
 
@@ -44,6 +45,7 @@ def test_a_gain_is_positive_where_the_error_fell() -> None:
     assert gain_db(0.1, 0.01) == 10.0
     assert gain_db(0.01, 0.1) == -10.0
     assert gain_db(0.0, 1e-40) == 0.0
+    assert gain_db(1e-63, 1e-64, 1e-60) == pytest.approx(10.0)  # beside a signal near 1e-30
 
 
 def test_error_power_is_the_inverse() -> None:

@@ -37,6 +37,17 @@ def test_zero_at_equality(objective: Objective) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("size", [2.0**-100, 2.0**100], ids=["tiny", "huge"])
+def test_values_whose_squares_float32_does_not_have_are_told_apart(objective: Objective, size: float) -> None:
+    """Near 1e-31 every square is zero, near 1e30 it is infinite: a search would take whatever it tried first."""
+    x, unit = scores(), np.float32(size)
+    near, far = x * np.float32(1.001) + x[..., ::-1] * np.float32(0.001), x + x[..., ::-1]
+    plain, scaled = against(objective, x), against(objective, x * unit)
+    assert 0 < scaled(near * unit) < scaled(far * unit)
+    assert [scaled(near * unit), scaled(far * unit)] == [plain(near), plain(far)]  # the unit is a power of two
+
+
+@EVERY
 @pytest.mark.parametrize("level", [0.0, 0.1, -3.0, 1e5])
 def test_finite_on_constant_input(objective: Objective, level: float) -> None:
     constant, varied = np.full_like(scores(), level), scores()

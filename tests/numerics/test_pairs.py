@@ -72,6 +72,14 @@ def test_the_step_is_as_wide_as_the_largest_pair_needs() -> None:
     assert params_from_weight(weight, FREE).scale == pytest.approx([2 / 127, 1 / 127, 1 / 127])
 
 
+def test_tiny_weights_are_limited_as_others_are() -> None:
+    """The product of two values near 1e-31 is zero: it does not tell whether they have one sign."""
+    weight = weight_of((96, 40))
+    scaled = weight * np.float32(2.0**-100)
+    assert np.array_equal(largest_pair(scaled), largest_pair(weight) * np.float32(2.0**-100))
+    assert np.array_equal(*(quantize(w, params_from_weight(w, FREE)) for w in (weight, scaled)))
+
+
 def test_one_step_for_the_tensor_is_that_of_its_largest_pair() -> None:
     spec = TensorFormat(INT8, saturation_free=True)
     weight = weight_of((7, 5))

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.formats import QParams
-from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.layers import products
+from onnxvitq.core.plan import Layers, QuantPlan, reads, without_nodes
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, LayerGain, Proposal
 from onnxvitq.fit.steps.harmful_products import drop_harmful_products
-from onnxvitq.numerics.affine import params_from_range, params_from_weight
+from onnxvitq.numerics.affine import params_from_range, params_from_weight, product_unit
 from onnxvitq.report.records import Part
 
 
@@ -39,10 +42,24 @@ class MinMaxRanges:
 
 def min_max(state: FitState, context: FitContext) -> tuple[QuantPlan, tuple[Part, ...]]:
     """Min-max for every site of a state's plan; products outside attentions that do harm stay float, each a part."""
-    plan = fit_ranges(state.layers, state.plan, state.statistics)
+    plan = _without_lost(fit_ranges(state.layers, state.plan, state.statistics), state.layers)
     if not state.layers.blockmap.products:
         return plan, ()
     return drop_harmful_products(plan, state.layers, context.evaluator(state))
+
+
+def _without_lost(plan: QuantPlan, layers: Layers) -> QuantPlan:
+    """The plan without products whose results float32 could not tell from zero, or not hold, in units of their scales."""
+    operands = {linear.name: (linear.input, linear.weight) for linear in layers.blockmap.linears}
+    reasons: dict[str, str] = {}
+    for node, tensors in (operands | dict(products(layers.blockmap))).items():
+        left, right = (plan.params(tensor) for tensor in tensors)
+        if left is None or right is None or not reads(plan, tensors[0], node):
+            continue
+        unit = product_unit(left, right)
+        if unit == 0 or np.isinf(unit):
+            reasons[node] = f"its values are too {'large' if unit else 'small'} for scales in float32"
+    return without_nodes(plan, reasons) if reasons else plan
 
 
 def range_requests(layers: Layers, plan: QuantPlan) -> tuple[StatisticsRequest, ...]:

@@ -17,7 +17,7 @@ from onnxvitq.fit.state import FitContext, FitState
 from onnxvitq.fit.step import Acceptance, LayerGain, Proposal, layer_gain
 from onnxvitq.numerics.affine import fake_quantize
 from onnxvitq.numerics.fit import Search, fit_linear, fit_product, times
-from onnxvitq.numerics.objectives import OBJECTIVES, Objective, sqnr_db
+from onnxvitq.numerics.objectives import OBJECTIVES, Objective, against, sqnr_db
 
 
 class ScaleSearch:
@@ -178,7 +178,8 @@ def _fit_formats(
     if len(lefts) == 1:
         return next(iter(lefts.values())), found
     reference, rounded = times(rows, np.concatenate(weights, axis=1)), _side_by_side(weights, found)
-    best = min(lefts.values(), key=lambda left: objective(reference, times(fake_quantize(rows, left), rounded)))
+    loss = against(objective, reference)
+    best = min(lefts.values(), key=lambda left: loss(times(fake_quantize(rows, left), rounded)))
     return best, found
 
 
@@ -201,6 +202,7 @@ def _compared(
     """Compare the product of old with that of new quantized operands, on held-out samples."""
     product = times if exact[1].ndim == 2 else np.matmul
     reference, before, after = (product(*operands) for operands in (exact, old, new))
-    kept = objective(reference, after) <= objective(reference, before)
+    loss = against(objective, reference)
+    kept = loss(after) <= loss(before)
     old_db = sqnr_db(reference, before)
     return _Searched(before=old_db, after=sqnr_db(reference, after) if kept else old_db, kept=kept, params={})

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxvitq.core.layers import Linear
-from onnxvitq.numerics.affine import raise_for_bias
+from onnxvitq.numerics.affine import bias_has_codes, raise_for_bias
 from onnxvitq.targets.ort_cpu.activations import ActivationWriter
 from onnxvitq.targets.ort_cpu.branches import BranchWriter
 from onnxvitq.targets.ort_cpu.draft import Draft, integer_name, simulated_name
@@ -29,7 +29,8 @@ class LinearWriter:
     def write(self, linear: Linear) -> None:
         """X W + b -> Gemm(DQ(Q(rows of x)), DQ(W int8), DQ(b int32)), split into rows again.
 
-        Where the input's format is simulated, the Gemm stays a float one, of the same constants.
+        Where the input's format is simulated, the Gemm stays a float one, of the same constants. A bias that is too large
+        for int32 in the units of its channel is added behind it, in float.
         """
         draft = self._draft
         x = draft.nodes[linear.name].inputs[0]  # of the plan's input, perhaps one position
@@ -37,20 +38,27 @@ class LinearWriter:
         assert input_params is not None  # planned_linear said so
         assert weight_params is not None
         bias = draft.bias(linear)
-        weight_params = raise_for_bias(weight_params, bias, float(input_params.scale))
+        on_codes = bias_has_codes(weight_params, bias, float(input_params.scale))
+        if on_codes:
+            weight_params = raise_for_bias(weight_params, bias, float(input_params.scale))
         rows = self._rows(x, linear.in_features)
         operands = [
             self._activations.calibrated(rows, input_params, linear.input),
             self._weights.weight(linear, weight_params),
         ]
-        codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
-        scales = [operand.inputs[0].inputs[1] for operand in operands]
-        operands.append(self._weights.bias(linear, codes, scales, weight_params.spec.bits))
+        if on_codes:
+            codes = np.rint(bias.astype(np.float64) / (weight_params.scale * input_params.scale)).astype(np.int32)
+            scales = [operand.inputs[0].inputs[1] for operand in operands]
+            operands.append(self._weights.bias(linear, codes, scales, weight_params.spec.bits))
         output = draft.cut(linear)
         name = integer_name(linear.name) if is_native(input_params.spec) else simulated_name(linear.name)
         result = self._edit.node("Gemm", name, operands)
         if linear.name in draft.plan.branches:
             result = self._branches.beside(result, linear, draft.plan.branches[linear.name], operands[0])
+        if not on_codes:
+            result = self._edit.node(
+                "Add", f"{linear.name}_biased", [result, self._edit.constant(f"{linear.name}_bias", bias)]
+            )
         result.shape = [None, linear.out_features]
         if x.shape is None or len(x.shape) != 2 or any(node.op in FUSED_INTO_GEMM for node in output.outputs):
             back = self._back(x, linear.out_features)

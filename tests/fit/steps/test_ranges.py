@@ -1,15 +1,17 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fitted_cases import Case, correlated, seeded_transformer
 
 from onnxvitq.core.config import QuantConfig
 from onnxvitq.core.errors import CalibrationError
 from onnxvitq.core.formats import weight_format
-from onnxvitq.core.plan import Layers, QuantPlan
+from onnxvitq.core.plan import Layers, QuantPlan, planned_linear
 from onnxvitq.core.statistics import Statistics, StatisticsRequest
 from onnxvitq.fit.initial_plan import ACTIVATION, make_plan
-from onnxvitq.fit.steps.ranges import fit_ranges, range_requests
+from onnxvitq.fit.steps.ranges import fit_ranges, min_max, range_requests
 from onnxvitq.numerics.affine import params_from_range, params_from_weight
 
 
@@ -50,6 +52,22 @@ def test_a_tensor_that_was_always_empty_is_named(layers: Layers, unfitted: Quant
     with pytest.raises(CalibrationError, match="empty in every calibration sample") as caught:
         fit_ranges(layers, unfitted, empty)
     assert caught.value.where == "h"
+
+
+def test_what_float32_has_no_scales_for_stays_float(case_of: Callable[..., Case]) -> None:
+    """1e-20 times 1e-20 is nothing in float32: in units of it, every sum of products is zero."""
+    case = case_of(seeded_transformer(0), correlated(0, 4))
+    tiny = {case.layers.blockmap.linear("b0_fc1").weight, case.layers.blockmap.linear("head").weight}
+    constants = {
+        name: values * np.float32(1e-37 if name in tiny else 1) for name, values in case.layers.constants.items()
+    }
+    state = replace(case.state(), layers=replace(case.layers, constants=constants))
+    plan, _ = min_max(state, case.context())
+    lost = {name for name, reason in plan.kept_float.items() if "too small for scales in float32" in reason}
+    assert lost == {"b0_fc1", "head"}
+    assert not any(name in tiny for name in plan.decisions)
+    others = [linear for linear in case.layers.blockmap.linears if linear.name not in lost]
+    assert all(planned_linear(plan, linear) for linear in others)
 
 
 def test_a_constant_operand_is_not_measured_and_has_the_range_of_its_values(

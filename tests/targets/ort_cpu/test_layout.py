@@ -193,6 +193,25 @@ def test_a_tiny_weight_with_a_large_bias_does_not_overflow() -> None:
     assert np.abs(y[..., 3] - 1e4).max() <= 0.01  # what is left of the weight's scale is worth less than that
 
 
+@pytest.mark.parametrize("level", ["disabled", "all"])
+def test_a_bias_too_large_for_int32_is_added_in_float(level: str) -> None:
+    """Widening the channel's scale until int32 holds the bias would round its weights away."""
+    weight, bias = np.random.default_rng(0).normal(size=(32, 24)).astype(np.float32), np.ones(24, np.float32)
+    bias[3] = 1e9
+    case = case_of(graph_of(ONE_LINEAR, weights={"W": weight, "b": bias}))
+    written = case.written()
+    values = initializers(written)
+    assert (
+        np.abs(values["p_weight_codes"][:, 3].astype(int)).max() > 64
+    )  # with the scale that int32 asks for it would be 1
+    assert "p_bias_codes" not in values
+    expected = case.feeds["x"].astype(np.float64) @ weight + bias
+    y = run(written, case.feeds, level)[0]
+    ordinary = np.arange(24) != 3
+    assert difference([y[..., ordinary]], [expected[..., ordinary]]) < 0.02
+    assert np.abs(y[..., 3] - expected[..., 3]).max() <= 64  # a step of float32 at 1e9
+
+
 # ----------------------------------------------------------------------------------------------------------- the layout
 
 
@@ -320,7 +339,9 @@ def test_a_tied_weight_is_stored_once() -> None:
 
 
 def test_a_tied_weight_is_stored_twice_where_a_bias_needs_a_larger_scale() -> None:
-    case = case_of(graph_of(TIED, weights={"b": np.full(32, 1e9, np.float32)}))
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    weight[:, 3] = 1e-12
+    case = case_of(graph_of(TIED, weights={"W": weight, "b": np.ones(32, np.float32)}))
     values = initializers(case.written())
     assert [value.shape for value in values.values() if value.dtype == np.int8 and value.ndim == 2] == [(32, 32)] * 2
 

@@ -4,6 +4,7 @@ What a block learned is kept only if its error on held-out samples, measured on 
 than that of the closed form it started from.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -115,6 +116,6 @@ class _BlockLearner:
             if in_float.dtype != np.float32:
                 continue
             weights = weights_of_rows(in_float.shape, positions)
-            noise += float((weights * (value - in_float) ** 2).sum(dtype=np.float64))
-            signal += float((weights * in_float**2).sum(dtype=np.float64))
-        return noise / max(signal, 1e-30)
+            noise += float((weights * np.square(value - in_float, dtype=np.float64)).sum())
+            signal += float((weights * np.square(in_float, dtype=np.float64)).sum())
+        return noise / max(signal, sys.float_info.min)

@@ -148,7 +148,7 @@ def _best_norm_scaling(
         got = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
         return _power(got + (taken_back - bias), reference)
 
-    return _better("norm", norm, tuple(reader.name for reader in readers), candidates, noise)
+    return _better("norm", norm, tuple(reader.name for reader in readers), candidates, (noise, _power(reference)))
 
 
 def _best_value_scaling(
@@ -180,7 +180,7 @@ def _best_value_scaling(
         scaled = (values[1] - shift) / scale
         return power + ATTENUATION * _power(times(_quantized(scaled, quantized.spec), moved), times(scaled, moved))
 
-    return _better("value", value.name, (proj.name,), candidates, noise)
+    return _better("value", value.name, (proj.name,), candidates, (noise, _power(reference)))
 
 
 def _best_scores_scaling(
@@ -206,7 +206,7 @@ def _best_scores_scaling(
         q, k = _quantized(held_query / balance, spec), _quantized((held_key - moved) * balance, spec)
         return _power(_scores(q, k, heads), reference)
 
-    return _better("scores", query.name, (key.name,), candidates, noise)
+    return _better("scores", query.name, (key.name,), candidates, (noise, _power(reference)))
 
 
 def _scores(query: FloatArray, key: FloatArray, heads: tuple[int, int]) -> FloatArray:
@@ -240,13 +240,17 @@ def _better(
     source: str,
     readers: tuple[str, ...],
     candidates: Sequence[Candidate],
-    noise: Callable[[Candidate], float],
+    noise: tuple[Callable[[Candidate], float], float],
 ) -> list[ChannelScaling]:
-    """The candidate with the least noise, if it is worth it against the first, which changes nothing."""
-    powers = [noise(candidate) for candidate in candidates]
+    """The candidate with the least noise, if it is worth it against the first, which changes nothing.
+
+    noise: its power for a candidate, and the power of the signal.
+    """
+    measure, signal = noise
+    powers = [measure(candidate) for candidate in candidates]
     best = int(np.argmin(powers))
-    gain = gain_db(powers[0], powers[best])
-    if gain < WORTH_DB:
+    gain = gain_db(powers[0], powers[best], signal)
+    if not gain >= WORTH_DB:  # nor where powers are not finite
         return []
     shift, scale = candidates[best]
     return [ChannelScaling(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
@@ -272,5 +276,6 @@ def _rounded(weight: FloatArray, spec: TensorFormat) -> FloatArray:
     return fake_quantize(weight, params_from_weight(weight, spec))
 
 
-def _power(got: FloatArray, reference: FloatArray) -> float:
-    return float(np.mean((got - reference) ** 2, dtype=np.float64))
+def _power(got: FloatArray, reference: FloatArray | float = 0.0) -> float:
+    """Mean squared difference; in float64, for those of values near 1e-31 or 1e30 there is no float32."""
+    return float(np.square(got - reference, dtype=np.float64).mean())

@@ -41,5 +41,5 @@ def _gain(probs: FloatArray, value: FloatArray, spec: TensorFormat) -> float:
     plain = fake_quantize(probs, params_from_range(0.0, float(probs.max()), spec)) @ value
     exponentials = fake_quantize(probs / probs.max(axis=-1, keepdims=True), params_from_range(0.0, 1.0, spec))
     late = exponentials @ value / exponentials.sum(axis=-1, keepdims=True)
-    noise = [float(np.mean((got - reference) ** 2, dtype=np.float64)) for got in (plain, late)]
-    return gain_db(*noise)
+    noise = [float(np.square(got - reference, dtype=np.float64).mean()) for got in (plain, late)]
+    return gain_db(noise[0], noise[1], float(np.square(reference, dtype=np.float64).mean()))

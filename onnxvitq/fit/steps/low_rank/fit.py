@@ -5,6 +5,7 @@ Shapes: I inputs, O outputs of all layers side by side, r ranks, n rows of a sam
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -114,7 +115,7 @@ class BranchFitter:
                 }
         return FittedBranches(
             tensor=self._tensor,
-            gains=_gains(fits[best], np.array([before, *left[best][1:]])) / max(targets.signal, 1e-30),
+            gains=_gains(fits[best], np.array([before, *left[best][1:]])) / max(targets.signal, sys.float_info.min),
             inputs=fitting.cross.shape[0],
             outputs=self._outputs,
             rows=targets.rows,
