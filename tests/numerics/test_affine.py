@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -263,12 +264,13 @@ def test_scales_follow_values_of_any_size(size: float) -> None:
     weight = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
     scaled = (weight.astype(np.float64) * size).astype(np.float32)
     limited = replace(WEIGHT, saturation_free=True)
-    for fit in (
+    fits: list[Callable[[np.ndarray], QParams]] = [
         lambda w: params_from_weight(w, WEIGHT),
         lambda w: params_from_weight(w, limited),
         lambda w: least_squares_params(w, limited),
         lambda w: params_from_range(float(w.min()), float(w.max()), UINT8),
-    ):
+    ]
+    for fit in fits:
         plain, own = fit(weight), fit(scaled)
         assert np.allclose(own.scale / np.float64(size), plain.scale, rtol=1e-6, atol=0)
         near = np.abs(quantize(weight, plain).astype(int) - quantize(scaled, own))

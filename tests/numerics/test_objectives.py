@@ -41,7 +41,7 @@ def test_zero_at_equality(objective: Objective) -> None:
 def test_values_whose_squares_float32_does_not_have_are_told_apart(objective: Objective, size: float) -> None:
     """Near 1e-31 every square is zero, near 1e30 it is infinite: a search would take whatever it tried first."""
     x, unit = scores(), np.float32(size)
-    near, far = x * np.float32(1.001) + x[..., ::-1] * np.float32(0.001), x + x[..., ::-1]
+    near, far = ((x + share * x[..., ::-1]).astype(np.float32) for share in (0.001, 1.0))
     plain, scaled = against(objective, x), against(objective, x * unit)
     assert 0 < scaled(near * unit) < scaled(far * unit)
     assert [scaled(near * unit), scaled(far * unit)] == [plain(near), plain(far)]  # the unit is a power of two

@@ -77,7 +77,8 @@ def test_tiny_weights_are_limited_as_others_are() -> None:
     weight = weight_of((96, 40))
     scaled = weight * np.float32(2.0**-100)
     assert np.array_equal(largest_pair(scaled), largest_pair(weight) * np.float32(2.0**-100))
-    assert np.array_equal(*(quantize(w, params_from_weight(w, FREE)) for w in (weight, scaled)))
+    plain, tiny = (quantize(w, params_from_weight(w, FREE)) for w in (weight, scaled))
+    assert np.array_equal(plain, tiny)
 
 
 def test_one_step_for_the_tensor_is_that_of_its_largest_pair() -> None:

@@ -1,0 +1,115 @@
+"""Plain min-max quantization of a float model, and how far two models are from it: nothing here is onnxvitq's own.
+
+Every product of the float graph as it stands (MatMul, Gemm, pointwise and patch convolutions) reads what 8 bits leave of its
+operands: activations by the range seen on the calibration samples, weights by the largest of each output channel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnxruntime
+from edit_evaluator import reference_model
+
+Feed = Mapping[str, np.ndarray]
+MARGIN_DB = 1.0  # below min-max that an output may be
+PLENTY_DB = 55.0  # of min-max, beyond which a difference is rounding in float
+CHANCE = 0.02  # of integers, that may differ more often than by min-max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputQuality:
+    """How near one output is to the float model's.
+
+    Attributes:
+        name: of the output.
+        got: SQNR in dB of floats, the equal share of others.
+        wanted: the same of plain min-max quantization.
+        bad: whether ``got`` is worse than is allowed.
+    """
+
+    name: str
+    got: float
+    wanted: float
+    bad: bool
+
+
+def session_of(model: onnx.ModelProto | str, *, optimised: bool = True) -> onnxruntime.InferenceSession:
+    """A silent session of one thread."""
+    options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    source = model if isinstance(model, str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def outputs_of(
+    model: onnx.ModelProto | str, feeds: Sequence[Feed], *, optimised: bool = True
+) -> list[list[np.ndarray]]:
+    """Outputs of each feed; a sequence is its tensors, one after another in one row."""
+    session = session_of(model, optimised=optimised)
+    return [
+        [
+            np.concatenate([part.ravel() for part in one]) if isinstance(one, list) else one
+            for one in session.run(None, feed)
+        ]
+        for feed in feeds
+    ]
+
+
+def sqnr(exact: np.ndarray, found: np.ndarray) -> float:
+    """Of all values at once, in dB, by each value's own power; where exact is not finite, found has to be the same."""
+    if exact.shape != found.shape:
+        return -np.inf
+    a, b = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return -np.inf
+    largest = np.abs(a[finite]).max(initial=0.0) or 1.0
+    noise, signal = (float((part**2).sum()) for part in ((a[finite] - b[finite]) / largest, a[finite] / largest))
+    if noise == 0:
+        return np.inf
+    return float(10 * np.log10(signal / noise)) if signal > 0 else -np.inf
+
+
+def assess(
+    names: Sequence[str], exact: list[list[np.ndarray]], got: list[list[np.ndarray]], plain: list[list[np.ndarray]]
+) -> list[OutputQuality]:
+    """Each output of some samples against the float model's, beside what plain quantization gives."""
+    result = []
+    for place, name in enumerate(names):
+        wanted = [run[place] for run in exact]
+        levels = []
+        for found in (got, plain):
+            these = [run[place] for run in found]
+            same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(wanted, these, strict=True))
+            a, b = (np.concatenate([one.ravel() for one in runs]) for runs in (wanted, these))
+            if not same:
+                levels.append(-np.inf)
+            elif a.dtype.kind == "f":
+                levels.append(sqnr(a, b))
+            else:
+                levels.append(float(np.mean(a == b)) if a.size else 1.0)
+        floats = wanted[0].dtype.kind == "f"
+        least = min(levels[1], PLENTY_DB) - MARGIN_DB if floats else levels[1] - max(CHANCE, 1.01 / max(a.size, 1))
+        result.append(OutputQuality(name=name, got=levels[0], wanted=levels[1], bad=levels[0] < least))
+    return result
+
+
+def interface(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Names and element types of inputs and outputs, in order; of inputs the shapes, too."""
+    inputs = [(one.name, one.type.SerializeToString().hex()) for one in model.graph.input]
+    kinds = [
+        (one.name, str(one.type.tensor_type.elem_type or one.type.sequence_type.elem_type.tensor_type.elem_type))
+        for one in model.graph.output
+    ]
+    return inputs + kinds
+
+
+def plain_quantization(model: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
+    """The model with what each of its products reads in 8 bits, of an opset that has quantization by channel."""
+    version = next(one.version for one in model.opset_import if not one.domain)
+    recent = onnx.version_converter.convert_version(model, 13) if version < 13 else model
+    return reference_model(recent, [dict(feed) for feed in feeds])
