@@ -62,3 +62,13 @@ class Statistics:
         """These statistics and others of the same samples; the others win where both have a tensor."""
         fields: dict[str, Any] = {name: {**getattr(self, name), **getattr(other, name)} for name in FIELDS.values()}
         return replace(self, **fields)
+
+    def has_pairs(self, left: str, right: str) -> bool:
+        """Whether sampled matrices of two operands belong to each other one by one, or one to all.
+
+        Grouped heads have fewer matrices on one side; of several samples at once it is not known which belong together.
+        """
+        if left not in self.lefts or right not in self.rights:
+            return False
+        a, b = self.lefts[left].shape, self.rights[right].shape
+        return a[0] == b[0] and (a[1] == b[1] or 1 in (a[1], b[1]))

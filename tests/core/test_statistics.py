@@ -1,6 +1,7 @@
 """Statistics joined with others of the same samples."""
 
 import numpy as np
+import pytest
 
 from onnxvitq.core.statistics import FIELDS, Statistics
 
@@ -19,3 +20,20 @@ def test_joined_statistics_have_what_either_has() -> None:
     assert both.ranges == {"a": (0.0, 3.0), "b": (-1.0, 2.0)}  # the other's value where both have one
     assert (list(both.rows), list(both.channels)) == (["a"], ["b"])
     assert first.ranges == {"a": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "paired"),
+    [
+        ((2, 4, 3, 5), (2, 4, 5, 3), True),
+        ((2, 4, 3, 5), (2, 1, 5, 3), True),  # one key head for all query heads
+        ((2, 8, 3, 5), (2, 2, 5, 3), False),  # two samples of a batch with one key head each: which is whose?
+        ((2, 4, 3, 5), (1, 4, 5, 3), False),
+    ],
+)
+def test_operands_are_paired_where_their_matrices_belong_together(
+    left: tuple[int, ...], right: tuple[int, ...], paired: bool
+) -> None:
+    stats = Statistics(lefts={"q": np.zeros(left, np.float32)}, rights={"k": np.zeros(right, np.float32)})
+    assert stats.has_pairs("q", "k") == paired
+    assert not stats.has_pairs("q", "never measured")

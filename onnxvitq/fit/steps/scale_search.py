@@ -84,7 +84,12 @@ class SearchScales:
             chosen = OBJECTIVES["ranking"] if scores and self.objective == "ranking" else objective
             return self._product(plan, stats, (left, right), chosen)
 
-        pairs = [pair for attention in layers.blockmap.attentions for pair in _products(attention, layers, plan)]
+        pairs = [
+            pair
+            for attention in layers.blockmap.attentions
+            for pair in _products(attention, layers, plan)
+            if stats.has_pairs(*pair[:2])
+        ]
         searched = [
             *fan_out(linears, linear_groups(layers, plan).items(), self.workers),
             *fan_out(product, pairs, self.workers),

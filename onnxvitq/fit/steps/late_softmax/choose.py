@@ -23,7 +23,8 @@ def attentions_to_divide_late(layers: Layers, plan: QuantPlan, stats: Statistics
     """
     gains: dict[str, float] = {}
     for attention in layers.blockmap.attentions:
-        if _is_plain(attention) and attention.probs in plan.decisions and attention.probs in stats.lefts:
+        planned = _is_plain(attention) and attention.probs in plan.decisions
+        if planned and stats.has_pairs(attention.probs, attention.value):
             probs, value = stats.lefts[attention.probs], stats.rights[attention.value]
             gain = _gain(probs, value, plan.decisions[attention.probs].spec)
             if gain >= WORTH_DB:
