@@ -15,6 +15,7 @@ from edit_evaluator import reference_model
 
 Feed = Mapping[str, np.ndarray]
 MARGIN_DB = 1.0  # below min-max that an output may be
+LOST_DB = 10.0  # of min-max, below which an output is lost to it: how far is a matter of luck
 PLENTY_DB = 55.0  # of min-max, beyond which a difference is rounding in float
 CHANCE = 0.02  # of integers, that may differ more often than by min-max
 
@@ -60,13 +61,13 @@ def outputs_of(
 
 
 def sqnr(exact: np.ndarray, found: np.ndarray) -> float:
-    """Of all values at once, in dB, by each value's own power; where exact is not finite, found has to be the same."""
+    """Of all values at once, in dB; NaN where shapes differ, or where one is finite and the other is not the same."""
     if exact.shape != found.shape:
-        return -np.inf
+        return np.nan
     a, b = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-        return -np.inf
+        return np.nan
     largest = np.abs(a[finite]).max(initial=0.0) or 1.0
     noise, signal = (float((part**2).sum()) for part in ((a[finite] - b[finite]) / largest, a[finite] / largest))
     if noise == 0:
@@ -80,22 +81,25 @@ def assess(
     """Each output of some samples against the float model's, beside what plain quantization gives."""
     result = []
     for place, name in enumerate(names):
-        wanted = [run[place] for run in exact]
-        levels = []
-        for found in (got, plain):
-            these = [run[place] for run in found]
-            same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(wanted, these, strict=True))
-            a, b = (np.concatenate([one.ravel() for one in runs]) for runs in (wanted, these))
-            if not same:
-                levels.append(-np.inf)
-            elif a.dtype.kind == "f":
-                levels.append(sqnr(a, b))
-            else:
-                levels.append(float(np.mean(a == b)) if a.size else 1.0)
-        floats = wanted[0].dtype.kind == "f"
-        least = min(levels[1], PLENTY_DB) - MARGIN_DB if floats else levels[1] - max(CHANCE, 1.01 / max(a.size, 1))
-        result.append(OutputQuality(name=name, got=levels[0], wanted=levels[1], bad=levels[0] < least))
+        wanted, ours, theirs = ([run[place] for run in runs] for runs in (exact, got, plain))
+        level, reference = _level(wanted, ours), _level(wanted, theirs)
+        if wanted[0].dtype.kind == "f":
+            least = -np.inf if reference < LOST_DB else min(reference, PLENTY_DB) - MARGIN_DB
+        else:
+            size = sum(one.size for one in wanted)
+            least = reference - max(CHANCE, 1.01 / max(size, 1))  # one may differ
+        result.append(OutputQuality(name=name, got=level, wanted=reference, bad=not level >= least))
     return result
+
+
+def _level(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """SQNR in dB of floats, the equal share of others; NaN where shapes or types differ."""
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(wanted, found, strict=True)):
+        return np.nan
+    a, b = (np.concatenate([one.ravel() for one in runs]) for runs in (wanted, found))
+    if a.dtype.kind == "f":
+        return sqnr(a, b)
+    return float(np.mean(a == b)) if a.size else 1.0
 
 
 def interface(model: onnx.ModelProto) -> list[tuple[str, str]]:

@@ -23,8 +23,8 @@ OUTPUTS = (
 SUBGRAPHS = ("none", "if reads hidden", "loop reads hidden", "if before head")
 MAGNITUDES = (
     "usual", "tiny head", "denormal head", "huge head", "largest head", "tiny input", "huge input", "tiny values",
-    "huge values", "tiny ffn", "huge ffn", "outlier ffn", "outlier values", "outlier query", "outlier norm",
-    "cancelling ffn", "zero rows", "zero layer", "one weight", "large bias", "huge bias", "constant output", "one-hot",
+    "huge values", "tiny ffn", "huge ffn", "outlier ffn", "outlier values", "outlier query", "outlier norm", "outlier fc1",
+    "outlier embed", "zero rows", "zero layer", "one weight", "large bias", "huge bias", "constant output", "one-hot",
     "dead norm", "flat input", "zero input", "tiny logits of tiny norm", "constant feature", "outlier token",
 )  # fmt: skip
 

@@ -52,7 +52,8 @@ def _weights(kind: str) -> dict[str, Any]:
         "dead norm": {"norm.attention.g": 0.0},
         "tiny logits of tiny norm": {"last.g": 1e-15, "last.t": 1e-15, "head.w": 1e-20, "head.b": 1e-35},
         "constant feature": {"embed.w": _channel(WIDTH, 0.0)},
-        "cancelling ffn": {},
+        "outlier fc1": {"fc1.w": column, "fc1.b": column, "fc2.w": row},  # exact where a ReLU is between
+        "outlier embed": {"embed.w": wide, "embed.b": wide},
     }  # fmt: skip
     return kinds.get(kind, {})
 
