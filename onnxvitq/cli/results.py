@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onnxvitq.cli.console import console_of_results, warn_skipped
 from onnxvitq.core.files import atomic_file
+from onnxvitq.report.model_records import LOST_DB
 from onnxvitq.report.renderers.registry import renderer
 from onnxvitq.report.renderers.tables import promise_text
 from onnxvitq.report.report import Report
@@ -41,6 +42,8 @@ def print_results(report: Report, *, as_json: bool, quiet: bool, ablation: bool)
     warn_skipped(calibration.skipped)
     if report.quality is not None:
         warn_skipped(report.quality.data.skipped)
+    if report.compare.lost:
+        sys.stderr.write(f"onnxvitq: warning: {_lost(report)}\n")
     if as_json:
         sys.stdout.write(renderer("json").render(report))
         return
@@ -53,10 +56,20 @@ def print_results(report: Report, *, as_json: bool, quiet: bool, ablation: bool)
         sys.stdout.write(renderer(name).render(report))
 
 
+def _lost(report: Report) -> str:
+    compare = report.compare
+    return (
+        f"output {compare.output!r} is lost: {compare.sqnr_db} dB against the float model, expected {LOST_DB} or more"
+    )
+
+
 def exit_code(report: Report, *, strict: bool) -> int:
     """0, or 3 with the reason on standard error: the model is written, but not what was asked for."""
     if strict and not report.audit.sound:
         sys.stderr.write("onnxvitq: written, but the audit failed: a planned layer is not on an integer kernel\n")
+        return EXIT_BELOW_QUALITY
+    if strict and report.compare.lost:
+        sys.stderr.write(f"onnxvitq: written, but {_lost(report)}\n")
         return EXIT_BELOW_QUALITY
     if report.quality is not None and not report.quality.kept:
         sys.stderr.write(f"onnxvitq: written, but too many decisions are lost: {promise_text(report.quality)}\n")

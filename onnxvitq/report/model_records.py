@@ -6,6 +6,8 @@ from typing import Any
 
 from onnxvitq.report.records import INLINE, SkippedFile, keyed, to_dict
 
+LOST_DB = 3.0  # of an output's SQNR: below it the error has more than half the power of the signal
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
@@ -269,6 +271,11 @@ class OutputComparison:
     cosine: float
     top1_agreement: float | None
     optimised_vs_plain: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether hardly anything of the output is left: its error has more than half the power of the signal."""
+        return self.sqnr_db < LOST_DB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

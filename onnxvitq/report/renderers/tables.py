@@ -67,7 +67,8 @@ def summary(report: Report) -> Table:
     compare, size = report.compare, report.size_mb
     agreement = compare.top1_agreement
     decisions = "" if agreement is None else f", top-1 agreement {100 * agreement:.2f} %"
-    figures = f"SQNR {compare.sqnr_db} dB, cosine {compare.cosine:.5f}{decisions} ({compare.samples} samples)"
+    lost = "lost: " if compare.lost else ""
+    figures = f"{lost}SQNR {compare.sqnr_db} dB, cosine {compare.cosine:.5f}{decisions} ({compare.samples} samples)"
     table.add_row("against float", figures)
     table.add_row("optimised against plain", f"{100 * compare.optimised_vs_plain:.3g} % of the output's norm")
     table.add_row(
