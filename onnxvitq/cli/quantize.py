@@ -85,7 +85,8 @@ class ResultOptions(JsonOption):
     save_config_file: Path | None = option(None, help="Write all options that were used to this file as JSON.")
     strict: bool = option(
         False,
-        help="Exit with 3 when a layer that was to be quantized is not on an integer kernel, or an output is lost (under 3 dB).",
+        help="Exit with 3 when a layer that was to be quantized is not on an integer kernel, or an output is lost (its SQNR "
+        "is under 3 dB).",
     )
     quiet: bool = option(False, help="Show no progress bar and print no table.")
     log_level: Literal["debug", "info", "warning", "error"] = option(
