@@ -145,7 +145,8 @@ def _best_norm_scaling(
 
     def noise(candidate: Candidate) -> float:
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
-        got = times(read((held - candidate[0]) / candidate[1]), _rounded(moved, weight_spec))
+        scaled, seen = ((some_rows - candidate[0]) / candidate[1] for some_rows in (held, fitting))
+        got = times(read(scaled, seen), _rounded(moved, weight_spec))
         return _power(got + (taken_back - bias), reference)
 
     return _better("norm", norm, tuple(reader.name for reader in readers), candidates, (noise, _power(reference)))
@@ -173,12 +174,15 @@ def _best_value_scaling(
         shift, scale = candidate
         moved, taken_back = fold_into_linear(weight, bias, shift, scale)
         rounded = _rounded(moved, weight_spec)
-        got = times(read((context[1] - shift) / scale), rounded) + (taken_back - bias)
+        seen, scaled = ((some_rows - shift) / scale for some_rows in context)
+        got = times(read(scaled, seen), rounded) + (taken_back - bias)
         power = _power(got, reference)
         if quantized is None:
             return power
-        scaled = (values[1] - shift) / scale
-        return power + ATTENUATION * _power(times(_quantized(scaled, quantized.spec), moved), times(scaled, moved))
+        seen, scaled = ((some_rows - shift) / scale for some_rows in values)
+        return power + ATTENUATION * _power(
+            times(_quantized(scaled, quantized.spec, seen), moved), times(scaled, moved)
+        )
 
     return _better("value", value.name, (proj.name,), candidates, (noise, _power(reference)))
 
@@ -203,7 +207,8 @@ def _best_scores_scaling(
 
     def noise(candidate: Candidate) -> float:
         moved, balance = candidate
-        q, k = _quantized(held_query / balance, spec), _quantized((held_key - moved) * balance, spec)
+        q = _quantized(held_query / balance, spec, queries[0] / balance)
+        k = _quantized((held_key - moved) * balance, spec, (keys[0] - moved) * balance)
         return _power(_scores(q, k, heads), reference)
 
     return _better("scores", query.name, (key.name,), candidates, (noise, _power(reference)))
@@ -247,7 +252,8 @@ def _better(
     noise: its power for a candidate, and the power of the signal.
     """
     measure, signal = noise
-    powers = [measure(candidate) for candidate in candidates]
+    with np.errstate(over="ignore", invalid="ignore"):  # of sums near the end of float32: no gain is known then
+        powers = [measure(candidate) for candidate in candidates]
     best = int(np.argmin(powers))
     gain = gain_db(powers[0], powers[best], signal)
     if not gain >= WORTH_DB:  # nor where powers are not finite
@@ -256,20 +262,21 @@ def _better(
     return [ChannelScaling(kind=kind, source=source, readers=readers, shift=shift, scale=scale, gain_db=round(gain, 2))]
 
 
-_Quantizer = Callable[[FloatArray], FloatArray]
+_Quantizer = Callable[[FloatArray, FloatArray], FloatArray]  # held-out rows, and those that a range is taken from
 
 
 def _reader(plan: QuantPlan, tensor: str) -> _Quantizer:
     """How linears read rows (S, r, C) of a tensor in any scale: with one range, one a sample, or one a token."""
     spec = plan.decisions[tensor].spec
     if tensor not in plan.dynamic:
-        return lambda rows: _quantized(rows, spec)
+        return lambda rows, seen: _quantized(rows, spec, seen)
     quantizer = fake_quantize_tokens if tensor in plan.per_token else fake_quantize_dynamic
-    return lambda rows: fake_quantize_samples(rows, quantizer)
+    return lambda rows, _: fake_quantize_samples(rows, quantizer)
 
 
-def _quantized(rows: FloatArray, spec: TensorFormat) -> FloatArray:
-    return fake_quantize(rows, params_from_range(float(rows.min()), float(rows.max()), spec))
+def _quantized(rows: FloatArray, spec: TensorFormat, seen: FloatArray) -> FloatArray:
+    """Held-out rows, with the range of those fitted to: where each channel reaches as far as it can, it clips on others."""
+    return fake_quantize(rows, params_from_range(float(seen.min()), float(seen.max()), spec))
 
 
 def _rounded(weight: FloatArray, spec: TensorFormat) -> FloatArray:
