@@ -31,6 +31,8 @@ from onnxvitq.numerics.transform import balance_query_key, channel_shift, fold_i
 STRENGTHS = (0.25, 0.5, 0.65, 0.8, 1.0)
 WEIGHT_EXPONENTS = (0.0, 0.5)  # how much the weight's rows count against the activation's channels
 WORTH_DB = 0.2  # a smaller gain on held-out rows is noise, and no change is simpler
+# A channel that fills its range clips two of n + 1 others, where n rows were seen: a tensor of pooled rows has few.
+FEWEST_ROWS = 64
 ONLINE_DB = 3.0  # the gain that is worth an operator: about 3 % of a ViT-S's time where every block has one
 ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
 
@@ -133,6 +135,8 @@ def _best_norm_scaling(
     layers: Layers, plan: QuantPlan, rows: FloatArray, norm: str, readers: Sequence[Linear]
 ) -> list[ChannelScaling]:
     fitting, held = split_samples(rows)
+    if fitting.shape[0] * fitting.shape[1] < FEWEST_ROWS:
+        return []
     weight = np.concatenate([layers.weight(reader.name) for reader in readers], axis=1)
     spread, some = np.abs(weight).max(axis=1), some_outputs(weight.shape[1])
     weight = np.ascontiguousarray(weight[:, some])
