@@ -32,7 +32,7 @@ def test_any_small_transformer(recipe: Recipe) -> None:
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
 def test_sizes_near_the_ends_of_float32(magnitude: str) -> None:
     recipe = Recipe(activation="relu", ffn="gated", outputs=("logits", "tokens", "hidden"), magnitude=magnitude)
-    outcome = attack(recipe, PLAIN)
+    outcome = attack(recipe, PLAIN, twice=False)
     assert not outcome.refusal
     assert not outcome.problems, outcome
 
@@ -44,13 +44,13 @@ def test_a_whole_fit_does_not_depend_on_the_unit() -> None:
     """Of a head whose weights are 1e-31 of what they were, or 1e37 times that, every search has to find the same."""
     kinds = ("usual", "tiny head", "largest head")
     drawn = [Recipe(activation="relu", ffn="gated", outputs=("logits", "tokens"), magnitude=kind) for kind in kinds]
-    levels = [[one.got for one in attack(recipe, USUAL).outputs] for recipe in drawn]
+    levels = [[one.got for one in attack(recipe, USUAL, twice=False).outputs] for recipe in drawn]
     for one in levels[1:]:
         assert one == pytest.approx(levels[0], abs=0.1)  # an integer that a rounded unit moved
 
 
 def test_channels_of_pooled_rows_are_not_scaled_by_the_few_that_were_seen() -> None:
     """24 samples are 18 rows of the head's input: a channel that fills its range clips one in ten of others."""
-    outcome = attack(Recipe(outputs=("logits", "tokens")), USUAL)
+    outcome = attack(Recipe(outputs=("logits", "tokens")), USUAL, twice=False)
     assert not outcome.refusal
     assert not outcome.problems, outcome
