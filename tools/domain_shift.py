@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from command import onnxvitq
-from fashion import CALIBRATION, MODEL, PREPARED, test_file
+from fashion import CALIBRATION, MODEL, PREPARED, tests_file
 from objective_table import ACCURACY, accuracy
 from PIL import Image
 from tables import Results, Table, columns, finish, parser_of, provenance
@@ -42,7 +42,7 @@ def main() -> None:
     table = Table(columns=columns("bits", "calibrated on", *ACCURACY))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        test, photos, output = test_file(folder), folder / "photos", folder / "int8.onnx"
+        test, photos, output = tests_file(folder), folder / "photos", folder / "int8.onnx"
         photos.mkdir()
         crops(photos, args.images)
         for bits in args.bits:

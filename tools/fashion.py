@@ -83,7 +83,7 @@ def validation_file(folder: Path) -> Path:
     return path
 
 
-def test_file(folder: Path) -> Path:
+def tests_file(folder: Path) -> Path:
     """The 10,000 test images, with labels; needs Debian's dataset-fashion-mnist."""
     images, labels = data.read("t10k")
     path = folder / "test.npz"

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from command import onnxvitq
-from fashion import CALIBRATION, MODEL, PREPARED, export_twin, test_file, validation_file
+from fashion import CALIBRATION, MODEL, PREPARED, export_twin, tests_file, validation_file
 from objective_table import ACCURACY, accuracy
 from tables import Results, Table, columns, finish, parser_of, provenance
 
@@ -28,7 +28,7 @@ def main() -> None:
     count = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = validation_file(folder) if args.validation else test_file(folder)
+        images = validation_file(folder) if args.validation else tests_file(folder)
         twin, output = export_twin(folder / "twin.onnx"), folder / "quantized.onnx"
         for title, model in (("bundled", MODEL), ("with outliers", twin)):
             for bits in args.bits:

@@ -79,9 +79,8 @@ def _standardised(values: FloatArray) -> _Standardised:
     norm = np.sqrt(_dots(flat, flat))
     smallest = np.sqrt(SMALLEST)
     flat /= np.maximum(norm, smallest)[:, None]
-    return flat, norm <= np.maximum(
-        1e-6 * size, smallest
-    )  # a constant less its float32 mean leaves the mean's rounding
+    # A constant less its float32 mean leaves the mean's rounding.
+    return flat, norm <= np.maximum(1e-6 * size, smallest)
 
 
 def ranking_hinge(reference: FloatArray, approximation: FloatArray) -> float:

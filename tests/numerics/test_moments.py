@@ -20,7 +20,7 @@ def case(rows: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndar
     return read_only(a), read_only(t), read_only(rng.choice([0.0, 0.5, 1.0, 32.0], rows))
 
 
-def same(left: Moments, right: Moments) -> None:
+def assert_same(left: Moments, right: Moments) -> None:
     for name in ("gram", "cross", "mean_a", "mean_t", "t2", "mass"):
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=1e-9, atol=1e-9)
 
@@ -47,7 +47,7 @@ def test_batches_blocks_and_merges_are_the_whole(monkeypatch: pytest.MonkeyPatch
     sums.merge(other)
     sums.merge(nothing)
     parts = sums.about_means()
-    same(whole, parts)
+    assert_same(whole, parts)
     assert (parts.gram == parts.gram.T).all()
     with pytest.raises(ValueError, match="read-only"):
         parts.gram[0, 0] = 0
@@ -56,7 +56,7 @@ def test_batches_blocks_and_merges_are_the_whole(monkeypatch: pytest.MonkeyPatch
 def test_a_weight_is_a_repetition() -> None:
     a, t, _ = case()
     twice = moments_of(np.concatenate([a, a]), np.concatenate([t, t]), np.ones(120, np.float32))
-    same(twice, moments_of(a, t, np.full(60, 2, np.float32)))
+    assert_same(twice, moments_of(a, t, np.full(60, 2, np.float32)))
 
 
 def test_moments_are_about_the_weighted_means() -> None:

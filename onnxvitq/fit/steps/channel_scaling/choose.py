@@ -7,6 +7,7 @@
 What is chosen here is proven exact on the model before it is used (``fit.exact_changes``).
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,8 +32,7 @@ from onnxvitq.numerics.transform import balance_query_key, channel_shift, fold_i
 STRENGTHS = (0.25, 0.5, 0.65, 0.8, 1.0)
 WEIGHT_EXPONENTS = (0.0, 0.5)  # how much the weight's rows count against the activation's channels
 WORTH_DB = 0.2  # a smaller gain on held-out rows is noise, and no change is simpler
-# A channel that fills its range clips two of n + 1 others, where n rows were seen: a tensor of pooled rows has few.
-FEWEST_ROWS = 64
+FEWEST_ROWS = 64  # fitted to, of an input of linears: a channel that fills its range clips 2 in n + 1 where n were seen
 ONLINE_DB = 3.0  # the gain that is worth an operator: about 3 % of a ViT-S's time where every block has one
 ATTENUATION = 0.1  # of an error of v on its way through the averaging of an attention
 
@@ -151,9 +151,9 @@ def _best_norm_scaling(
         moved, taken_back = fold_into_linear(weight, bias, *candidate)
         scaled, seen = ((some_rows - candidate[0]) / candidate[1] for some_rows in (held, fitting))
         got = times(read(scaled, seen), _rounded(moved, weight_spec))
-        return _power(got + (taken_back - bias), reference)
+        return _error(got + (taken_back - bias), reference)
 
-    return _better("norm", norm, tuple(reader.name for reader in readers), candidates, (noise, _power(reference)))
+    return _better("norm", norm, tuple(reader.name for reader in readers), candidates, noise)
 
 
 def _best_value_scaling(
@@ -180,15 +180,14 @@ def _best_value_scaling(
         rounded = _rounded(moved, weight_spec)
         seen, scaled = ((some_rows - shift) / scale for some_rows in context)
         got = times(read(scaled, seen), rounded) + (taken_back - bias)
-        power = _power(got, reference)
+        error = _error(got, reference)
         if quantized is None:
-            return power
+            return error
         seen, scaled = ((some_rows - shift) / scale for some_rows in values)
-        return power + ATTENUATION * _power(
-            times(_quantized(scaled, quantized.spec, seen), moved), times(scaled, moved)
-        )
+        of_values = times(_quantized(scaled, quantized.spec, seen), moved) - times(scaled, moved)
+        return error + ATTENUATION * _power(of_values) / _least(_power(reference))
 
-    return _better("value", value.name, (proj.name,), candidates, (noise, _power(reference)))
+    return _better("value", value.name, (proj.name,), candidates, noise)
 
 
 def _best_scores_scaling(
@@ -213,9 +212,9 @@ def _best_scores_scaling(
         moved, balance = candidate
         q = _quantized(held_query / balance, spec, queries[0] / balance)
         k = _quantized((held_key - moved) * balance, spec, (keys[0] - moved) * balance)
-        return _power(_scores(q, k, heads), reference)
+        return _error(_scores(q, k, heads), reference)
 
-    return _better("scores", query.name, (key.name,), candidates, (noise, _power(reference)))
+    return _better("scores", query.name, (key.name,), candidates, noise)
 
 
 def _scores(query: FloatArray, key: FloatArray, heads: tuple[int, int]) -> FloatArray:
@@ -249,17 +248,13 @@ def _better(
     source: str,
     readers: tuple[str, ...],
     candidates: Sequence[Candidate],
-    noise: tuple[Callable[[Candidate], float], float],
+    noise: Callable[[Candidate], float],
 ) -> list[ChannelScaling]:
-    """The candidate with the least noise, if it is worth it against the first, which changes nothing.
-
-    noise: its power for a candidate, and the power of the signal.
-    """
-    measure, signal = noise
+    """The candidate with the least noise (its power over the signal's), if it is worth it against the first: no change."""
     with np.errstate(over="ignore", invalid="ignore"):  # of sums near the end of float32: no gain is known then
-        powers = [measure(candidate) for candidate in candidates]
+        powers = [noise(candidate) for candidate in candidates]
     best = int(np.argmin(powers))
-    gain = gain_db(powers[0], powers[best], signal)
+    gain = gain_db(powers[0], powers[best])
     if not gain >= WORTH_DB:  # nor where powers are not finite
         return []
     shift, scale = candidates[best]
@@ -287,6 +282,16 @@ def _rounded(weight: FloatArray, spec: TensorFormat) -> FloatArray:
     return fake_quantize(weight, params_from_weight(weight, spec))
 
 
-def _power(got: FloatArray, reference: FloatArray | float = 0.0) -> float:
-    """Mean squared difference; in float64, for those of values near 1e-31 or 1e30 there is no float32."""
-    return float(np.square(got - reference, dtype=np.float64).mean())
+def _error(got: FloatArray, reference: FloatArray) -> float:
+    """Power of the error over that of the reference."""
+    return _power(got - reference) / _least(_power(reference))
+
+
+def _power(values: FloatArray) -> float:
+    """Mean square; in float64, for those of values near 1e-31 or 1e30 there is no float32."""
+    return float(np.square(values, dtype=np.float64).mean())
+
+
+def _least(power: float) -> float:
+    """The power itself, or the smallest that can be divided by."""
+    return max(power, sys.float_info.min)
